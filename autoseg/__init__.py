@@ -1,0 +1,34 @@
+"""autoseg: the best segmentation network for a folder of medical scans, without configuring anything.
+
+The whole interface: `plan`, `train`, `predict`, `evaluate` and `Predictor`. Names are loaded when they are first used,
+so that importing the package is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoseg.inference.predictor import Predictor as Predictor
+    from autoseg.pipeline import evaluate as evaluate
+    from autoseg.pipeline import plan as plan
+    from autoseg.pipeline import predict as predict
+    from autoseg.pipeline import train as train
+
+__version__ = "0.1.0"
+__all__ = ["Predictor", "__version__", "evaluate", "plan", "predict", "train"]
+
+_HOMES = {
+    "Predictor": "autoseg.inference.predictor",
+    "evaluate": "autoseg.pipeline",
+    "plan": "autoseg.pipeline",
+    "predict": "autoseg.pipeline",
+    "train": "autoseg.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autoseg' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

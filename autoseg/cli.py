@@ -1,0 +1,305 @@
+"""The command line: parse, call the pipeline, print."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from autoseg import __version__
+from autoseg.core.errors import AutosegError
+
+if TYPE_CHECKING:
+    from autoseg.evaluation.evaluate import Evaluation
+    from autoseg.planning.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+app = typer.Typer(
+    name="autoseg",
+    help="Plans, trains and runs the best segmentation network for a folder of medical scans.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Work = Annotated[Path, typer.Option("-w", "--work", help="The work folder.")]
+Configuration = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it at run time on Python 3.10)
+    typer.Option("-c", "--configuration", help="2d, 3d_fullres, ...; the recommended one by default."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+DEFAULT_WORK = Path("autoseg-work")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _configure(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and results.")] = False,
+) -> None:
+    del version
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+
+
+@app.command()
+def plan(
+    dataset: Annotated[
+        Path, typer.Argument(help="A folder or manifest; the layout is recognised.", show_default=False)
+    ],
+    work: Work = DEFAULT_WORK,
+    configuration: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "-c", "--configuration", help="Preprocess for it; several times, or all. Default: the recommended."
+        ),
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
+    preprocess: Annotated[bool, typer.Option(help="Preprocess the cases now.")] = True,
+) -> None:
+    """Check a dataset, look at its scans, decide how to segment them, and preprocess them."""
+    from autoseg import pipeline
+
+    made = pipeline.plan(dataset, work, configurations=configuration, n_folds=folds, preprocess=preprocess)
+    typer.echo(_describe_plan(made))
+    typer.echo(f"\nThe plan with all reasons: {pipeline.Workspace(root=work).plan_file}")
+    typer.echo(f"Next: autoseg train --fold 0..{made.n_folds - 1}{_work_option(work)}")
+
+
+@app.command()
+def train(
+    fold: Annotated[str, typer.Option("--fold", help="0..4, 0,2, 3 or all.")] = "all",
+    configuration: Configuration = None,
+    work: Work = DEFAULT_WORK,
+    epochs: Annotated[Optional[int], typer.Option(min=1, help="Budget: epochs of 250 steps.")] = None,  # noqa: UP045
+    iterations: Annotated[Optional[int], typer.Option(min=1, help="Budget: training steps.")] = None,  # noqa: UP045
+    max_time: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Budget: training time of each fold, such as 15m, 1h30m or 90s; the validation comes on top."
+        ),
+    ] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of weights, patches and augmentation.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from a checkpoint where there is one.")] = True,
+    recipe: Annotated[str, typer.Option(help="fast, or published (the schedule of the nnU-Net paper).")] = "fast",
+    batch_size: Annotated[Optional[int], typer.Option(min=1, help="Patches per step; default: the plan's.")] = None,  # noqa: UP045
+    validate: Annotated[bool, typer.Option(help="Score the validation cases on whole volumes afterwards.")] = True,
+) -> None:
+    """Train folds of the cross-validation and score each on its validation cases.
+
+    Ctrl-C (SIGINT) and SIGTERM save and stop with the exit codes 130 and 143; the same command goes on from there.
+    """
+    from autoseg import pipeline
+    from autoseg.data.splits import parse_folds
+    from autoseg.training.config import RECIPES, Budget, TrainConfig
+    from autoseg.training.trainer import TrainingInterrupted
+
+    n_folds = len(pipeline.Workspace(root=work).read_splits().folds)
+    budget = Budget.make(
+        epochs=epochs, iterations=iterations, max_time_s=parse_duration(max_time) if max_time is not None else None
+    )
+    if budget is None:
+        budget = Budget.make(epochs=RECIPES[recipe].default_epochs if recipe in RECIPES else 1)
+    assert budget is not None
+    config = TrainConfig(budget=budget, recipe=recipe, batch_size=batch_size, seed=seed)
+    with _stop_on_signals() as (stop, exit_code):
+        try:
+            scores = pipeline.train(
+                work,
+                folds=parse_folds(fold, n_folds=n_folds),
+                configuration=configuration,
+                config=config,
+                device=device,
+                resume=resume,
+                validate=validate,
+                stop=stop,
+            )
+        except TrainingInterrupted as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(exit_code()) from error
+    for number, evaluation in scores.items():
+        if evaluation is not None:
+            typer.echo(f"\nFold {number}, {len(evaluation.cases)} validation cases")
+            typer.echo(_describe_label_dice(evaluation))
+    typer.echo(f"\nNext: autoseg predict IN OUT{_work_option(work)}")
+
+
+@app.command()
+def predict(
+    images: Annotated[Path, typer.Argument(metavar="IN", help="A folder of images, or one image.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the label maps.", show_default=False)],
+    work: Work = DEFAULT_WORK,
+    configuration: Configuration = None,
+    folds: Annotated[Optional[str], typer.Option(help="0..4, 0,2, 3; default: all trained.")] = None,  # noqa: UP045
+    device: Device = "auto",
+    mirroring: Annotated[bool, typer.Option(help="Average over mirrored copies.")] = True,
+    step: Annotated[
+        float, typer.Option(min=0.05, max=1.0, help="Distance of tiles, as a fraction of the patch.")
+    ] = 0.5,
+) -> None:
+    """Segment every image of a folder; the label maps have the images' own geometry."""
+    from autoseg import pipeline
+    from autoseg.data.splits import parse_folds
+
+    chosen = None if folds is None or folds.strip() == "all" else parse_folds(folds, n_folds=1000)
+    files = pipeline.predict(
+        images,
+        output,
+        work,
+        configuration=configuration,
+        folds=chosen,
+        device=device,
+        mirroring=mirroring,
+        step_fraction=step,
+    )
+    typer.echo(f"{len(files)} label maps in {output}")
+
+
+@app.command()
+def evaluate(
+    prediction: Annotated[Path, typer.Argument(metavar="PRED", help="A folder of label maps.", show_default=False)],
+    reference: Annotated[Path, typer.Argument(metavar="REF", help="A folder of references.", show_default=False)],
+) -> None:
+    """Score label maps against references of the same file names."""
+    from autoseg import pipeline
+
+    evaluation = pipeline.evaluate(prediction, reference)
+    typer.echo(_describe_evaluation(evaluation))
+    if evaluation.not_scored:
+        typer.echo(f"\n{len(evaluation.not_scored)} references have no prediction and are not scored.")
+    if prediction.is_dir():
+        typer.echo(f"\nWritten to {prediction / 'evaluation.json'}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="For the data and the results.")] = Path("autoseg-demo"),
+    max_time: Annotated[str, typer.Option(help="Training time.")] = "4m",
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the data and the training.")] = 0,
+) -> None:
+    """Run the whole line on generated CT-like scans: plan, train, predict, evaluate, draw."""
+    from autoseg import pipeline
+
+    evaluation, picture = pipeline.run_demo(folder, max_time_s=parse_duration(max_time), device=device, seed=seed)
+    typer.echo(_describe_evaluation(evaluation))
+    typer.echo(f"\nReference (green) and prediction (red) on slices: {picture}")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from "15m", "1h30m", "90s" or "90".
+
+    Raises:
+        AutosegError: not of that form, or zero.
+    """
+    match = re.fullmatch(
+        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip().lower()
+    )
+    seconds = (
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if not seconds:
+        raise AutosegError(f"found the time '{text}', expected for instance 15m, 1h30m or 90s")
+    return seconds
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[tuple[Callable[[], bool], Callable[[], int]]]:
+    """While the block runs, SIGINT and SIGTERM only ask it to stop; a second one ends it at once.
+
+    Yields:
+        Whether to stop, and the exit code for the signal that came.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        del frame
+        received.append(number)
+        logger.info("stopping after this step; once more ends at once")
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received), lambda: 128 + received[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _work_option(work: Path) -> str:
+    return "" if work == DEFAULT_WORK else f" -w {work}"
+
+
+def _describe_plan(made: Plan) -> str:
+    lines = [
+        f"{made.dataset}: {len(made.channels)} channels ({', '.join(made.channels)}), "
+        f"{len(made.labels.names)} labels ({', '.join(made.labels.names)})"
+    ]
+    for configuration in made.configurations.values():
+        spacing = " x ".join(f"{value:.3g}" for value in configuration.spacing_mm)
+        patch = " x ".join(str(size) for size in configuration.patch_size)
+        mark = " (recommended)" if configuration.name == made.recommended else ""
+        lines.append(
+            f"  {configuration.name}: {spacing} mm, patch {patch}, batch {configuration.batch_size}, "
+            f"{len(configuration.network.features)} stages{mark}"
+        )
+    return "\n".join(lines)
+
+
+def _describe_label_dice(evaluation: Evaluation) -> str:
+    rows = [(label, f"{value:.4f}") for label, value in evaluation.label_dice.items()]
+    return _table(("label", "Dice"), [*rows, ("mean", f"{evaluation.mean_dice:.4f}")])
+
+
+def _describe_evaluation(evaluation: Evaluation) -> str:
+    labels = list(evaluation.label_dice)
+    rows = [
+        (case.case, *(f"{score.dice:.4f}" for score in case.labels), f"{case.mean_dice:.4f}")
+        for case in evaluation.cases
+    ]
+    rows.append(("mean", *(f"{evaluation.label_dice[label]:.4f}" for label in labels), f"{evaluation.mean_dice:.4f}"))
+    return _table(("case", *labels, "mean"), rows)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+
+    def line(row: tuple[str, ...]) -> str:
+        return "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
+
+
+def main() -> None:
+    """Runs the command line. Errors that a user can mend are printed without a traceback; the exit code is theirs."""
+    try:
+        app()
+    except AutosegError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Errors that a user can act on: what, where, found, expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_SHOWN_PER_KIND = 20
+
+
+class AutosegError(Exception):
+    """Anything a user can mend. The command line prints its message and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class DatasetError(AutosegError):
+    """The dataset cannot be used as it is."""
+
+
+class PlanError(AutosegError):
+    """No plan can be made, or a plan file is not valid."""
+
+
+class WorkspaceError(AutosegError):
+    """The work folder lacks something, or holds something of another kind."""
+
+
+class TrainingError(AutosegError):
+    """Training cannot start or cannot go on."""
+
+
+class PredictionError(AutosegError):
+    """One or more images could not be segmented."""
+
+
+class FormatError(AutosegError):
+    """A file is not what its name or its header says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong with one case.
+
+    Attributes:
+        kind: a short name that groups equal problems, such as "label value not in the list".
+        case: the case it was found in; empty where it concerns the whole dataset.
+        file: the file it was found in; empty where no single file is to blame.
+        found: what is there.
+        expected: what should be there.
+        advice: what to do about it.
+    """
+
+    kind: str
+    case: str = ""
+    file: str = ""
+    found: str = ""
+    expected: str = ""
+    advice: str = ""
+
+    def describe(self) -> str:
+        """The problem without its kind and advice, on one line."""
+        where = ": ".join(part for part in (self.case, self.file) if part)
+        facts = [f"found {self.found}"] if self.found else []
+        facts += [f"expected {self.expected}"] if self.expected else []
+        return ": ".join(part for part in (where, ", ".join(facts)) if part)
+
+
+def describe_problems(headline: str, problems: Sequence[Problem]) -> str:
+    """One message for many problems: equal kinds together, each with its cases and its advice once.
+
+    Args:
+        headline: the first line of the message.
+        problems: what was found, in any order.
+
+    Returns:
+        The message. At most `MAX_SHOWN_PER_KIND` cases of a kind are spelled out; the rest are counted.
+    """
+    groups: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.kind, problem.advice), []).append(problem)
+    lines = [headline]
+    for (kind, advice), members in groups.items():
+        lines.append(f"\n{kind} ({len(members)})")
+        lines += [f"  - {member.describe()}" for member in members[:MAX_SHOWN_PER_KIND] if member.describe()]
+        if len(members) > MAX_SHOWN_PER_KIND:
+            lines.append(f"  - ... and {len(members) - MAX_SHOWN_PER_KIND} more")
+        if advice:
+            lines.append(f"  What to do: {advice}")
+    return "\n".join(lines)

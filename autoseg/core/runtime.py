@@ -1,0 +1,175 @@
+"""The running process: logging, progress, threads, seeds, devices, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from autoseg.core.errors import AutosegError
+
+if TYPE_CHECKING:
+    import torch
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+PLAIN_PROGRESS_INTERVAL_S = 10.0
+
+
+def n_cpus() -> int:
+    """Processors this process may use: what the scheduler granted, not what the machine has."""
+    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if granted.isdecimal() and int(granted) > 0:
+        return int(granted)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any parts, equal on every machine and different for different parts."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def map_threads(function: Callable[[S], T], items: Iterable[S], *, n_threads: int, description: str) -> list[T]:
+    """Applies `function` to every item in threads, shows progress, keeps the order.
+
+    The first error stops the rest and surfaces as it is.
+    """
+    todo = list(items)
+    with track(description, total=len(todo)) as advance, ThreadPoolExecutor(max(1, n_threads)) as pool:
+
+        def run(item: S) -> T:
+            result = function(item)
+            advance(1)
+            return result
+
+        futures = [pool.submit(run, item) for item in todo]
+        try:
+            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            # The failed one before any other: waiting for an earlier one would let the queue go on in the meantime.
+            for future in futures:
+                if future in finished:
+                    future.result()
+            return [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def track(description: str, *, total: int) -> Iterator[Callable[..., None]]:
+    """Progress of `total` steps: a bar on a terminal, a log line now and then elsewhere.
+
+    Yields:
+        `advance(n, note="")`, which may be called from any thread.
+    """
+    if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
+        with _bar(description, total) as advance:
+            yield advance
+    else:
+        yield _plain(description, total)
+
+
+@contextmanager
+def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            progress.update(task, advance=n, note=note)
+
+        yield advance
+
+
+def _plain(description: str, total: int) -> Callable[..., None]:
+    state = {"done": 0, "said": time.monotonic()}
+
+    def advance(n: int = 1, note: str = "") -> None:
+        state["done"] += n
+        now = time.monotonic()
+        if now - state["said"] >= PLAIN_PROGRESS_INTERVAL_S:
+            state["said"] = now
+            logger.info("%s: %d of %d%s", description, state["done"], total, f", {note}" if note else "")
+
+    return advance
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in words that suit their size: "0.8 s", "42 s", "3 min 5 s", "2 h 10 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Raises:
+        AutosegError: the name is unknown, or this machine has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise AutosegError(f"device '{name}' is unknown; use auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda":
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= n_gpus:
+            found = f"{n_gpus} CUDA device{'s' if n_gpus > 1 else ''}" if n_gpus else "no CUDA device"
+            raise AutosegError(f"device '{name}' is not there: this machine has {found}; use --device auto or cpu")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise AutosegError("device 'mps' is not there: this machine has no Apple GPU; use --device auto or cpu")
+    elif device.type not in ("cpu", "mps"):
+        raise AutosegError(f"device '{name}' is not supported; use auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The reduced precision that is worth using on a device; None where float32 is better."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # Without bf16 instructions, a CPU emulates them and is slower than in float32.
+    if device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return torch.bfloat16
+    return None

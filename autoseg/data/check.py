@@ -1,0 +1,223 @@
+"""What is wrong with a dataset, found while each of its files is read just once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import DatasetError, FormatError, Problem, describe_problems
+from autoseg.core.geometry import Geometry, corner_distance_voxels
+from autoseg.core.labels import LabelSpec
+from autoseg.core.runtime import map_threads
+from autoseg.data.dataset import Case, Dataset
+from autoseg.data.io import read_image, read_label
+
+# Grids that lie closer than this differ by rounding in the header, not by a registration error.
+MAX_GRID_DISTANCE_VOXELS = 0.01
+MAX_LABELS_FOUND = 1000
+MIN_CASES = 2
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCase:
+    """A case in memory, in canonical orientation.
+
+    Attributes:
+        case: what was read.
+        image: (C, Z, Y, X) float32.
+        label: (Z, Y, X), the values of the file.
+        geometry: of the first channel.
+    """
+
+    case: Case
+    image: NDArray[np.float32]
+    label: NDArray
+    geometry: Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """Everything that was found wrong with a dataset, for `check.json`.
+
+    Attributes:
+        n_cases: how many cases were read.
+        problems: what was found; empty for a dataset in order.
+    """
+
+    n_cases: int
+    problems: tuple[Problem, ...]
+
+
+def load_image(images: Sequence[Path], *, n_channels: int) -> tuple[NDArray[np.float32], Geometry]:
+    """Reads all channels of one case, from one file or one file each.
+
+    Returns:
+        (C, Z, Y, X) float32 in canonical orientation, and the geometry of the first file.
+
+    Raises:
+        FormatError: unreadable, channels on different grids, the wrong number of channels, or NaN or infinity.
+    """
+    parts = [read_image(path) for path in images]
+    geometry = parts[0][1]
+    for path, (_, other) in zip(images[1:], parts[1:], strict=True):
+        difference = grid_difference(geometry, other)
+        if difference:
+            raise FormatError(f"{path}: found {difference[0]}, expected {difference[1]}")
+    for path, (array, _) in zip(images, parts, strict=True):
+        n_broken = int(array.size - np.count_nonzero(np.isfinite(array)))
+        if n_broken:
+            raise FormatError(f"{path}: found {n_broken} voxels that are NaN or infinite, expected finite numbers")
+    image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
+    if image.shape[0] != n_channels:
+        raise FormatError(f"{images[0]}: found {image.shape[0]} channels, expected {n_channels}")
+    return image, geometry
+
+
+def grid_difference(first: Geometry, second: Geometry) -> tuple[str, str] | None:
+    """What is found in the second and expected from the first grid; None where they are equal up to rounding."""
+    if first.shape != second.shape:
+        return f"the shape {second.shape} (z, y, x)", f"{first.shape} as in the image"
+    distance = corner_distance_voxels(first, second)
+    if distance > MAX_GRID_DISTANCE_VOXELS:
+        return f"an affine that puts a corner {distance:.2f} voxels from where the image has it", "the image's affine"
+    return None
+
+
+def load_case(case: Case, *, n_channels: int, labels: LabelSpec) -> LoadedCase | list[Problem]:
+    """Reads and checks one case.
+
+    Returns:
+        The case, or everything that is wrong with it.
+    """
+    problems: list[Problem] = []
+    image_part, label_part = None, None
+    try:
+        image_part = load_image(case.images, n_channels=n_channels)
+    except FormatError as error:
+        advice = "mend or replace the image, or remove the case"
+        problems.append(Problem(kind="image cannot be used", case=case.id, found=str(error), advice=advice))
+    try:
+        label_part = read_label(case.label)
+    except FormatError as error:
+        advice = "mend or replace the label map, or remove the case"
+        problems.append(Problem(kind="label map cannot be used", case=case.id, found=str(error), advice=advice))
+    if label_part is not None:
+        problems += _check_label_values(case, label_part[0], labels)
+    if image_part is not None and label_part is not None:
+        difference = grid_difference(image_part[1], label_part[1])
+        if difference:
+            advice = (
+                "resample the label map onto the image's grid; if only its header is wrong, copy the image's header"
+            )
+            problems.append(
+                Problem(
+                    kind="image and label map differ in shape or affine",
+                    case=case.id,
+                    file=str(case.label),
+                    found=difference[0],
+                    expected=difference[1],
+                    advice=advice,
+                )
+            )
+    if problems or image_part is None or label_part is None:
+        return problems
+    return LoadedCase(case=case, image=image_part[0], label=label_part[0], geometry=image_part[1])
+
+
+def _check_label_values(case: Case, label: NDArray, labels: LabelSpec) -> list[Problem]:
+    known = {0, *labels.values}
+    # The table of 65536 flags is far quicker than sorting the voxels; other values are told apart by the range.
+    if label.size and label.min() >= 0 and label.max() < 2**16:
+        present = np.flatnonzero(np.bincount(label.ravel())).tolist()
+    else:
+        present = np.unique(label).tolist()
+    unknown = sorted(set(present) - known)
+    if not unknown:
+        return []
+    counts = ", ".join(f"{value} ({int(np.count_nonzero(label == value))} voxels)" for value in unknown[:5])
+    return [
+        Problem(
+            kind="label value that is not in the list of labels",
+            case=case.id,
+            file=str(case.label),
+            found=counts + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
+            expected=f"only {', '.join(map(str, sorted(known)))}",
+            advice="add the value to the labels of the dataset, or correct the label maps",
+        )
+    ]
+
+
+def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
+    """The classes of a dataset whose layout does not list them: every value that occurs, named after itself.
+
+    Raises:
+        DatasetError: label maps that cannot be read, no foreground at all, or implausibly many values.
+    """
+
+    def values_of(case: Case) -> set[int] | Problem:
+        try:
+            return set(np.unique(read_label(case.label)[0]).tolist())
+        except FormatError as error:
+            advice = "mend or replace the label map, or remove the case"
+            return Problem(kind="label map cannot be used", case=case.id, found=str(error), advice=advice)
+
+    answers = map_threads(values_of, dataset.cases, n_threads=n_threads, description="looking for labels")
+    problems = [answer for answer in answers if isinstance(answer, Problem)]
+    if problems:
+        raise DatasetError(describe_problems(f"{dataset.name}: some label maps cannot be used.", problems))
+    values = sorted(set().union(*(answer for answer in answers if isinstance(answer, set))) - {0})
+    if not values:
+        raise DatasetError(f"{dataset.name}: every voxel of every label map is 0, expected at least one structure")
+    if len(values) > MAX_LABELS_FOUND:
+        raise DatasetError(
+            f"{dataset.name}: found {len(values)} different values in the label maps, expected a few labels; "
+            "are these intensity images?"
+        )
+    return LabelSpec(names=tuple(f"label {value}" for value in values), values=tuple(values))
+
+
+def scan_dataset(dataset: Dataset, labels: LabelSpec, measure: Callable[[LoadedCase], T], *, n_threads: int) -> list[T]:
+    """Reads every case once, checks it, and measures it while it is in memory.
+
+    Args:
+        dataset: the index.
+        labels: its classes.
+        measure: called with each case that is in order, from several threads.
+        n_threads: cases in memory at a time.
+
+    Returns:
+        What `measure` returned, in the order of the cases.
+
+    Raises:
+        DatasetError: one error that lists every problem of every case.
+    """
+
+    def scan(case: Case) -> T | list[Problem]:
+        loaded = load_case(case, n_channels=len(dataset.channels), labels=labels)
+        return measure(loaded) if isinstance(loaded, LoadedCase) else loaded
+
+    if len(dataset.cases) < MIN_CASES:
+        raise DatasetError(
+            f"{dataset.name}: found {len(dataset.cases)} case, expected at least {MIN_CASES}: "
+            "cross-validation trains on some cases and tests on the others. Add cases with label maps."
+        )
+    answers = map_threads(scan, dataset.cases, n_threads=n_threads, description="checking the cases")
+    measured: list[T] = []
+    problems: list[Problem] = []
+    for answer in answers:
+        if isinstance(answer, list):
+            problems += answer
+        else:
+            measured.append(answer)
+    if problems:
+        n_bad = len({problem.case for problem in problems})
+        headline = f"{dataset.name}: {n_bad} of {len(dataset.cases)} cases cannot be used. Nothing was written."
+        raise DatasetError(describe_problems(headline, problems))
+    return measured

@@ -1,0 +1,120 @@
+"""U-Nets of the published method, built from a `NetworkPlan`.
+
+Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation", Nature
+Methods 2021; Ronneberger et al., "U-Net", MICCAI 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autoseg.planning.plan import NetworkPlan
+
+NEGATIVE_SLOPE = 0.01
+NORM_EPS = 1e-5
+
+_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_NORM: dict[int, Callable[..., nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, instance norm, leaky ReLU; (N, in, ...) to (N, out, ...)."""
+
+    def __init__(
+        self, n_in: int, n_out: int, *, kernel_size: Sequence[int], stride: Sequence[int] | None = None
+    ) -> None:
+        n_axes = len(kernel_size)
+        super().__init__(
+            _CONVOLUTION[n_axes](
+                n_in,
+                n_out,
+                tuple(kernel_size),
+                stride=tuple(stride or (1,) * n_axes),
+                padding=tuple(edge // 2 for edge in kernel_size),
+            ),
+            _NORM[n_axes](n_out, eps=NORM_EPS, affine=True),
+            nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
+        )
+
+
+def _conv_stage(
+    n_in: int, n_out: int, *, n_blocks: int, kernel_size: Sequence[int], stride: Sequence[int] | None = None
+) -> nn.Sequential:
+    """`n_blocks` convolutions, of which the first changes channels and resolution."""
+    first = ConvBlock(n_in, n_out, kernel_size=kernel_size, stride=stride)
+    return nn.Sequential(first, *(ConvBlock(n_out, n_out, kernel_size=kernel_size) for _ in range(n_blocks - 1)))
+
+
+class UNet(nn.Module):
+    """The plain U-Net.
+
+    Decoder outputs come from the highest resolution down; while training all of them but the lowest are returned for
+    deep supervision, otherwise the first alone.
+    """
+
+    def __init__(self, plan: NetworkPlan, *, n_channels: int, n_classes: int) -> None:
+        """Builds the network.
+
+        Args:
+            plan: stages, features, strides and kernels.
+            n_channels: of the input.
+            n_classes: of the output, with the background.
+        """
+        super().__init__()
+        n_axes = len(plan.strides[0])
+        widths = (n_channels, *plan.features)
+        self.encoder = nn.ModuleList(
+            _conv_stage(widths[i], widths[i + 1], n_blocks=blocks, kernel_size=kernel, stride=stride)
+            for i, (blocks, kernel, stride) in enumerate(
+                zip(plan.encoder_blocks, plan.kernel_sizes, plan.strides, strict=True)
+            )
+        )
+        # Lists of the decoder run from the highest resolution to the lowest, as the encoder's do.
+        self.upsamplers = nn.ModuleList(
+            _TRANSPOSED[n_axes](
+                plan.features[i + 1], plan.features[i], tuple(plan.strides[i + 1]), tuple(plan.strides[i + 1])
+            )
+            for i in range(len(plan.features) - 1)
+        )
+        self.decoder = nn.ModuleList(
+            _conv_stage(2 * plan.features[i], plan.features[i], n_blocks=blocks, kernel_size=plan.kernel_sizes[i])
+            for i, blocks in enumerate(plan.decoder_blocks)
+        )
+        # The lowest decoder output is not supervised, unless it is the only one.
+        n_outputs = max(1, len(plan.decoder_blocks) - 1)
+        self.heads = nn.ModuleList(_CONVOLUTION[n_axes](width, n_classes, 1) for width in plan.features[:n_outputs])
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> list[Tensor] | Tensor:
+        """Segments a batch.
+
+        Args:
+            images: (N, C, [Z,] Y, X), every axis divisible by the plan's divisor.
+
+        Returns:
+            While training, logits (N, K, [Z,] Y, X) at full, half, ... resolution; else those at full resolution.
+        """
+        skips = []
+        features = images
+        for stage in self.encoder:
+            features = stage(features)
+            skips.append(features)
+        outputs: list[Tensor] = []
+        for level in reversed(range(len(self.decoder))):
+            features = torch.cat((self.upsamplers[level](features), skips[level]), dim=1)
+            features = self.decoder[level](features)
+            if level < len(self.heads) and (self.training or level == 0):
+                outputs.append(self.heads[level](features))
+        return outputs[::-1] if self.training else outputs[0]
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation for the leaky ReLU; biases start at zero."""
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

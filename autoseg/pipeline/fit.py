@@ -1,0 +1,171 @@
+"""Training folds, and validating each on whole volumes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.core.runtime import resolve_device, track
+from autoseg.core.serialize import read_json, to_plain, write_json
+from autoseg.data.dataset import Case
+from autoseg.data.io import read_label, write_volume
+from autoseg.pipeline.prepare import preprocess_cases
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from autoseg.evaluation.evaluate import Evaluation
+    from autoseg.inference.predictor import Predictor
+    from autoseg.preprocessing.store import PreprocessedCase
+    from autoseg.training.config import TrainConfig
+
+CURVES_INTERVAL_S = 30.0
+
+
+def train(
+    work: Path | str = DEFAULT_WORK,
+    *,
+    folds: Sequence[int] | None = None,
+    configuration: str | None = None,
+    config: TrainConfig | None = None,
+    device: str = "auto",
+    resume: bool = True,
+    validate: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[int, Evaluation | None]:
+    """Trains folds of a configuration one after the other and validates each on whole volumes.
+
+    Example:
+        >>> import autoseg
+        >>> from autoseg.training.config import Budget, TrainConfig
+        >>> scores = autoseg.train("work", folds=[0], config=TrainConfig(budget=Budget(iterations=4)), device="cpu")
+        >>> sorted(scores)
+        [0]
+
+    Args:
+        work: the work folder, planned.
+        folds: which; None for all.
+        configuration: its name; None for the recommended one.
+        config: budget, recipe and seed; None for the recipe's defaults.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        resume: go on from checkpoints where there are some.
+        validate: predict and score the validation cases of each fold.
+        stop: asked after every step; True saves and raises.
+
+    Returns:
+        The whole-volume scores of each fold; None for each where `validate` is False.
+
+    Raises:
+        WorkspaceError: the work folder is not planned.
+        TrainingError: see `autoseg.training.trainer.train_fold`.
+        TrainingInterrupted: `stop` said so.
+    """
+    from autoseg.inference.predictor import fold_folder
+    from autoseg.preprocessing.store import PreprocessedCase
+    from autoseg.training.config import RECIPES, Budget, TrainConfig
+    from autoseg.training.trainer import train_fold
+
+    workspace = Workspace(root=Path(work))
+    made, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
+    chosen = made.configuration(configuration or made.recommended)
+    where = resolve_device(device)
+    settings = config or TrainConfig(budget=Budget(iterations=RECIPES["fast"].default_epochs * 250))
+    preprocess_cases(workspace, dataset, made, chosen.name)
+    model = workspace.model(chosen.name)
+    write_json(model / "plan.json", dataclasses.replace(made, recommended=chosen.name))
+    results: dict[int, Evaluation | None] = {}
+    for fold in range(len(splits.folds)) if folds is None else folds:
+
+        def open_cases(ids: Iterable[str]) -> list[PreprocessedCase]:
+            return [PreprocessedCase(workspace.preprocessed(chosen.name, case)) for case in ids]
+
+        folder = fold_folder(model, fold)
+        train_fold(
+            folder,
+            made,
+            chosen,
+            training=open_cases(splits.folds[fold].training),
+            validation=open_cases(splits.folds[fold].validation),
+            config=settings,
+            device=where,
+            resume=resume,
+            stop=stop,
+            on_epoch=_curve_drawer(folder),
+        )
+        results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop) if validate else None
+    return results
+
+
+def _curve_drawer(folder: Path) -> Callable[[Sequence[object]], None]:
+    """Draws the curves of a fold now and then, and soon after the training has begun."""
+    from autoseg.reporting.figures import draw_curves
+
+    drawn_at = [-CURVES_INTERVAL_S]
+
+    def draw(epochs: Sequence[object]) -> None:
+        last = float(to_plain(epochs[-1])["time_s"])
+        if last - drawn_at[0] >= CURVES_INTERVAL_S:
+            draw_curves(folder / "curves.png", [to_plain(figures) for figures in epochs])
+            drawn_at[0] = last
+
+    return draw
+
+
+def validate_fold(
+    workspace: Workspace,
+    configuration: str,
+    fold: int,
+    *,
+    device: str = "auto",
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Predicts the whole volumes of a fold's validation cases and scores them.
+
+    The label maps and `evaluation.json` go to `validation/` in the fold's folder. Where the scores of these very
+    weights are there already, they are read.
+
+    Args:
+        workspace: the work folder.
+        configuration: its name.
+        fold: which.
+        device: as in `train`.
+        stop: asked after every case; True raises.
+    """
+    from autoseg.evaluation.evaluate import Evaluation, score_case, summarise_scores
+    from autoseg.inference.predictor import Predictor, fold_folder
+    from autoseg.training.trainer import TrainingInterrupted
+
+    folder = fold_folder(workspace.model(configuration), fold)
+    file = folder / "validation" / "evaluation.json"
+    if file.exists() and file.stat().st_mtime_ns >= (folder / "weights.safetensors").stat().st_mtime_ns:
+        known: Evaluation = read_json(file, Evaluation)
+        return known
+    ids = set(workspace.read_splits().folds[fold].validation)
+    cases = [case for case in workspace.read_dataset().cases if case.id in ids]
+    predictor = Predictor(workspace.model(configuration), device=device, folds=[fold])
+    scores = []
+    with track(f"validating fold {fold}", total=len(cases)) as advance:
+        for case in cases:
+            predicted = _predict_stored(workspace, predictor, configuration, case)
+            reference, geometry = read_label(case.label)
+            write_volume(file.parent / f"{case.id}.nii.gz", predicted, geometry, like=case.label)
+            scores.append(score_case(case.id, predicted, reference, predictor.plan.labels))
+            advance(1, f"mean Dice {scores[-1].mean_dice:.3f}")
+            if stop():
+                raise TrainingInterrupted("stopped while validating; the same command goes on from there")
+    evaluation = summarise_scores(scores)
+    write_json(file, evaluation)
+    return evaluation
+
+
+def _predict_stored(workspace: Workspace, predictor: Predictor, configuration: str, case: Case) -> NDArray:
+    import numpy as np
+    import torch
+
+    from autoseg.preprocessing.store import PreprocessedCase
+
+    stored = PreprocessedCase(workspace.preprocessed(configuration, case.id))
+    return predictor.predict_preprocessed(torch.from_numpy(np.asarray(stored.image, np.float32)), stored.record)

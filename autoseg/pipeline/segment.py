@@ -1,0 +1,179 @@
+"""Segmenting a folder of images."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg import __version__
+from autoseg.core.errors import FormatError, PredictionError, Problem, describe_problems
+from autoseg.core.labels import LabelSpec
+from autoseg.core.runtime import format_duration, track
+from autoseg.core.serialize import write_json
+from autoseg.data.check import load_image
+from autoseg.data.io import case_name, file_ending, write_volume
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRecord:
+    """What made a folder of label maps, for `prediction.json` in it.
+
+    Attributes:
+        autoseg: version.
+        dataset: the model was trained on.
+        configuration: of the model.
+        folds: that were averaged.
+        labels: names and values in the label maps.
+        seconds: per case.
+    """
+
+    autoseg: str
+    dataset: str
+    configuration: str
+    folds: tuple[int, ...]
+    labels: LabelSpec
+    seconds: dict[str, float]
+
+
+def predict(
+    images: Path | str,
+    output: Path | str,
+    work: Path | str = DEFAULT_WORK,
+    *,
+    configuration: str | None = None,
+    folds: Sequence[int] | None = None,
+    device: str = "auto",
+    mirroring: bool = True,
+    step_fraction: float = 0.5,
+) -> list[Path]:
+    """Segments every image of a folder with the trained folds of a configuration.
+
+    Example:
+        >>> import autoseg
+        >>> files = autoseg.predict("dataset/imagesTs", "segmentations", "work", device="cpu")
+        >>> sorted(file.name for file in files)[0]
+        'phantom_test_000.nii.gz'
+
+    Args:
+        images: a folder of images (CASE_0000.nii.gz, CASE_0001.nii.gz, ... for several channels), or one image.
+        output: the folder for the label maps; made where it is missing.
+        work: the work folder, or the folder of a model copied from one (`models/<configuration>`).
+        configuration: its name; None for the recommended one.
+        folds: which to average; None for all that are trained.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        mirroring: average over mirrored copies.
+        step_fraction: distance of tiles as a fraction of the patch.
+
+    Returns:
+        The label maps, one per case, in each image's own geometry.
+
+    Raises:
+        PredictionError: no image, no trained model; or, after all others are done, the images that could not be
+            segmented.
+    """
+    from autoseg.inference.predictor import Predictor
+
+    started = time.monotonic()
+    model = _find_model(Path(work), configuration)
+    predictor = Predictor(model, device=device, folds=folds, mirroring=mirroring, step_fraction=step_fraction)
+    cases = find_images(Path(images), n_channels=len(predictor.plan.channels))
+    folder = Path(output)
+    logger.info(
+        "segmenting %d images with %s, folds %s, on %s",
+        len(cases),
+        predictor.configuration.name,
+        ", ".join(map(str, predictor.folds)),
+        predictor.device,
+    )
+    written, problems, seconds = [], [], {}
+    with track("segmenting", total=len(cases)) as advance:
+        for case, files in cases.items():
+            case_started = time.monotonic()
+            try:
+                image, geometry = load_image(files, n_channels=len(predictor.plan.channels))
+            except FormatError as error:
+                problems.append(Problem(kind="image cannot be used", case=case, found=str(error)))
+                continue
+            target = folder / f"{case}.nii.gz"
+            write_volume(target, predictor.predict_canonical(image, geometry), geometry, like=files[0])
+            written.append(target)
+            seconds[case] = round(time.monotonic() - case_started, 3)
+            advance(1, case)
+    write_json(
+        folder / "prediction.json",
+        PredictionRecord(
+            autoseg=__version__,
+            dataset=predictor.plan.dataset,
+            configuration=predictor.configuration.name,
+            folds=predictor.folds,
+            labels=predictor.plan.labels,
+            seconds=seconds,
+        ),
+    )
+    logger.info("%d label maps in %s after %s", len(written), folder, format_duration(time.monotonic() - started))
+    if problems:
+        headline = f"{len(problems)} of {len(cases)} images could not be segmented; the others are done."
+        raise PredictionError(describe_problems(headline, problems))
+    return written
+
+
+def _find_model(work: Path, configuration: str | None) -> Path:
+    """The folder of the model: of a configuration in a work folder, or the folder itself."""
+    from autoseg.inference.predictor import trained_folds
+
+    if trained_folds(work):
+        return work
+    workspace = Workspace(root=work)
+    made = workspace.read_plan()
+    model = workspace.model(made.configuration(configuration or made.recommended).name)
+    if not trained_folds(model):
+        trained = [name for name in made.configurations if trained_folds(workspace.model(name))]
+        hint = f"; trained is {', '.join(trained)}, name it with -c" if trained else ""
+        raise PredictionError(f"{model}: no fold is trained yet; run 'autoseg train' first{hint}")
+    return model
+
+
+def find_images(path: Path, *, n_channels: int) -> dict[str, list[Path]]:
+    """The images to segment, case by case.
+
+    Args:
+        path: a folder, or one image.
+        n_channels: the model was trained on.
+
+    Returns:
+        Files of each case: one with all channels, or CASE_0000, CASE_0001, ... with one each.
+
+    Raises:
+        PredictionError: no image there, or a case that lacks a channel.
+    """
+    if not path.exists():
+        raise PredictionError(f"{path}: no such file or folder")
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    files = [file for file in files if file_ending(file) and not file.name.startswith(".")]
+    if not files:
+        raise PredictionError(f"{path}: found no image, expected files such as CASE.nii.gz")
+    suffixes = {f"_{channel:04d}": channel for channel in range(n_channels)}
+    if not all(case_name(file)[-5:] in suffixes for file in files):
+        return {case_name(file): [file] for file in files}
+    cases: dict[str, list[Path]] = {}
+    for file in files:
+        cases.setdefault(case_name(file)[:-5], []).append(file)
+    problems = [
+        Problem(
+            kind="wrong number of channels",
+            case=case,
+            found=", ".join(file.name for file in members),
+            expected=f"the channels {', '.join(suffixes)}",
+        )
+        for case, members in cases.items()
+        if len(members) != n_channels
+    ]
+    if problems:
+        raise PredictionError(describe_problems(f"{path}: some images lack a channel.", problems))
+    return cases

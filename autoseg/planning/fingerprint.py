@@ -1,0 +1,151 @@
+"""The fingerprint: what the scans of a dataset are like, before any decision is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import DatasetError
+from autoseg.core.geometry import bounding_box
+from autoseg.core.labels import LabelSpec
+from autoseg.core.runtime import derive_seed
+from autoseg.data.check import LoadedCase
+
+TOTAL_INTENSITIES = 2_000_000
+MIN_INTENSITIES_PER_CASE = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFingerprint:
+    """Geometry of one case, in canonical (Z, Y, X) order.
+
+    Attributes:
+        case: its name.
+        shape: in voxels.
+        spacing_mm: of a voxel.
+        cropped_shape: of the bounding box of the voxels that are non-zero in any channel.
+        label_volumes_ml: volume of each foreground class, in the order of the labels.
+    """
+
+    case: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    cropped_shape: tuple[int, int, int]
+    label_volumes_ml: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelFingerprint:
+    """Intensities of one channel over the foreground voxels of all cases, equally many drawn from each.
+
+    Attributes:
+        name: the channel's name, such as "CT" or "T1".
+        mean, std, minimum, maximum, median, percentile_00_5, percentile_99_5: in the image's own unit.
+    """
+
+    name: str
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    median: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What all scans of a dataset are like.
+
+    Attributes:
+        cases: geometry, case by case.
+        channels: intensities, channel by channel.
+        median_cropped_fraction: median over cases of cropped volume / volume.
+    """
+
+    cases: tuple[CaseFingerprint, ...]
+    channels: tuple[ChannelFingerprint, ...]
+    median_cropped_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseMeasurement:
+    """What one case adds to the fingerprint.
+
+    Attributes:
+        fingerprint: its geometry.
+        intensities: (C, n) float32, drawn from its foreground voxels; n is 0 for a case without foreground.
+    """
+
+    fingerprint: CaseFingerprint
+    intensities: NDArray[np.float32]
+
+
+def measure_case(loaded: LoadedCase, labels: LabelSpec, *, n_intensities: int) -> CaseMeasurement:
+    """Measures one case.
+
+    Args:
+        loaded: the case in memory.
+        labels: the classes of the dataset.
+        n_intensities: voxels to draw from the foreground, with replacement; the draw depends on the case's name alone.
+    """
+    label, geometry = loaded.label, loaded.geometry
+    crop = bounding_box((loaded.image != 0).any(axis=0))
+    counts = np.bincount(labels.values_to_classes(label).ravel(), minlength=labels.n_classes)
+    foreground = np.flatnonzero(label)
+    rng = np.random.default_rng(derive_seed("intensities", loaded.case.id))
+    drawn = rng.choice(foreground, n_intensities) if foreground.size else foreground
+    return CaseMeasurement(
+        fingerprint=CaseFingerprint(
+            case=loaded.case.id,
+            shape=geometry.shape,
+            spacing_mm=geometry.spacing_mm,
+            cropped_shape=crop.shape,
+            label_volumes_ml=tuple((counts[1:] * geometry.voxel_volume_ml).tolist()),
+        ),
+        intensities=loaded.image.reshape(loaded.image.shape[0], -1)[:, drawn],
+    )
+
+
+def intensities_per_case(n_cases: int) -> int:
+    """How many foreground voxels to draw from each case, so that memory is bounded and percentiles are steady."""
+    return max(MIN_INTENSITIES_PER_CASE, TOTAL_INTENSITIES // n_cases)
+
+
+def summarise(measurements: Sequence[CaseMeasurement], channels: Sequence[str]) -> Fingerprint:
+    """Puts the measurements of all cases together.
+
+    Args:
+        measurements: of every case.
+        channels: names of the channels.
+
+    Raises:
+        DatasetError: no case has any foreground.
+    """
+    pooled = np.concatenate([measurement.intensities for measurement in measurements], axis=1)
+    if not pooled.size:
+        raise DatasetError("every voxel of every label map is background, expected at least one labelled structure")
+    fractions = [prod(m.fingerprint.cropped_shape) / prod(m.fingerprint.shape) for m in measurements]
+    return Fingerprint(
+        cases=tuple(measurement.fingerprint for measurement in measurements),
+        channels=tuple(_measure_channel(name, values) for name, values in zip(channels, pooled, strict=True)),
+        median_cropped_fraction=float(np.median(fractions)),
+    )
+
+
+def _measure_channel(name: str, values: NDArray[np.float32]) -> ChannelFingerprint:
+    low, median, high = np.percentile(values, (0.5, 50, 99.5)).tolist()
+    return ChannelFingerprint(
+        name=name,
+        mean=float(values.mean(dtype=np.float64)),
+        std=float(values.std(dtype=np.float64)),
+        minimum=float(values.min()),
+        maximum=float(values.max()),
+        median=median,
+        percentile_00_5=low,
+        percentile_99_5=high,
+    )

@@ -1,0 +1,68 @@
+"""Intensity normalization, one entry of `NORMALIZERS` per scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.planning.plan import ChannelNormalization
+
+Channel = NDArray[np.float32]
+MIN_STD = 1e-8
+
+
+def normalize(image: NDArray[np.float32], channels: Sequence[ChannelNormalization]) -> NDArray[np.float32]:
+    """Normalizes each channel by its scheme.
+
+    Args:
+        image: (C, Z, Y, X), already cropped to its non-zero box; not changed.
+        channels: C schemes.
+
+    Returns:
+        (C, Z, Y, X) float32.
+    """
+    mask = nonzero_mask(image) if any(channel.use_mask for channel in channels) else None
+    result = np.empty_like(image)
+    for index, channel in enumerate(channels):
+        result[index] = NORMALIZERS[channel.scheme](image[index], channel, mask if channel.use_mask else None)
+    return result
+
+
+def nonzero_mask(image: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(Z, Y, X): voxels that are non-zero in any channel of (C, Z, Y, X), holes filled."""
+    from scipy import ndimage
+
+    return np.asarray(ndimage.binary_fill_holes((image != 0).any(axis=0)), bool)
+
+
+def _normalize_ct(values: Channel, channel: ChannelNormalization, mask: NDArray[np.bool_] | None) -> Channel:
+    """Clips to the foreground's percentiles, scales by its mean and std: Hounsfield units mean the same everywhere."""
+    del mask
+    clipped = np.clip(values, channel.percentile_00_5, channel.percentile_99_5)
+    return (clipped - np.float32(channel.mean)) / np.float32(max(channel.std, MIN_STD))
+
+
+def _normalize_zscore(values: Channel, channel: ChannelNormalization, mask: NDArray[np.bool_] | None) -> Channel:
+    """Zero mean and unit std of this image; within the mask where there is one, zero outside it."""
+    del channel
+    inside = values if mask is None else values[mask]
+    if not inside.size:
+        return np.zeros_like(values)
+    mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+    scaled = (values - np.float32(mean)) / np.float32(max(std, MIN_STD))
+    return scaled if mask is None else np.where(mask, scaled, np.float32(0))
+
+
+def _normalize_rgb(values: Channel, channel: ChannelNormalization, mask: NDArray[np.bool_] | None) -> Channel:
+    """From 0..255 to 0..1."""
+    del channel, mask
+    return values / np.float32(255)
+
+
+NORMALIZERS: dict[str, Callable[[Channel, ChannelNormalization, NDArray[np.bool_] | None], Channel]] = {
+    "ct": _normalize_ct,
+    "zscore": _normalize_zscore,
+    "rgb_to_0_1": _normalize_rgb,
+}

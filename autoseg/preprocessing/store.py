@@ -1,0 +1,168 @@
+"""Preprocessed cases on disk: plain memory-mapped arrays, so that a patch is read without reading the volume.
+
+A case is a folder with `image.npy` (float16, (C, Z, Y, X)), `label.npy` (uint8 or uint16, (Z, Y, X)), `foreground.npy`
+(sampled voxels of each class) and `case.json`. Folders appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import FormatError, WorkspaceError
+from autoseg.core.runtime import derive_seed
+from autoseg.core.serialize import atomic_path, read_json, write_json
+from autoseg.preprocessing.preprocess import CaseRecord
+
+STORE_VERSION = 1
+# Enough voxels that a class' shape is represented, few enough that the index of a CT is a few hundred kilobytes.
+MAX_FOREGROUND_PER_CLASS = 4096
+MAX_FLOAT16 = 65504.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCase:
+    """The content of `case.json`.
+
+    Attributes:
+        version: of the store's format.
+        key: digest of everything the case was made of; it is rebuilt when that changes.
+        record: how to get back to the scan.
+        foreground_counts: rows of `foreground.npy` per foreground class, in order of the classes.
+    """
+
+    version: int
+    key: str
+    record: CaseRecord
+    foreground_counts: tuple[int, ...]
+
+
+def write_case(folder: Path, image: NDArray, label: NDArray, *, key: str, record: CaseRecord, n_classes: int) -> None:
+    """Writes a preprocessed case atomically, in place of an older one.
+
+    Args:
+        folder: of the case.
+        image: (C, Z, Y, X) float32 in the network's axes.
+        label: (Z, Y, X) uint8 or uint16, same axes.
+        key: digest of what the case depends on.
+        record: how to get back.
+        n_classes: of the dataset, with the background.
+    """
+    counts, positions = sample_foreground(label, n_classes=n_classes, seed=derive_seed("foreground", folder.name))
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        half = np.clip(image, -MAX_FLOAT16, MAX_FLOAT16).astype(np.float16)
+        np.save(temporary / "image.npy", half, allow_pickle=False)
+        np.save(temporary / "label.npy", label, allow_pickle=False)
+        np.save(temporary / "foreground.npy", positions, allow_pickle=False)
+        stored = StoredCase(version=STORE_VERSION, key=key, record=record, foreground_counts=counts)
+        write_json(temporary / "case.json", stored)
+
+
+def sample_foreground(label: NDArray, *, n_classes: int, seed: int) -> tuple[tuple[int, ...], NDArray[np.int32]]:
+    """Voxels of each foreground class, all of them or an even draw of `MAX_FOREGROUND_PER_CLASS`.
+
+    Args:
+        label: (Z, Y, X) classes.
+        n_classes: with the background.
+        seed: of the draw.
+
+    Returns:
+        How many of each class 1..K-1, and their (z, y, x), class after class, int32.
+    """
+    rng = np.random.default_rng(seed)
+    foreground = np.flatnonzero(label)
+    classes = label.ravel()[foreground]
+    counts, parts = [], []
+    order = np.argsort(classes, kind="stable")
+    ends = np.searchsorted(classes[order], np.arange(1, n_classes + 1))
+    for start, end in pairwise(ends):
+        members = foreground[order[start:end]]
+        if members.size > MAX_FOREGROUND_PER_CLASS:
+            members = np.sort(rng.choice(members, MAX_FOREGROUND_PER_CLASS, replace=False))
+        counts.append(int(members.size))
+        parts.append(members)
+    flat = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    positions = np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int32)
+    return tuple(counts), positions
+
+
+def is_current(folder: Path, key: str) -> bool:
+    """Whether the case in `folder` was made of exactly what `key` stands for."""
+    try:
+        stored = read_json(folder / "case.json")
+    except FormatError:
+        return False
+    complete = all((folder / name).is_file() for name in ("image.npy", "label.npy", "foreground.npy"))
+    return complete and isinstance(stored, dict) and (stored.get("version"), stored.get("key")) == (STORE_VERSION, key)
+
+
+class _ArrayFile:
+    """An array on disk that is mapped anew at each use.
+
+    A map holds its file open, and with three for each of a few hundred cases a process comes to its limit of open files
+    (256 on macOS, 1024 on most of Linux). Mapping takes some 40 microseconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._path, self._dtype, self._shape, self._offset = path, array.dtype, array.shape, array.offset
+        self._order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+
+    def open(self) -> NDArray:
+        """The array, read where it is indexed."""
+        return np.memmap(self._path, self._dtype, "r", self._offset, self._shape, self._order)
+
+
+class PreprocessedCase:
+    """A preprocessed case, opened without reading its voxels. Safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens a case.
+
+        Raises:
+            WorkspaceError: it is missing or not readable.
+        """
+        self.id = folder.name
+        try:
+            self.stored: StoredCase = read_json(folder / "case.json", StoredCase)
+            self._image, self._label, self._positions = (
+                _ArrayFile(folder / name) for name in ("image.npy", "label.npy", "foreground.npy")
+            )
+        except (OSError, ValueError, EOFError, FormatError) as error:
+            message = (
+                f"{folder}: the preprocessed case cannot be read ({error}); delete the folder and run 'autoseg plan'"
+            )
+            raise WorkspaceError(message) from error
+
+    @property
+    def image(self) -> NDArray[np.float16]:
+        """(C, Z, Y, X), memory-mapped."""
+        return self._image.open()
+
+    @property
+    def label(self) -> NDArray:
+        """(Z, Y, X) uint8 or uint16, memory-mapped."""
+        return self._label.open()
+
+    @property
+    def record(self) -> CaseRecord:
+        """How to get back to the scan."""
+        return self.stored.record
+
+    @cached_property
+    def classes(self) -> tuple[int, ...]:
+        """Foreground classes that occur in this case."""
+        return tuple(index + 1 for index, count in enumerate(self.stored.foreground_counts) if count)
+
+    def foreground(self, class_index: int) -> NDArray[np.int32]:
+        """Sampled voxels (n, 3) of a foreground class; n is 0 where the case has none of it."""
+        counts = self.stored.foreground_counts
+        start = sum(counts[: class_index - 1])
+        return self._positions.open()[start : start + counts[class_index - 1]]

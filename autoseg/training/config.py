@@ -1,0 +1,158 @@
+"""What a training run is asked to do: budget, recipe, and everything else that changes its result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autoseg.core.errors import TrainingError
+
+ITERATIONS_PER_EPOCH = 250
+# A budget shorter than this many full epochs is cut into as many shorter ones, so that there is a curve to look at.
+MIN_EPOCHS_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long to train. With both limits, the one that is reached first ends the training.
+
+    Attributes:
+        iterations: training steps; None for no limit.
+        max_time_s: seconds spent in training, over all resumed parts; None for no limit.
+        iterations_per_epoch: steps between two validations on patches.
+    """
+
+    iterations: int | None = None
+    max_time_s: float | None = None
+    iterations_per_epoch: int = ITERATIONS_PER_EPOCH
+
+    def __post_init__(self) -> None:
+        if self.iterations is None and self.max_time_s is None:
+            raise TrainingError("the budget has no limit; give --epochs, --iterations or --max-time")
+        if (self.iterations is not None and self.iterations < 1) or (
+            self.max_time_s is not None and self.max_time_s <= 0
+        ):
+            raise TrainingError("the budget is empty; --epochs, --iterations and --max-time must be positive")
+
+    @classmethod
+    def make(
+        cls, *, epochs: int | None = None, iterations: int | None = None, max_time_s: float | None = None
+    ) -> Budget | None:
+        """The budget from what a user gave; None where nothing was given.
+
+        Raises:
+            TrainingError: epochs and iterations together, or a value that is not positive.
+        """
+        if epochs is not None and iterations is not None:
+            raise TrainingError("give --epochs or --iterations, not both")
+        if epochs is not None:
+            return cls(iterations=epochs * ITERATIONS_PER_EPOCH, max_time_s=max_time_s)
+        if iterations is None and max_time_s is None:
+            return None
+        length = ITERATIONS_PER_EPOCH
+        if iterations is not None:
+            length = min(length, max(1, math.ceil(iterations / MIN_EPOCHS_SHOWN)))
+        return cls(iterations=iterations, max_time_s=max_time_s, iterations_per_epoch=length)
+
+    def fraction_done(self, iteration: int, elapsed_s: float) -> float:
+        """From 0 to 1; the schedule follows it, so it fits whichever budget was given."""
+        fractions = [0.0]
+        if self.iterations is not None:
+            fractions.append(iteration / self.iterations)
+        if self.max_time_s is not None:
+            fractions.append(elapsed_s / self.max_time_s)
+        return min(1.0, max(fractions))
+
+    def epoch_is_over(self, n_iterations: int, epoch_time_s: float) -> bool:
+        """Whether an epoch of so many steps and seconds ends here."""
+        by_time = self.max_time_s is not None and epoch_time_s >= self.max_time_s / MIN_EPOCHS_SHOWN
+        return n_iterations >= self.iterations_per_epoch or by_time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the weights are optimised.
+
+    Attributes:
+        optimizer: "adamw" or "sgd" (Nesterov momentum 0.99).
+        learning_rate: the largest.
+        weight_decay: decoupled for "adamw", in the gradient for "sgd".
+        schedule: "cosine" (linear warm-up, then one half cosine to zero) or "poly" (power 0.9, no warm-up).
+        warmup_fraction: of the budget, for "cosine".
+        max_gradient_norm: gradients are scaled down to it.
+        max_cpu_batch: patches per step on a CPU, where steps count for more than patches; None for the plan's.
+        default_epochs: where the user gives no budget.
+    """
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup_fraction: float
+    max_gradient_norm: float
+    max_cpu_batch: int | None
+    default_epochs: int
+
+    def rate(self, fraction_done: float) -> float:
+        """The learning rate after a fraction of the budget."""
+        if self.schedule == "poly":
+            return self.learning_rate * (1 - fraction_done) ** 0.9
+        if fraction_done < self.warmup_fraction:
+            return self.learning_rate * (0.01 + 0.99 * fraction_done / self.warmup_fraction)
+        progress = (fraction_done - self.warmup_fraction) / (1 - self.warmup_fraction)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+RECIPES: dict[str, Recipe] = {
+    "fast": Recipe(
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup_fraction=0.05,
+        max_gradient_norm=12.0,
+        max_cpu_batch=2,
+        default_epochs=250,
+    ),
+    "published": Recipe(
+        optimizer="sgd",
+        learning_rate=1e-2,
+        weight_decay=3e-5,
+        schedule="poly",
+        warmup_fraction=0.0,
+        max_gradient_norm=12.0,
+        max_cpu_batch=None,
+        default_epochs=1000,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything about a training run that is not in the plan.
+
+    Attributes:
+        budget: how long to train.
+        recipe: a name in `RECIPES`.
+        batch_size: patches per step; None for the plan's, or the recipe's limit on a CPU.
+        seed: of weights, patches and augmentation.
+        foreground_fraction: part of each batch that is centred on a foreground voxel.
+        augment: whether to augment.
+        deterministic: whether to keep to operations that give the same result every time on a GPU too.
+    """
+
+    budget: Budget
+    recipe: str = "fast"
+    batch_size: int | None = None
+    seed: int = 0
+    foreground_fraction: float = 1 / 3
+    augment: bool = True
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise TrainingError(f"recipe '{self.recipe}' is unknown; known are {', '.join(RECIPES)}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise TrainingError(f"the batch size is {self.batch_size}, expected at least 1")
+        if not 0 <= self.foreground_fraction <= 1:
+            raise TrainingError(f"foreground_fraction is {self.foreground_fraction}, expected 0 to 1")

@@ -1,0 +1,156 @@
+"""Patches for training: which ones, and reading them ahead of the network."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoseg.core.runtime import derive_seed
+from autoseg.preprocessing.store import PreprocessedCase
+from autoseg.training.augment import AugmentConfig, AugmentParameters, draw_parameters, read_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Patches, not augmented yet.
+
+    Attributes:
+        images: (N, C, [Z,] Y, X) float32.
+        classes: (N, [Z,] Y, X) int64.
+        cases: where each patch is from.
+        augmentation: what is to be done to them; what was read is then larger than the patch where that needs it.
+    """
+
+    images: Tensor
+    classes: Tensor
+    cases: tuple[str, ...]
+    augmentation: AugmentParameters | None
+
+
+class PatchSampler:
+    """Draws batches of patches. A batch depends on its number alone, so training can resume anywhere.
+
+    A patch lies inside its case, or is centred on it along axes where the case is smaller; outside the case there is
+    zero and background. The last samples of each batch are centred on a voxel of a class drawn evenly from those the
+    case has.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreprocessedCase],
+        *,
+        patch_size: tuple[int, ...],
+        batch_size: int,
+        foreground_fraction: float,
+        seed: int | str,
+        augmentation: AugmentConfig | None = None,
+    ) -> None:
+        """Prepares drawing; reads nothing.
+
+        Args:
+            cases: to draw from, with equal chance.
+            patch_size: ([Z,] Y, X): what the network gets.
+            batch_size: patches per batch.
+            foreground_fraction: part of the batch, at its end, that is centred on foreground.
+            seed: of every draw.
+            augmentation: what the batch will be augmented with, drawn here so that just the voxels it needs are read.
+        """
+        self._cases = tuple(cases)
+        # A 2D patch is one voxel thick.
+        self._patch_size = patch_size
+        self._patch = (1, *patch_size)[-3:]
+        self._augmentation = augmentation
+        self._batch_size = batch_size
+        self._first_foreground = round(batch_size * (1 - foreground_fraction))
+        self._seed = seed
+
+    def batch(self, number: int) -> Batch:
+        """Draws and reads the batch of that number."""
+        rng = np.random.default_rng(derive_seed("patches", self._seed, number))
+        augmentation = self._draw_augmentation(number)
+        size = self._patch_size if augmentation is None else read_size(self._patch_size, augmentation)
+        read = (1, *size)[-3:]
+        images, classes, names = [], [], []
+        for sample in range(self._batch_size):
+            case = self._cases[int(rng.integers(len(self._cases)))]
+            start = self._draw_start(case, rng, foreground=sample >= self._first_foreground)
+            start = tuple(s - (r - p) // 2 for s, r, p in zip(start, read, self._patch, strict=True))
+            images.append(read_region(case.image, start, read).astype(np.float32))
+            classes.append(read_region(case.label, start, read).astype(np.int64))
+            names.append(case.id)
+        image, label = torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(classes))
+        if len(self._patch_size) == 2:
+            image, label = image.squeeze(2), label.squeeze(1)
+        return Batch(images=image, classes=label, cases=tuple(names), augmentation=augmentation)
+
+    def _draw_augmentation(self, number: int) -> AugmentParameters | None:
+        if self._augmentation is None:
+            return None
+        return draw_parameters(
+            n_samples=self._batch_size,
+            n_channels=self._cases[0].image.shape[0],
+            n_axes=len(self._patch_size),
+            config=self._augmentation,
+            generator=torch.Generator().manual_seed(derive_seed("augment", self._seed, number)),
+        )
+
+    def _draw_start(self, case: PreprocessedCase, rng: np.random.Generator, *, foreground: bool) -> tuple[int, ...]:
+        shape = case.label.shape
+        slack = [size - patch for size, patch in zip(shape, self._patch, strict=True)]
+        if foreground and case.classes:
+            positions = case.foreground(case.classes[int(rng.integers(len(case.classes)))])
+            voxel = positions[int(rng.integers(len(positions)))]
+            wanted = [int(v) - patch // 2 for v, patch in zip(voxel, self._patch, strict=True)]
+        else:
+            wanted = [int(rng.integers(max(0, room) + 1)) for room in slack]
+        return tuple(
+            min(max(0, start), room) if room >= 0 else room // 2 for start, room in zip(wanted, slack, strict=True)
+        )
+
+
+def read_region(array: NDArray, start: Sequence[int], size: Sequence[int]) -> NDArray:
+    """Reads a region of the last three axes that may reach beyond the array; zero there.
+
+    Args:
+        array: (..., Z, Y, X), memory-mapped or not.
+        start: of the region, may be negative.
+        size: of the region.
+
+    Returns:
+        (..., *size), a copy.
+    """
+    result = np.zeros((*array.shape[:-3], *size), array.dtype)
+    source: list[Any] = [Ellipsis]
+    target: list[Any] = [Ellipsis]
+    for begin, length, limit in zip(start, size, array.shape[-3:], strict=True):
+        low, high = max(0, begin), min(limit, begin + length)
+        if low >= high:
+            return result
+        source.append(slice(low, high))
+        target.append(slice(low - begin, high - begin))
+    result[tuple(target)] = array[tuple(source)]
+    return result
+
+
+def read_ahead(read: Callable[[int], Batch], numbers: Iterator[int], *, n_threads: int, depth: int) -> Iterator[Batch]:
+    """Reads batches in threads, in order, at most `depth` ahead. An error surfaces where its batch would have come."""
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="patches") as pool:
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for number in numbers:
+                waiting.append(pool.submit(read, number))
+                if len(waiting) >= depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

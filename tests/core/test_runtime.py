@@ -1,0 +1,141 @@
+"""Threads, seeds, devices, durations."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+
+import pytest
+
+from autoseg.core import runtime
+from autoseg.core.errors import AutosegError
+from autoseg.core.runtime import (
+    autocast_dtype,
+    derive_seed,
+    format_duration,
+    map_threads,
+    n_cpus,
+    resolve_device,
+    track,
+)
+
+
+def test_derive_seed_is_the_same_everywhere_and_different_for_different_parts() -> None:
+    assert derive_seed("patches", 0, 17) == 7643069237669247388
+    seeds = [derive_seed(purpose, seed, number) for purpose in "ab" for seed in range(30) for number in range(30)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+
+
+def test_map_threads_keeps_the_order_and_uses_the_threads() -> None:
+    threads = set()
+    both = threading.Barrier(2, timeout=10)
+
+    def work(item: int) -> int:
+        threads.add(threading.get_ident())
+        if item < 2:
+            both.wait()  # passes only if two items run side by side
+        time.sleep(0.002 * (20 - item))
+        return item * item
+
+    assert map_threads(work, iter(range(20)), n_threads=2, description="squares") == [i * i for i in range(20)]
+    assert len(threads) == 2
+    assert map_threads(work, [], n_threads=2, description="nothing") == []
+    assert map_threads(lambda item: item, [5], n_threads=0, description="at least one thread") == [5]
+
+
+def test_an_error_surfaces_as_it_is_and_stops_the_rest() -> None:
+    error, ran = AutosegError("case 1 is broken"), []
+
+    def work(item: int) -> int:
+        if item == 0:
+            time.sleep(0.6)  # an earlier item that is still running must not keep the queue alive
+        elif item == 1:
+            raise error
+        else:
+            ran.append(item)
+            time.sleep(0.01)
+        return item
+
+    with pytest.raises(AutosegError) as caught:
+        map_threads(work, range(300), n_threads=2, description="failing")
+    assert caught.value is error
+    assert len(ran) < 30
+    n_ran = len(ran)
+    time.sleep(0.05)
+    assert len(ran) == n_ran, "no thread may go on after the error has surfaced"
+
+
+def test_progress_without_a_terminal_is_a_log_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "PLAIN_PROGRESS_INTERVAL_S", 0.0)
+    with caplog.at_level(logging.INFO), track("reading", total=3) as advance:
+        advance(1)
+        advance(2, "case 7")
+    assert [record.getMessage() for record in caplog.records] == ["reading: 1 of 3", "reading: 3 of 3, case 7"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (0.84, "0.8 s"),
+        (42.4, "42 s"),
+        (59.6, "1 min 0 s"),
+        (185, "3 min 5 s"),
+        (3599.7, "1 h 0 min"),
+        (7800, "2 h 10 min"),
+        (100 * 3600, "100 h 0 min"),
+    ],
+)
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_n_cpus_is_what_the_scheduler_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert n_cpus() == 3
+    for nonsense in ("", "0", "x", "²"):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", nonsense)
+        assert n_cpus() == len(os.sched_getaffinity(0))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK")
+    assert n_cpus() == len(os.sched_getaffinity(0))
+
+
+def test_resolve_device() -> None:
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", "device 'gpu' is unknown; use auto, cpu"),
+        ("", "device '' is unknown"),
+        ("cuda:x", "device 'cuda:x' is unknown"),
+        ("meta", "device 'meta' is not supported"),
+        ("cuda:99", "device 'cuda:99' is not there: this machine has .* use --device auto or cpu"),
+    ],
+)
+def test_devices_that_are_not_there(name: str, message: str) -> None:
+    with pytest.raises(AutosegError, match=message):
+        resolve_device(name)
+
+
+def test_a_machine_without_the_accelerator_says_so() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        with pytest.raises(AutosegError, match="no CUDA device"):
+            resolve_device("cuda")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(AutosegError, match="no Apple GPU"):
+            resolve_device("mps")
+
+
+def test_autocast_never_chooses_half_precision_on_a_cpu() -> None:
+    torch = pytest.importorskip("torch")
+    assert autocast_dtype(torch.device("cpu")) in (None, torch.bfloat16)

@@ -1,0 +1,271 @@
+"""A model folder made by hand, and what a predictor makes of arrays in any orientation."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from autoseg.core.errors import PredictionError
+from autoseg.core.labels import LabelSpec
+from autoseg.core.serialize import write_json
+from autoseg.inference.predictor import Predictor, trained_folds
+from autoseg.networks.build import build_network
+from autoseg.planning.plan import ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
+from autoseg.training.checkpoint import save_weights
+
+LABELS = LabelSpec(names=("vessel", "organ"), values=(3, 117))
+SPACING_MM = (2.5, 0.8, 1.1)
+SHAPE = (9, 16, 13)
+
+
+def make_plan(n_axes: int = 3, *, n_channels: int = 1, labels: LabelSpec = LABELS) -> Plan:
+    network = NetworkPlan(
+        architecture="unet",
+        features=(4, 8),
+        strides=((1,) * n_axes, (2,) * n_axes),
+        kernel_sizes=((3,) * n_axes,) * 2,
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1,),
+    )
+    configuration = ConfigurationPlan(
+        name="grid",
+        spacing_mm=(2.0, 1.0, 1.0)[-n_axes:],
+        median_shape=(10.0, 12.0, 14.0)[-n_axes:],
+        patch_size=(8, 12, 12)[-n_axes:],
+        batch_size=2,
+        lowres_axis=None,
+        batch_dice=False,
+        previous=None,
+        network=network,
+    )
+    scheme = ChannelNormalization(
+        channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
+    )
+    return Plan(
+        version=1,
+        dataset="test",
+        labels=labels,
+        normalization=tuple(replace(scheme, channel=f"MR{index}") for index in range(n_channels)),
+        axis_order=(0, 1, 2),
+        n_folds=5,
+        configurations={"grid": configuration},
+        recommended="grid",
+        reasons=(),
+        provenance={},
+    )
+
+
+def make_model(folder: Path, plan: Plan, *, folds: tuple[int, ...] = (0,)) -> Path:
+    """A model whose every fold has other random weights."""
+    write_json(folder / "plan.json", plan)
+    for fold in folds:
+        torch.manual_seed(fold)
+        network = build_network(
+            plan.configuration("grid").network, n_channels=len(plan.channels), n_classes=plan.labels.n_classes
+        )
+        # Features have equal means: with rows of sum zero no class is ahead everywhere.
+        head = network.get_parameter("heads.0.weight").data
+        head -= head.mean(dim=1, keepdim=True)
+        save_weights(folder / f"fold_{fold}" / "weights.safetensors", network)
+    return folder
+
+
+def make_image(shape: tuple[int, ...] = SHAPE, *, seed: int = 0) -> NDArray[np.float32]:
+    """Smooth noise with a border of zeros on one side, so that there is something to crop."""
+    noise = np.random.default_rng(seed).normal(size=shape)
+    image = ndimage.gaussian_filter(noise, [0] * (len(shape) - 3) + [1, 1.5, 1.5]).astype(np.float32)
+    image[..., :2] = 0
+    return image
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "grid", make_plan(), folds=(0, 2))
+
+
+@pytest.fixture(scope="module")
+def predictor(model: Path) -> Predictor:
+    return Predictor(model, device="cpu", folds=[0])
+
+
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_label_map_has_the_images_shape_and_the_datasets_values(tmp_path: Path, n_axes: int) -> None:
+    model = make_model(tmp_path / "grid", make_plan(n_axes))
+    label = Predictor(model, device="cpu").predict(make_image(), spacing_mm=SPACING_MM)
+    assert label.shape == SHAPE
+    assert label.dtype == np.uint8
+    assert set(np.unique(label)) == {0, 3, 117}
+    assert not label[..., :2].any(), "outside the crop there is background"
+
+
+def test_values_above_255_come_out_as_uint16(tmp_path: Path) -> None:
+    plan = make_plan(labels=LabelSpec(names=("a", "b"), values=(7, 60_000)))
+    label = Predictor(make_model(tmp_path / "grid", plan), device="cpu").predict(make_image(), spacing_mm=SPACING_MM)
+    assert label.dtype == np.uint16
+    assert set(np.unique(label)) == {0, 7, 60_000}
+
+
+def oblique_affine(spacing_xyz: tuple[float, ...]) -> NDArray[np.float64]:
+    """Turned by 20 and 10 degrees, columns in millimetres."""
+    first, second = np.deg2rad(20), np.deg2rad(10)
+    about_z = np.array([[np.cos(first), -np.sin(first), 0], [np.sin(first), np.cos(first), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(second), -np.sin(second)], [0, np.sin(second), np.cos(second)]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ np.diag(spacing_xyz)
+    affine[:3, 3] = (-12.5, 40.0, 7.75)
+    return affine
+
+
+def test_all_48_orientations_give_the_same_map(predictor: Predictor) -> None:
+    """Axes exchanged and reversed, the affine with them: the same voxels of the patient get the same labels."""
+    image = make_image()
+    affine = oblique_affine(SPACING_MM[::-1])
+    reference = predictor.predict(image, spacing_mm=SPACING_MM, affine=affine)
+    assert set(np.unique(reference)) == {0, 3, 117}
+    volume, expected = image.transpose(2, 1, 0), reference.transpose(2, 1, 0)
+    seen = 0
+    for order, flips in itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)):
+        steps = tuple(slice(None, None, step) for step in flips)
+        stored = volume.transpose(order)[steps]
+        # From stored indices to those of the volume.
+        back = np.zeros((4, 4))
+        back[3, 3] = 1
+        for stored_axis, (axis, step) in enumerate(zip(order, flips, strict=True)):
+            back[axis, stored_axis] = step
+            back[axis, 3] = 0 if step == 1 else stored.shape[stored_axis] - 1
+        spacing_xyz = [SPACING_MM[::-1][axis] for axis in order]
+        label = predictor.predict(stored.transpose(2, 1, 0), spacing_mm=spacing_xyz[::-1], affine=affine @ back)
+        np.testing.assert_array_equal(label.transpose(2, 1, 0), expected.transpose(order)[steps], err_msg=f"{order}")
+        seen += 1
+    assert seen == 48
+
+
+def test_without_an_affine_the_axes_are_canonical(predictor: Predictor) -> None:
+    image = make_image()
+    canonical = np.diag([*SPACING_MM[::-1], 1.0])
+    first = predictor.predict(image, spacing_mm=SPACING_MM)
+    np.testing.assert_array_equal(first, predictor.predict(image, spacing_mm=SPACING_MM, affine=canonical))
+    mirrored = np.diag([-1.1, 0.8, 2.5, 1.0])
+    other = predictor.predict(image[:, :, ::-1], spacing_mm=SPACING_MM, affine=mirrored)
+    np.testing.assert_array_equal(first, other[:, :, ::-1])
+
+
+def test_two_predictors_are_equal_and_leave_the_image_alone(model: Path, predictor: Predictor) -> None:
+    image = make_image(seed=4)
+    before = image.copy()
+    first = predictor.predict(image, spacing_mm=SPACING_MM)
+    second = Predictor(str(model), device="cpu", folds=(0,)).predict(image, spacing_mm=SPACING_MM)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float64, np.bool_])
+def test_any_real_type_is_taken(predictor: Predictor, dtype: type) -> None:
+    image: NDArray = np.random.default_rng(0).integers(0, 100, SHAPE).astype(dtype)
+    expected = predictor.predict(image.astype(np.float32), spacing_mm=SPACING_MM)
+    np.testing.assert_array_equal(predictor.predict(image, spacing_mm=SPACING_MM), expected)
+    np.testing.assert_array_equal(predictor.predict(image[None], spacing_mm=SPACING_MM), expected)
+
+
+def test_folds_are_averaged_as_logits(model: Path) -> None:
+    """All trained folds unless some are named; the mean of both is neither of them."""
+    image = make_image(seed=1)
+    both = Predictor(model, device="cpu")
+    assert both.folds == (0, 2)
+    assert trained_folds(model) == (0, 2)
+    maps = [
+        Predictor(model, device="cpu", folds=folds).predict(image, spacing_mm=SPACING_MM)
+        for folds in ([0], [2], [2, 0])
+    ]
+    together = both.predict(image, spacing_mm=SPACING_MM)
+    assert (together != maps[0]).mean() > 0.01
+    assert (together != maps[1]).mean() > 0.01
+    np.testing.assert_array_equal(together, maps[2])
+
+
+def test_threads_share_a_predictor(predictor: Predictor) -> None:
+    images = [make_image((9, 16, 13 + index), seed=index) for index in range(6)]
+    expected = [predictor.predict(image, spacing_mm=SPACING_MM) for image in images]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda image: predictor.predict(image, spacing_mm=SPACING_MM), images))
+    for result, label in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result, label)
+
+
+def test_volume_smaller_than_the_patch_and_volume_of_zeros(predictor: Predictor) -> None:
+    assert predictor.predict(make_image((1, 3, 4)), spacing_mm=SPACING_MM).shape == (1, 3, 4)
+    assert predictor.predict(np.zeros((2, 3, 4)), spacing_mm=SPACING_MM).shape == (2, 3, 4)
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(16, 13), (2, 9, 16, 13), (1, 1, 9, 16, 13), (0, 16, 13), (1, 9, 0, 13)])
+def test_wrong_shape(predictor: Predictor, shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        PredictionError, match=r"found an image of shape .*, expected \(1, Z, Y, X\) with the channels MR0"
+    ):
+        predictor.predict(np.ones(shape), spacing_mm=SPACING_MM)
+
+
+def test_wrong_number_of_channels(tmp_path: Path) -> None:
+    predictor = Predictor(make_model(tmp_path / "grid", make_plan(n_channels=2)), device="cpu")
+    with pytest.raises(PredictionError, match=r"\(9, 16, 13\), expected \(2, Z, Y, X\) with the channels MR0, MR1"):
+        predictor.predict(make_image(), spacing_mm=SPACING_MM)
+    assert predictor.predict(make_image((2, *SHAPE)), spacing_mm=SPACING_MM).shape == SHAPE
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_not_finite(predictor: Predictor, value: float) -> None:
+    image = make_image()
+    image[3, 4, 5] = value
+    with pytest.raises(PredictionError, match="found voxels that are NaN or infinite, expected finite numbers"):
+        predictor.predict(image, spacing_mm=SPACING_MM)
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, object, "U3"])
+def test_voxels_that_are_not_numbers(predictor: Predictor, dtype: type) -> None:
+    with pytest.raises(PredictionError, match=r"found voxels of type .*, expected real numbers"):
+        predictor.predict(np.ones(SHAPE).astype(dtype), spacing_mm=SPACING_MM)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0), (1.0, 0.0, 1.0), (1.0, -1.0, 1.0), (1.0, np.nan, 1.0), (1,) * 4])
+def test_bad_spacing(predictor: Predictor, spacing_mm: tuple[float, ...]) -> None:
+    with pytest.raises(PredictionError, match=r"found the spacing .* mm, expected three positive numbers \(z, y, x\)"):
+        predictor.predict(make_image(), spacing_mm=spacing_mm)
+
+
+def test_spacing_and_affine_that_disagree(predictor: Predictor) -> None:
+    affine = np.diag([1.1, 0.8, 3.0, 1.0])
+    with pytest.raises(PredictionError, match=r"expected \(3\.0, 0\.8, 1\.1\) mm as the affine has it"):
+        predictor.predict(make_image(), spacing_mm=SPACING_MM, affine=affine)
+
+
+@pytest.mark.parametrize("affine", [np.zeros((4, 4)), np.eye(3), np.full((4, 4), np.nan)])
+def test_bad_affine(predictor: Predictor, affine: NDArray) -> None:
+    with pytest.raises(PredictionError, match="expected a finite, invertible 4x4 matrix"):
+        predictor.predict(make_image(), spacing_mm=SPACING_MM, affine=affine)
+
+
+def test_missing_model(tmp_path: Path) -> None:
+    with pytest.raises(PredictionError, match=r"nowhere: found no plan\.json, expected the folder of a trained"):
+        Predictor(tmp_path / "nowhere", device="cpu")
+
+
+def test_missing_fold(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(PredictionError, match="found the trained folds 0, 2, expected also 1, 4; run 'autoseg train'"):
+        Predictor(model, device="cpu", folds=[0, 4, 1])
+    untrained = make_model(tmp_path / "grid", make_plan(), folds=())
+    with pytest.raises(PredictionError, match="found no trained fold; run 'autoseg train' first"):
+        Predictor(untrained, device="cpu")
+    # A fold that is being trained has no final weights yet.
+    (untrained / "fold_0").mkdir()
+    assert trained_folds(untrained) == ()

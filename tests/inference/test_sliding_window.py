@@ -1,0 +1,220 @@
+"""Tiles, mirroring and averaging, with networks whose answer is known."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autoseg.core.runtime import autocast_dtype
+from autoseg.inference import sliding_window
+from autoseg.inference.sliding_window import WindowConfig, gaussian_weight, predict_logits, tile_starts
+
+# Smaller than, equal to and larger than the patch of (4, 6, 8), and mixtures.
+SHAPES = [(3, 4, 5), (4, 6, 8), (9, 13, 17), (2, 6, 20), (1, 1, 1), (11, 3, 8)]
+PATCH = (4, 6, 8)
+# What a pass in bfloat16 may differ by, relative to the size of the logits.
+TOLERANCE = 1e-5 if autocast_dtype(torch.device("cpu")) is None else 2e-2
+
+
+class Constant(nn.Module):
+    """Logits that depend on nothing."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.values = torch.tensor(values)
+
+    def forward(self, images: Tensor) -> Tensor:
+        shape = (-1, *(1,) * (images.ndim - 2))
+        return self.values.reshape(shape).expand(len(images), len(self.values), *images.shape[2:])
+
+
+class Copy(nn.Module):
+    """The image and its negative, exactly: nothing that autocast would touch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat((images, -images), dim=1)
+
+
+class Shift(nn.Module):
+    """The neighbour before each voxel along each axis: as far from symmetric as can be."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        shifted = [torch.zeros_like(images) for _ in range(images.ndim - 2)]
+        for axis, target in enumerate(shifted):
+            target.narrow(axis + 2, 1, images.shape[axis + 2] - 1).copy_(
+                images.narrow(axis + 2, 0, images.shape[axis + 2] - 1)
+            )
+        return torch.cat(shifted, dim=1)
+
+
+def config(n_axes: int, *, mirror: bool, step_fraction: float = 0.5) -> WindowConfig:
+    axes = tuple(range(n_axes)) if mirror else ()
+    return WindowConfig(patch_size=PATCH[-n_axes:], mirror_axes=axes, step_fraction=step_fraction)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("n_axes", [2, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_constant_networks_give_their_mean_everywhere(shape: tuple[int, ...], n_axes: int, mirror: bool) -> None:
+    networks = [Constant(1.5, -3.0, 0.0), Constant(0.5, -1.0, 7.0)]
+    result = predict_logits(torch.randn(2, *shape), networks, n_classes=3, config=config(n_axes, mirror=mirror))
+    assert result.shape == (3, *shape)
+    assert result.dtype == torch.float32
+    expected = torch.tensor([1.0, -2.0, 3.5]).reshape(3, 1, 1, 1).expand(3, *shape)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("step_fraction", [0.1, 0.5, 0.73, 1.0])
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("n_axes", [2, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pointwise_network_equals_the_network_on_the_volume(
+    shape: tuple[int, ...], n_axes: int, mirror: bool, step_fraction: float
+) -> None:
+    """Every tile and mirrored copy is put back where it came from."""
+    image = torch.randn(1, *shape)
+    window = config(n_axes, mirror=mirror, step_fraction=step_fraction)
+    result = predict_logits(image, [Copy()], n_classes=2, config=window)
+    torch.testing.assert_close(result, torch.cat((image, -image)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_convolution_of_one_voxel_equals_the_convolution_of_the_volume(n_axes: int) -> None:
+    torch.manual_seed(0)
+    kinds: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+    network = kinds[n_axes](2, 3, 1)
+    image = torch.randn(2, 7, 11, 19)
+    weight, bias = (parameter.detach() for parameter in network.parameters())
+    expected = torch.einsum("kc,czyx->kzyx", weight.flatten(1), image) + bias.reshape(-1, 1, 1, 1)
+    result = predict_logits(image, [network], n_classes=3, config=config(n_axes, mirror=True))
+    torch.testing.assert_close(result, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("voxels_per_batch", [1, 3 * 4 * 6 * 8, 2**19])
+def test_size_of_the_batches_does_not_matter(voxels_per_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.randn(1, 9, 13, 17)
+    expected = predict_logits(image, [Shift()], n_classes=3, config=config(3, mirror=True))
+    monkeypatch.setitem(sliding_window.MAX_BATCH_VOXELS, "cpu", voxels_per_batch)
+    result = predict_logits(image, [Shift()], n_classes=3, config=config(3, mirror=True))
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("mirror_axes", [(0,), (2,), (0, 2), (0, 1, 2)])
+def test_mirroring_is_the_mean_over_flipped_volumes_in_3d(mirror_axes: tuple[int, ...]) -> None:
+    """The volume is one tile, so that flipping it by hand is flipping the tile."""
+    image = torch.randn(1, *PATCH)
+    combinations = [axes for size in range(len(mirror_axes) + 1) for axes in itertools.combinations(mirror_axes, size)]
+    assert len(combinations) == 2 ** len(mirror_axes)
+    copies = []
+    for axes in combinations:
+        in_batch = [axis + 2 for axis in axes]
+        copies.append(Shift()(image[None].flip(in_batch)).flip(in_batch)[0])
+    result = predict_logits(
+        image, [Shift()], n_classes=3, config=WindowConfig(patch_size=PATCH, mirror_axes=mirror_axes)
+    )
+    torch.testing.assert_close(result, torch.stack(copies).mean(dim=0), atol=1e-6, rtol=1e-6)
+    assert (result - copies[0]).abs().max() > 0.1
+
+
+def test_mirroring_is_the_mean_over_flipped_slices_in_2d() -> None:
+    """Axis 0 of a 2D patch is Y: Z is never mirrored."""
+    image = torch.randn(1, 5, *PATCH[1:])
+    copies = []
+    for axes in [(), (2,), (3,), (2, 3)]:
+        slices = image.movedim(1, 0)
+        copies.append(Shift()(slices.flip(axes)).flip(axes).movedim(0, 1))
+    result = predict_logits(image, [Shift()], n_classes=2, config=config(2, mirror=True))
+    torch.testing.assert_close(result, torch.stack(copies).mean(dim=0), atol=1e-6, rtol=1e-6)
+
+
+def test_overlapping_tiles_are_weighted_by_the_gaussian() -> None:
+    """Two tiles along the last axis, averaged by hand."""
+    image = torch.randn(1, 4, 6, 12)
+    result = predict_logits(image, [Shift()], n_classes=3, config=config(3, mirror=False))
+    weight = gaussian_weight(PATCH)
+    total, weights = torch.zeros(3, 4, 6, 12), torch.zeros(4, 6, 12)
+    for start in (0, 4):
+        place = (..., slice(start, start + 8))
+        total[place] += (
+            Shift()(image[None])[0][place] * weight if start == 0 else (Shift()(image[place][None])[0] * weight)
+        )
+        weights[place] += weight
+    torch.testing.assert_close(result, total / weights, atol=1e-6, rtol=1e-5)
+
+
+def test_small_volume_lies_in_the_middle_of_its_padding() -> None:
+    seen = []
+
+    class Record(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return images
+
+    image = torch.ones(1, 2, 6, 5)
+    predict_logits(image, [Record()], n_classes=1, config=config(3, mirror=False))
+    expected = torch.zeros(1, 1, *PATCH)
+    expected[0, 0, 1:3, :, 1:6] = 1
+    assert len(seen) == 1
+    assert torch.equal(seen[0], expected)
+
+
+def test_input_is_not_changed() -> None:
+    image = torch.randn(1, 9, 13, 17)
+    before = image.clone()
+    predict_logits(image, [Copy()], n_classes=2, config=config(3, mirror=True))
+    assert torch.equal(image, before)
+
+
+# -- tiles and weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step_fraction", [0.1, 0.25, 0.5, 0.73, 1.0])
+def test_tiles_reach_from_end_to_end_without_gaps(step_fraction: float) -> None:
+    for patch, size in itertools.product((1, 2, 3, 5, 8, 64), (*range(1, 40), 200, 511)):
+        starts = tile_starts(size, patch, step_fraction)
+        assert starts[0] == 0
+        assert starts[-1] == max(0, size - patch)
+        gaps = [after - before for before, after in itertools.pairwise(starts)]
+        # Starts are whole voxels, so that a step may be rounded up, though never beyond the patch.
+        assert all(0 < gap <= min(patch, -int(-patch * step_fraction // 1)) for gap in gaps), (size, patch, starts)
+
+
+def test_tile_starts_known_by_hand() -> None:
+    assert tile_starts(10, 16, 0.5) == [0]
+    assert tile_starts(16, 16, 0.5) == [0]
+    assert tile_starts(17, 16, 0.5) == [0, 1]
+    assert tile_starts(32, 16, 0.5) == [0, 8, 16]
+    assert tile_starts(33, 16, 0.5) == [0, 6, 11, 17]
+
+
+def test_each_slice_is_predicted_once_in_2d() -> None:
+    assert tile_starts(7, 1, 0.5) == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("patch", [(8,), (1, 1), (5, 16), (64, 3), (4, 6, 8), (32, 40, 24)])
+def test_gaussian_weight(patch: tuple[int, ...]) -> None:
+    weight = gaussian_weight(patch)
+    assert weight.shape == patch
+    assert weight.dtype == torch.float32
+    assert float(weight.max()) == 1
+    assert float(weight.min()) > 0
+    for axis in range(len(patch)):
+        torch.testing.assert_close(weight, weight.flip(axis))
+        half = weight.narrow(axis, 0, (patch[axis] + 1) // 2)
+        assert (half.diff(dim=axis) >= 0).all()
+
+
+def test_gaussian_weight_has_a_sigma_of_an_eighth_of_the_patch() -> None:
+    weight = gaussian_weight((33,))
+    assert float(weight[16 + 4] / weight[16]) == pytest.approx(
+        float(torch.exp(torch.tensor(-0.5 * (4 / (33 / 8)) ** 2)))
+    )
+
+
+@pytest.mark.parametrize("step_fraction", [0.0, -0.5, 1.01])
+def test_step_fraction_is_checked(step_fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"step_fraction is .*, expected more than 0 and at most 1"):
+        WindowConfig(patch_size=PATCH, step_fraction=step_fraction)

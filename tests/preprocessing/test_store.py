@@ -1,0 +1,188 @@
+"""Preprocessed cases on disk: read in parts, whole or absent, rebuilt when what they are made of changes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from autoseg.core.errors import WorkspaceError
+from autoseg.core.geometry import Box, Geometry
+from autoseg.preprocessing.preprocess import CaseRecord
+from autoseg.preprocessing.store import (
+    MAX_FOREGROUND_PER_CLASS,
+    PreprocessedCase,
+    is_current,
+    sample_foreground,
+    write_case,
+)
+
+SHAPE = (12, 14, 16)
+RECORD = CaseRecord(
+    geometry=Geometry(
+        shape=SHAPE,
+        spacing_mm=(2.0, 1.0, 0.1),
+        affine=((0.1, 0.0, 0.0, -3.3), (0.0, 1.0, 0.0, 1 / 3), (0.0, 0.0, 2.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
+        file_axcodes=("R", "A", "S"),
+    ),
+    crop=Box(start=(0, 0, 0), stop=SHAPE),
+    axis_order=(0, 1, 2),
+    shape=SHAPE,
+    spacing_mm=(2.0, 1.0, 0.1),
+    nearest_axis=None,
+)
+
+
+def write(folder: Path, *, key: str = "key", seed: int = 0, n_classes: int = 4) -> tuple[NDArray, NDArray]:
+    """A case of two channels in which class 2 does not occur."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(2, *SHAPE)).astype(np.float32)
+    label = rng.choice(np.array([0, 1, 3], np.uint8), SHAPE, p=[0.8, 0.15, 0.05])
+    write_case(folder, image, label, key=key, record=RECORD, n_classes=n_classes)
+    return image, label
+
+
+def test_patch_read_from_disk_is_the_slice_of_the_array(tmp_path: Path) -> None:
+    image, label = write(tmp_path / "case")
+    case = PreprocessedCase(tmp_path / "case")
+    place = (slice(3, 9), slice(0, 5), slice(7, 16))
+    np.testing.assert_array_equal(case.image[(slice(None), *place)], image.astype(np.float16)[(slice(None), *place)])
+    np.testing.assert_array_equal(case.label[place], label[place])
+    assert case.image.dtype == np.float16
+    assert case.label.dtype == label.dtype
+    assert isinstance(case.image, np.memmap)
+    assert case.id == "case"
+    assert case.record == RECORD
+
+
+def test_patch_of_an_array_in_fortran_order(tmp_path: Path) -> None:
+    image = np.asfortranarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32))
+    label = np.asfortranarray(np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
+    write_case(tmp_path / "case", image, label, key="key", record=RECORD, n_classes=60)
+    case = PreprocessedCase(tmp_path / "case")
+    np.testing.assert_array_equal(case.image[1, 1:, 2], image.astype(np.float16)[1, 1:, 2])
+    np.testing.assert_array_equal(case.label, label)
+    assert case.foreground(59).tolist() == [[2, 3, 4]]
+
+
+def test_float16_loses_little_and_does_not_overflow(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(size=(1, *SHAPE)).astype(np.float32)
+    image[0, 0, 0, :2] = 1e6, -1e6
+    write_case(tmp_path / "case", image, np.zeros(SHAPE, np.uint8), key="key", record=RECORD, n_classes=2)
+    stored = PreprocessedCase(tmp_path / "case").image.astype(np.float32)
+    assert np.isfinite(stored).all()
+    assert stored[0, 0, 0, 0] > 6e4
+    assert stored[0, 0, 0, 1] < -6e4
+    np.testing.assert_allclose(stored[0, 1:], image[0, 1:], rtol=5e-4, atol=1e-7)
+
+
+def test_foreground_lists_every_voxel_of_each_class(tmp_path: Path) -> None:
+    _, label = write(tmp_path / "case")
+    case = PreprocessedCase(tmp_path / "case")
+    assert case.classes == (1, 3)
+    for value in (1, 2, 3):
+        positions = case.foreground(value)
+        assert sorted(map(tuple, positions.tolist())) == sorted(map(tuple, np.argwhere(label == value).tolist()))
+
+
+def test_foreground_of_large_classes_is_an_even_draw() -> None:
+    label = np.zeros((40, 40, 40), np.uint16)
+    label[:, :, :20] = 1
+    label[:, :, 30:32] = 300
+    counts, positions = sample_foreground(label, n_classes=301, seed=3)
+    assert len(counts) == 300
+    assert counts[0] == MAX_FOREGROUND_PER_CLASS
+    assert counts[299] == 40 * 40 * 2
+    assert sum(counts) == len(positions)
+    assert (label[tuple(positions[: counts[0]].T)] == 1).all()
+    assert (label[tuple(positions[counts[0] :].T)] == 300).all()
+    assert len(np.unique(positions, axis=0)) == len(positions)
+    # Within five standard errors of the middle of the class along each axis.
+    drawn = positions[: counts[0]]
+    assert np.abs(drawn.mean(axis=0) - (19.5, 19.5, 9.5)).max() < 5 * 12 / np.sqrt(len(drawn))
+    again = sample_foreground(label, n_classes=301, seed=3)[1]
+    np.testing.assert_array_equal(again, positions)
+    assert not np.array_equal(sample_foreground(label, n_classes=301, seed=4)[1], positions)
+
+
+def test_case_without_foreground(tmp_path: Path) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    write_case(tmp_path / "case", np.zeros((1, *SHAPE), np.float32), label, key="key", record=RECORD, n_classes=3)
+    case = PreprocessedCase(tmp_path / "case")
+    assert case.classes == ()
+    assert case.foreground(1).shape == (0, 3)
+    assert case.foreground(2).shape == (0, 3)
+
+
+def test_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
+    image = np.zeros((1, *SHAPE), np.float32)
+    broken = np.zeros(SHAPE, object)
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        write_case(tmp_path / "case", image, broken, key="key", record=RECORD, n_classes=2)
+    assert list(tmp_path.iterdir()) == []
+    assert not is_current(tmp_path / "case", "key")
+
+
+def test_failure_half_way_leaves_the_case_that_was_there(tmp_path: Path) -> None:
+    _, label = write(tmp_path / "case")
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        write_case(
+            tmp_path / "case",
+            np.zeros((1, *SHAPE), np.float32),
+            np.zeros(SHAPE, object),
+            key="other",
+            record=RECORD,
+            n_classes=2,
+        )
+    assert [file.name for file in tmp_path.iterdir()] == ["case"]
+    assert is_current(tmp_path / "case", "key")
+    np.testing.assert_array_equal(PreprocessedCase(tmp_path / "case").label, label)
+
+
+def test_existing_case_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    write(tmp_path / "case", key="old")
+    (tmp_path / "case" / "leftover").write_text("x")
+    _, label = write(tmp_path / "case", key="new", seed=1)
+    assert is_current(tmp_path / "case", "new")
+    assert not is_current(tmp_path / "case", "old")
+    assert not (tmp_path / "case" / "leftover").exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    np.testing.assert_array_equal(PreprocessedCase(tmp_path / "case").label, label)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"key": "key"}', '{"version": 0, "key": "key"}'])
+def test_is_current_of_a_file_that_is_something_else(tmp_path: Path, content: str) -> None:
+    write(tmp_path / "case")
+    assert is_current(tmp_path / "case", "key")
+    (tmp_path / "case" / "case.json").write_text(content)
+    assert not is_current(tmp_path / "case", "key")
+    assert not is_current(tmp_path / "missing", "key")
+
+
+@pytest.mark.parametrize("name", ["case.json", "image.npy", "label.npy", "foreground.npy"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage"])
+def test_damaged_case_is_named(tmp_path: Path, name: str, damage: str) -> None:
+    write(tmp_path / "case")
+    file = tmp_path / "case" / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "garbage": b"\x00\xff" * 100}[damage])
+    with pytest.raises(WorkspaceError, match=r"case: the preprocessed case cannot be read .* 'autoseg plan'"):
+        PreprocessedCase(tmp_path / "case")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
+def test_open_cases_hold_no_files_open(tmp_path: Path) -> None:
+    """A fold of a thousand cases would otherwise meet the limit of open files of a process."""
+    write(tmp_path / "case")
+    assert sys.platform == "linux"
+    before = len(os.listdir("/proc/self/fd"))
+    cases = [PreprocessedCase(tmp_path / "case") for _ in range(5)]
+    total = sum(int(case.label[0, 0, 0]) + float(case.image[0, 0, 0, 0]) for case in cases)
+    assert np.isfinite(total)
+    assert len(os.listdir("/proc/self/fd")) == before

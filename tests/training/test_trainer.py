@@ -1,0 +1,234 @@
+"""A training run: reproducible, interruptible, within its budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.core.errors import TrainingError
+from autoseg.core.geometry import Box, Geometry
+from autoseg.core.labels import LabelSpec
+from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
+from autoseg.preprocessing.preprocess import CaseRecord
+from autoseg.preprocessing.store import PreprocessedCase, write_case
+from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.trainer import EpochFigures, TrainingInterrupted, train_fold
+
+SHAPE = (18, 20, 22)
+LABELS = LabelSpec(names=("ball", "shell"), values=(1, 2))
+CPU = torch.device("cpu")
+
+
+def make_configuration(n_axes: int = 3) -> ConfigurationPlan:
+    return ConfigurationPlan(
+        name=f"{n_axes}d",
+        spacing_mm=(1.0,) * n_axes,
+        median_shape=SHAPE[-n_axes:],
+        patch_size=(16,) * n_axes,
+        batch_size=2,
+        lowres_axis=None,
+        batch_dice=False,
+        previous=None,
+        network=NetworkPlan(
+            architecture="unet",
+            features=(4, 8, 8),
+            strides=((1,) * n_axes, (2,) * n_axes, (2,) * n_axes),
+            kernel_sizes=((3,) * n_axes,) * 3,
+            encoder_blocks=(1, 1, 1),
+            decoder_blocks=(1, 1),
+        ),
+    )
+
+
+def make_plan(configuration: ConfigurationPlan) -> Plan:
+    return Plan(
+        version=PLAN_VERSION,
+        dataset="balls",
+        labels=LABELS,
+        normalization=(
+            ChannelNormalization(
+                channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
+            ),
+        ),
+        axis_order=(0, 1, 2),
+        n_folds=2,
+        configurations={configuration.name: configuration},
+        recommended=configuration.name,
+        reasons=(),
+        provenance={},
+    )
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[PreprocessedCase]:
+    """Balls in shells at random places, bright in noise."""
+    folder = tmp_path_factory.mktemp("cases")
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"))
+    geometry = Geometry(
+        shape=SHAPE,
+        spacing_mm=(1.0, 1.0, 1.0),
+        affine=tuple(tuple(row) for row in np.eye(4).tolist()),
+        file_axcodes=("R", "A", "S"),
+    )
+    record = CaseRecord(
+        geometry=geometry,
+        crop=Box(start=(0, 0, 0), stop=SHAPE),
+        axis_order=(0, 1, 2),
+        shape=SHAPE,
+        spacing_mm=(1.0, 1.0, 1.0),
+        nearest_axis=None,
+    )
+    result = []
+    for index in range(4):
+        centre = rng.uniform(6, 12, 3)
+        distance = np.linalg.norm(grid - centre.reshape(3, 1, 1, 1), axis=0)
+        label = np.where(distance < 3, 1, np.where(distance < 6, 2, 0)).astype(np.uint8)
+        image = (np.array([0.0, 2.0, 1.0])[label] + rng.normal(0, 0.3, SHAPE))[None].astype(np.float32)
+        write_case(folder / f"case_{index}", image, label, key="k", record=record, n_classes=3)
+        result.append(PreprocessedCase(folder / f"case_{index}"))
+    return result
+
+
+def train(
+    folder: Path,
+    cases: Sequence[PreprocessedCase],
+    *,
+    config: TrainConfig,
+    n_axes: int = 3,
+    resume: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, torch.Tensor]:
+    configuration = make_configuration(n_axes)
+    network = train_fold(
+        folder,
+        make_plan(configuration),
+        configuration,
+        training=cases[:3],
+        validation=cases[3:],
+        config=config,
+        device=CPU,
+        resume=resume,
+        stop=stop,
+    )
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def stop_after(n_steps: int) -> Callable[[], bool]:
+    """True at the n-th time it is asked, which is after every step."""
+    asked = [0]
+
+    def stop() -> bool:
+        asked[0] += 1
+        return asked[0] >= n_steps
+
+    return stop
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+TEN = TrainConfig(budget=Budget(iterations=10, iterations_per_epoch=4))
+
+
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(
+    tmp_path: Path, cases: list[PreprocessedCase], n_axes: int
+) -> None:
+    first = train(tmp_path / "a", cases, config=TEN, n_axes=n_axes)
+    assert_equal(first, train(tmp_path / "b", cases, config=TEN, n_axes=n_axes))
+    other = train(tmp_path / "c", cases, config=TrainConfig(budget=TEN.budget, seed=1), n_axes=n_axes)
+    assert not torch.equal(first["heads.0.weight"], other["heads.0.weight"])
+
+
+@pytest.mark.parametrize("n_steps", [3, 4, 9])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, cases: list[PreprocessedCase], n_steps: int) -> None:
+    """Within an epoch, at its end, and in the last one; the log is the same too, apart from times."""
+    whole = train(tmp_path / "whole", cases, config=TEN)
+    with pytest.raises(TrainingInterrupted, match=f"step {n_steps}"):
+        train(tmp_path / "parts", cases, config=TEN, stop=stop_after(n_steps))
+    assert not (tmp_path / "parts" / "weights.safetensors").exists()
+    assert_equal(whole, train(tmp_path / "parts", cases, config=TEN))
+    timed = {"time_s", "step_s", "data_wait_fraction"}
+    logs = [
+        [{k: v for k, v in line.items() if k not in timed} for line in read_log(tmp_path / name)]
+        for name in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+    assert [line["iteration"] for line in logs[0]] == [4, 8, 10]
+
+
+def test_a_finished_fold_is_not_trained_again_but_a_larger_budget_goes_on(
+    tmp_path: Path, cases: list[PreprocessedCase]
+) -> None:
+    first = train(tmp_path, cases, config=TEN)
+    written = (tmp_path / "weights.safetensors").stat().st_mtime_ns
+    assert_equal(first, train(tmp_path, cases, config=TEN))
+    assert (tmp_path / "weights.safetensors").stat().st_mtime_ns == written
+    more = TrainConfig(budget=Budget(iterations=14, iterations_per_epoch=4))
+    assert not torch.equal(first["heads.0.weight"], train(tmp_path, cases, config=more)["heads.0.weight"])
+    assert read_log(tmp_path)[-1]["iteration"] == 14
+
+
+def test_another_seed_in_the_same_folder_is_refused_until_resuming_is_off(
+    tmp_path: Path, cases: list[PreprocessedCase]
+) -> None:
+    train(tmp_path, cases, config=TEN)
+    other = TrainConfig(budget=TEN.budget, seed=1)
+    with pytest.raises(TrainingError, match="--no-resume"):
+        train(tmp_path, cases, config=other)
+    fresh = train(tmp_path / "fresh", cases, config=other)
+    assert_equal(fresh, train(tmp_path, cases, config=other, resume=False))
+
+
+def test_training_learns(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+    config = TrainConfig(budget=Budget(iterations=300, iterations_per_epoch=75), augment=False)
+    train(tmp_path, cases, config=config)
+    log = read_log(tmp_path)
+    losses = [line["validation_loss"] for line in log]
+    assert losses == sorted(losses, reverse=True)
+    assert log[0]["validation_dice"] < 0.6
+    assert log[-1]["validation_dice"] > 0.75
+
+
+def test_time_budget_ends_training_and_the_rate_goes_to_zero(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+    train(tmp_path, cases, config=TrainConfig(budget=Budget(max_time_s=4.0)))
+    log = read_log(tmp_path)
+    assert 4.0 <= log[-1]["time_s"] < 8.0
+    assert len(log) > 3
+    assert log[-1]["learning_rate"] < 0.05 * max(line["learning_rate"] for line in log)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+    train(tmp_path, cases, config=TEN)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors.*damaged"):
+        train(tmp_path, cases, config=TEN)
+
+
+def test_a_loss_that_is_never_finite_stops_with_the_case(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+    folder = tmp_path / "broken"
+    image = np.full((1, *SHAPE), np.nan, np.float32)
+    write_case(folder, image, np.asarray(cases[0].label), key="k", record=cases[0].record, n_classes=3)
+    broken = PreprocessedCase(folder)
+    config = TrainConfig(budget=Budget(iterations=50))
+    with pytest.raises(TrainingError, match="broken"):
+        train(tmp_path / "fold", [broken] * 3 + list(cases[3:]), config=config)
+
+
+def test_figures_of_the_log_are_read_back() -> None:
+    names = set(EpochFigures.__dataclass_fields__)
+    assert {"train_loss", "validation_dice", "class_dice", "learning_rate", "data_wait_fraction"} <= names
