@@ -111,7 +111,8 @@ def train(
     """
     from autoseg import pipeline
     from autoseg.data.splits import parse_folds
-    from autoseg.training.config import RECIPES, Budget, TrainConfig
+    from autoseg.training.config import Budget, TrainConfig
+    from autoseg.training.recipe import RECIPES
     from autoseg.training.trainer import TrainingInterrupted
 
     n_folds = len(pipeline.Workspace(root=work).read_splits().folds)
@@ -152,7 +153,10 @@ def predict(
     configuration: Configuration = None,
     folds: Annotated[Optional[str], typer.Option(help="0..4, 0,2, 3; default: all trained.")] = None,  # noqa: UP045
     device: Device = "auto",
-    mirroring: Annotated[bool, typer.Option(help="Average over mirrored copies.")] = True,
+    mirroring: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--mirroring/--no-mirroring", help="Average over mirrored copies; default: if trained on such."),
+    ] = None,
     step: Annotated[
         float, typer.Option(min=0.05, max=1.0, help="Distance of tiles, as a fraction of the patch.")
     ] = 0.5,

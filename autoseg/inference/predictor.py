@@ -18,6 +18,7 @@ from autoseg.networks.build import build_network
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, record_case, restore_classes
 from autoseg.training.checkpoint import load_weights
+from autoseg.training.record import FoldFiles, TrainingRecord
 
 
 class Predictor:
@@ -39,7 +40,7 @@ class Predictor:
         *,
         device: str = "auto",
         folds: Sequence[int] | None = None,
-        mirroring: bool = True,
+        mirroring: bool | None = None,
         step_fraction: float = 0.5,
     ) -> None:
         """Loads a model.
@@ -48,7 +49,7 @@ class Predictor:
             model: the folder of a trained configuration, such as `autoseg-work/models/3d_fullres`.
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
             folds: which folds to average; None for all that are trained.
-            mirroring: average over mirrored copies along all axes.
+            mirroring: average over mirrored copies along all axes; None where all folds were trained on mirrored ones.
             step_fraction: distance of tiles as a fraction of the patch.
 
         Raises:
@@ -68,6 +69,9 @@ class Predictor:
         self._networks = [
             _load_network(folder, fold, self.plan, self.configuration).to(self.device) for fold in self.folds
         ]
+        if mirroring is None:
+            mirroring = all(_read_record(folder, fold).mirrored for fold in self.folds)
+        self.mirroring = mirroring
         self._window = window_config(self.configuration, mirroring=mirroring, step_fraction=step_fraction)
 
     def predict(
@@ -175,8 +179,13 @@ def _read_model(folder: Path) -> tuple[Plan, ConfigurationPlan]:
     return plan, plan.configuration(plan.recommended)
 
 
+def _read_record(folder: Path, fold: int) -> TrainingRecord:
+    record: TrainingRecord = read_json(FoldFiles(folder=fold_folder(folder, fold)).training, TrainingRecord)
+    return record
+
+
 def _load_network(folder: Path, fold: int, plan: Plan, configuration: ConfigurationPlan) -> nn.Module:
     n_channels, n_classes = len(plan.channels), plan.labels.n_classes
     network = build_network(configuration.network, n_channels=n_channels, n_classes=n_classes)
-    load_weights(fold_folder(folder, fold) / "weights.safetensors", network)
+    load_weights(FoldFiles(folder=fold_folder(folder, fold)).weights, network)
     return network.eval()

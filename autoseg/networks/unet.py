@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoseg.planning.plan import NetworkPlan
@@ -18,7 +19,29 @@ NORM_EPS = 1e-5
 
 _CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_NORM: dict[int, Callable[..., nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class InstanceNorm(nn.Module):
+    """Instance norm with a weight and a bias per channel, which keeps the channels-last layout on a CPU.
+
+    There torch's own copies to channels-first, and the convolutions around it have to copy back.
+    """
+
+    def __init__(self, n_channels: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_channels))
+        self.bias = nn.Parameter(torch.zeros(n_channels))
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, [Z,] Y, X) to the same shape; zero mean and unit variance in each channel of each sample."""
+        if features.device.type != "cpu":
+            return F.instance_norm(features, weight=self.weight, bias=self.bias, eps=self.eps)
+        samples = (
+            F.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for sample in features.split(1)
+        )
+        return torch.cat(list(samples))
 
 
 class ConvBlock(nn.Sequential):
@@ -36,7 +59,7 @@ class ConvBlock(nn.Sequential):
                 stride=tuple(stride or (1,) * n_axes),
                 padding=tuple(edge // 2 for edge in kernel_size),
             ),
-            _NORM[n_axes](n_out, eps=NORM_EPS, affine=True),
+            InstanceNorm(n_out, eps=NORM_EPS),
             nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
         )
 

@@ -65,7 +65,8 @@ def train(
     """
     from autoseg.inference.predictor import fold_folder
     from autoseg.preprocessing.store import PreprocessedCase
-    from autoseg.training.config import RECIPES, Budget, TrainConfig
+    from autoseg.training.config import Budget, TrainConfig
+    from autoseg.training.recipe import RECIPES
     from autoseg.training.trainer import train_fold
 
     workspace = Workspace(root=Path(work))

@@ -29,6 +29,7 @@ class PredictionRecord:
         dataset: the model was trained on.
         configuration: of the model.
         folds: that were averaged.
+        mirrored: whether mirrored copies were averaged.
         labels: names and values in the label maps.
         seconds: per case.
     """
@@ -37,6 +38,7 @@ class PredictionRecord:
     dataset: str
     configuration: str
     folds: tuple[int, ...]
+    mirrored: bool
     labels: LabelSpec
     seconds: dict[str, float]
 
@@ -49,7 +51,7 @@ def predict(
     configuration: str | None = None,
     folds: Sequence[int] | None = None,
     device: str = "auto",
-    mirroring: bool = True,
+    mirroring: bool | None = None,
     step_fraction: float = 0.5,
 ) -> list[Path]:
     """Segments every image of a folder with the trained folds of a configuration.
@@ -67,7 +69,7 @@ def predict(
         configuration: its name; None for the recommended one.
         folds: which to average; None for all that are trained.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        mirroring: average over mirrored copies.
+        mirroring: average over mirrored copies; None where the folds were trained on such.
         step_fraction: distance of tiles as a fraction of the patch.
 
     Returns:
@@ -85,10 +87,11 @@ def predict(
     cases = find_images(Path(images), n_channels=len(predictor.plan.channels))
     folder = Path(output)
     logger.info(
-        "segmenting %d images with %s, folds %s, on %s",
+        "segmenting %d images with %s, folds %s, %s mirroring, on %s",
         len(cases),
         predictor.configuration.name,
         ", ".join(map(str, predictor.folds)),
+        "with" if predictor.mirroring else "without",
         predictor.device,
     )
     written, problems, seconds = [], [], {}
@@ -112,6 +115,7 @@ def predict(
             dataset=predictor.plan.dataset,
             configuration=predictor.configuration.name,
             folds=predictor.folds,
+            mirrored=predictor.mirroring,
             labels=predictor.plan.labels,
             seconds=seconds,
         ),

@@ -28,6 +28,7 @@ class RunState:
         epoch_losses: losses of the epoch that has begun, step by step.
         epoch_time_s: time spent in that epoch.
         loss_scale: of float16 training; None otherwise.
+        mirror: whether patches are mirrored; None before that is decided.
         finished: whether the budget is used up.
     """
 
@@ -38,6 +39,7 @@ class RunState:
     epoch_losses: tuple[float, ...]
     epoch_time_s: float
     loss_scale: float | None
+    mirror: bool | None
     finished: bool
 
 

@@ -1,4 +1,4 @@
-"""What a training run is asked to do: budget, recipe, and everything else that changes its result."""
+"""What a training run is asked to do: its budget, and everything else that changes its result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from autoseg.core.errors import TrainingError
+from autoseg.training.recipe import RECIPES
 
 ITERATIONS_PER_EPOCH = 250
 # A budget shorter than this many full epochs is cut into as many shorter ones, so that there is a curve to look at.
@@ -54,6 +55,11 @@ class Budget:
             length = min(length, max(1, math.ceil(iterations / MIN_EPOCHS_SHOWN)))
         return cls(iterations=iterations, max_time_s=max_time_s, iterations_per_epoch=length)
 
+    def expected_iterations(self, step_s: float) -> float:
+        """How many steps of so many seconds the budget allows."""
+        by_time = math.inf if self.max_time_s is None else self.max_time_s / step_s
+        return min(by_time, math.inf if self.iterations is None else self.iterations)
+
     def fraction_done(self, iteration: int, elapsed_s: float) -> float:
         """From 0 to 1; the schedule follows it, so it fits whichever budget was given."""
         fractions = [0.0]
@@ -70,64 +76,6 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How the weights are optimised.
-
-    Attributes:
-        optimizer: "adamw" or "sgd" (Nesterov momentum 0.99).
-        learning_rate: the largest.
-        weight_decay: decoupled for "adamw", in the gradient for "sgd".
-        schedule: "cosine" (linear warm-up, then one half cosine to zero) or "poly" (power 0.9, no warm-up).
-        warmup_fraction: of the budget, for "cosine".
-        max_gradient_norm: gradients are scaled down to it.
-        max_cpu_batch: patches per step on a CPU, where steps count for more than patches; None for the plan's.
-        default_epochs: where the user gives no budget.
-    """
-
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    schedule: str
-    warmup_fraction: float
-    max_gradient_norm: float
-    max_cpu_batch: int | None
-    default_epochs: int
-
-    def rate(self, fraction_done: float) -> float:
-        """The learning rate after a fraction of the budget."""
-        if self.schedule == "poly":
-            return self.learning_rate * (1 - fraction_done) ** 0.9
-        if fraction_done < self.warmup_fraction:
-            return self.learning_rate * (0.01 + 0.99 * fraction_done / self.warmup_fraction)
-        progress = (fraction_done - self.warmup_fraction) / (1 - self.warmup_fraction)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-RECIPES: dict[str, Recipe] = {
-    "fast": Recipe(
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.01,
-        schedule="cosine",
-        warmup_fraction=0.05,
-        max_gradient_norm=12.0,
-        max_cpu_batch=2,
-        default_epochs=250,
-    ),
-    "published": Recipe(
-        optimizer="sgd",
-        learning_rate=1e-2,
-        weight_decay=3e-5,
-        schedule="poly",
-        warmup_fraction=0.0,
-        max_gradient_norm=12.0,
-        max_cpu_batch=None,
-        default_epochs=1000,
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything about a training run that is not in the plan.
 
@@ -138,7 +86,7 @@ class TrainConfig:
         seed: of weights, patches and augmentation.
         foreground_fraction: part of each batch that is centred on a foreground voxel.
         augment: whether to augment.
-        deterministic: whether to keep to operations that give the same result every time on a GPU too.
+        mirror: whether mirroring is part of the augmentation; None leaves it to the recipe.
     """
 
     budget: Budget
@@ -147,7 +95,7 @@ class TrainConfig:
     seed: int = 0
     foreground_fraction: float = 1 / 3
     augment: bool = True
-    deterministic: bool = False
+    mirror: bool | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:

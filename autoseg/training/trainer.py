@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoseg import __version__
 from autoseg.core.errors import TrainingError
 from autoseg.core.runtime import autocast_dtype, derive_seed, format_duration, n_cpus, track
-from autoseg.core.serialize import atomic_path, digest, from_plain, to_plain
+from autoseg.core.serialize import digest, write_json
 from autoseg.networks.build import build_network, channels_last
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.store import PreprocessedCase
@@ -32,9 +32,11 @@ from autoseg.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from autoseg.training.config import RECIPES, Recipe, TrainConfig
+from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.losses import deep_supervision_loss, dice_ce_loss
 from autoseg.training.patches import Batch, PatchSampler, read_ahead
+from autoseg.training.recipe import RECIPES, choose_batch_size, make_optimizer
+from autoseg.training.record import EpochFigures, FoldFiles, TrainingRecord, read_log, write_log
 
 logger = logging.getLogger(__name__)
 
@@ -43,65 +45,13 @@ MAX_BAD_STEPS = 20
 # One validation batch per so many training steps keeps validation to a few percent of the time.
 STEPS_PER_VALIDATION_BATCH = 20
 SMOOTHING = 0.9
+N_TIMED_STEPS = 3
 
 Stop = Callable[[], bool]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpochFigures:
-    """One line of `log.jsonl`.
-
-    Attributes:
-        epoch: counted from 1.
-        iteration: steps done at its end.
-        time_s: training time at its end, over all resumed parts.
-        train_loss: mean over the epoch's steps, deep supervision included.
-        validation_loss: on patches of the validation cases, at full resolution.
-        validation_dice: mean over the foreground classes that occur in those patches.
-        smoothed_dice: moving average of it.
-        class_dice: per foreground class; null where the patches have none of it.
-        learning_rate: of the last step.
-        step_s: mean time of a step.
-        data_wait_fraction: part of the time that was spent waiting for patches.
-    """
-
-    epoch: int
-    iteration: int
-    time_s: float
-    train_loss: float
-    validation_loss: float
-    validation_dice: float
-    smoothed_dice: float
-    class_dice: tuple[float, ...]
-    learning_rate: float
-    step_s: float
-    data_wait_fraction: float
-
-
 class TrainingInterrupted(TrainingError):
     """Training was asked to stop; its state is saved and the same command goes on from there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldFiles:
-    """The files of one fold in its folder."""
-
-    folder: Path
-
-    @property
-    def weights(self) -> Path:
-        """Final weights."""
-        return self.folder / "weights.safetensors"
-
-    @property
-    def checkpoint(self) -> Path:
-        """State to resume from."""
-        return self.folder / "checkpoint.safetensors"
-
-    @property
-    def log(self) -> Path:
-        """One line per epoch."""
-        return self.folder / "log.jsonl"
 
 
 def train_fold(
@@ -120,7 +70,7 @@ def train_fold(
     """Trains the network of a configuration on one fold, or goes on where an earlier call was stopped.
 
     Args:
-        folder: of the fold; gets `weights.safetensors`, `checkpoint.safetensors` and `log.jsonl`.
+        folder: of the fold; gets the files of `FoldFiles`.
         plan: the plan.
         configuration: of the plan.
         training: preprocessed cases to learn from.
@@ -165,7 +115,9 @@ class _Run:
         self.files = FoldFiles(folder=folder)
         self.plan, self.configuration, self.config, self.device = plan, configuration, config, device
         self.recipe = RECIPES[config.recipe]
-        self.batch_size = _choose_batch_size(configuration, self.recipe, config, device)
+        self.batch_size = config.batch_size or choose_batch_size(
+            self.recipe, configuration.batch_size, n_axes=configuration.n_axes, on_cpu=device.type == "cpu"
+        )
         seed = derive_seed("training", config.seed, configuration.name, *(case.id for case in training))
         self.seed = seed
         torch.manual_seed(derive_seed("weights", seed))
@@ -173,15 +125,14 @@ class _Run:
         network = build_network(configuration.network, n_channels=n_channels, n_classes=plan.labels.n_classes)
         self.memory_format = channels_last(configuration.n_axes)
         self.network = network.to(device)
-        self.optimizer = _make_optimizer(self.network, self.recipe, device)
+        self.optimizer = make_optimizer(self.network, self.recipe, device)
         self.precision = autocast_dtype(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
-        augmentation = AugmentConfig.for_patch(configuration.patch_size) if config.augment else None
-        self.training = self._sampler(training, name="training", augmentation=augmentation)
-        self.validation = self._sampler(validation, name="validation", augmentation=None)
+        self.cases = {"training": tuple(training), "validation": tuple(validation)}
         # The budget may grow when a run is resumed; whatever else shapes the result may not change.
-        fixed = (to_plain(configuration), config.recipe, config.seed, self.batch_size, config.augment)
-        self.config_digest = digest((*fixed, config.foreground_fraction, seed))
+        fixed = dataclasses.replace(config, budget=Budget(iterations=1), batch_size=self.batch_size)
+        self.config_digest = digest((configuration, fixed, seed))
+        self.mirror: bool | None = config.mirror
         self.iteration, self.elapsed_s, self.epoch_time_s = 0, 0.0, 0.0
         self.epoch_losses: list[float] = []
         self.epochs: list[EpochFigures] = []
@@ -189,11 +140,9 @@ class _Run:
         self.wait_s = 0.0
         self.finished = False
 
-    def _sampler(
-        self, cases: Sequence[PreprocessedCase], *, name: str, augmentation: AugmentConfig | None
-    ) -> PatchSampler:
+    def _sampler(self, name: str, augmentation: AugmentConfig | None) -> PatchSampler:
         return PatchSampler(
-            cases,
+            self.cases[name],
             patch_size=self.configuration.patch_size,
             batch_size=self.batch_size,
             foreground_fraction=self.config.foreground_fraction,
@@ -205,7 +154,7 @@ class _Run:
 
     def discard(self) -> None:
         """Forgets an earlier run in this folder."""
-        for file in (self.files.checkpoint, self.files.weights, self.files.log):
+        for file in (self.files.checkpoint, self.files.weights, self.files.log, self.files.training):
             file.unlink(missing_ok=True)
 
     def resume(self) -> None:
@@ -221,10 +170,10 @@ class _Run:
             )
         load_checkpoint(self.files.checkpoint, self.network, self.optimizer)
         self.iteration, self.elapsed_s, self.epoch_time_s = state.iteration, state.elapsed_s, state.epoch_time_s
-        self.epoch_losses = list(state.epoch_losses)
+        self.epoch_losses, self.mirror = list(state.epoch_losses), state.mirror
         if state.loss_scale is not None and self.scaler.is_enabled():
             self.scaler.update(state.loss_scale)
-        self.epochs = _read_log(self.files.log)[: state.epoch]
+        self.epochs = read_log(self.files.log)[: state.epoch]
         done = self.config.budget.fraction_done(self.iteration, self.elapsed_s)
         self.finished = done >= 1 and self.files.weights.exists()
         if self.finished:
@@ -247,10 +196,10 @@ class _Run:
             epoch_losses=tuple(self.epoch_losses),
             epoch_time_s=self.epoch_time_s,
             loss_scale=self.scaler.get_scale() if self.scaler.is_enabled() else None,
+            mirror=self.mirror,
             finished=self.finished,
         )
-        with atomic_path(self.files.log) as temporary:
-            temporary.write_text("".join(json.dumps(to_plain(figures)) + "\n" for figures in self.epochs))
+        write_log(self.files.log, self.epochs)
         save_checkpoint(self.files.checkpoint, self.network, self.optimizer, state)
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -261,9 +210,10 @@ class _Run:
 
     def train(self, stop: Stop, on_epoch: Callable[[Sequence[EpochFigures]], None]) -> None:
         """Steps until the budget is used up."""
+        sampler = self._sampler("training", self._choose_augmentation())
         self._announce()
         saved_at = time.monotonic()
-        batches = read_ahead(self.training.batch, count(self.iteration), n_threads=max(1, n_cpus() // 2), depth=4)
+        batches = read_ahead(sampler.batch, count(self.iteration), n_threads=max(1, n_cpus() // 2), depth=4)
         with track(f"training {self.files.folder.name}", total=1000) as advance, _closing(batches):
             shown = 0
             while self.fraction_done < 1:
@@ -289,7 +239,49 @@ class _Run:
         self.finished = True
         self.save()
 
+    def _choose_augmentation(self) -> AugmentConfig | None:
+        """The augmentation of this run; whether it mirrors is decided once, by how many patches it will see."""
+        if not self.config.augment:
+            self.mirror = False
+            return None
+        if self.mirror is None:
+            step_s = self._time_steps() if self.config.budget.max_time_s is not None else 1.0
+            expected = self.config.budget.expected_iterations(step_s) * self.batch_size
+            self.mirror = expected >= self.recipe.min_samples_to_mirror
+            text = "%s: about %.0f patches will be seen, so they are %smirrored (%d or more would be)"
+            limit = self.recipe.min_samples_to_mirror
+            logger.info(text, self.files.folder.name, expected, "" if self.mirror else "not ", limit)
+        config = AugmentConfig.for_patch(self.configuration.patch_size)
+        return config if self.mirror else dataclasses.replace(config, mirror_probability=0.0)
+
+    def _time_steps(self) -> float:
+        """Seconds of a step, from a few that change nothing; they count as training time."""
+        started = time.monotonic()
+        batch = self._sampler("training", None).batch(0)
+        seconds = []
+        for _ in range(N_TIMED_STEPS):
+            step_started = time.monotonic()
+            self._loss(batch).backward()
+            self.optimizer.zero_grad(set_to_none=True)
+            seconds.append(time.monotonic() - step_started)
+        self.elapsed_s += time.monotonic() - started
+        return min(seconds)
+
     def _announce(self) -> None:
+        """Says what is about to be trained, and writes it down."""
+        record = TrainingRecord(
+            autoseg=__version__,
+            torch=torch.__version__,
+            device=str(self.device),
+            precision=str(self.precision or torch.float32).removeprefix("torch."),
+            recipe=self.config.recipe,
+            seed=self.config.seed,
+            batch_size=self.batch_size,
+            mirrored=bool(self.mirror),
+            training_cases=tuple(case.id for case in self.cases["training"]),
+            validation_cases=tuple(case.id for case in self.cases["validation"]),
+        )
+        write_json(self.files.training, record)
         n_weights = sum(parameter.numel() for parameter in self.network.parameters())
         logger.info(
             "%s: %s, patch %s, batch %d, %.1f million weights, %s on %s, recipe %s",
@@ -298,9 +290,9 @@ class _Run:
             "x".join(map(str, self.configuration.patch_size)),
             self.batch_size,
             n_weights / 1e6,
-            str(self.precision or torch.float32).removeprefix("torch."),
-            self.device,
-            self.config.recipe,
+            record.precision,
+            record.device,
+            record.recipe,
         )
 
     def _timed_step(self, batches: Iterator[Batch]) -> None:
@@ -317,15 +309,8 @@ class _Run:
         rate = self.recipe.rate(self.fraction_done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        images, classes = self._to_device(batch)
-        if batch.augmentation is not None:
-            patch_size = self.configuration.patch_size
-            images, classes = apply_parameters(images, classes, patch_size=patch_size, parameters=batch.augmentation)
-        self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            outputs = self.network(images.to(memory_format=self.memory_format))
-        loss = deep_supervision_loss(outputs, classes, batch_dice=self.configuration.batch_dice)
+        loss = self._loss(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             self._count_bad_step(batch, value)
@@ -337,6 +322,17 @@ class _Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.epoch_losses.append(value)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Augments a batch and runs the network on it."""
+        images, classes = self._to_device(batch)
+        if batch.augmentation is not None:
+            patch_size = self.configuration.patch_size
+            images, classes = apply_parameters(images, classes, patch_size=patch_size, parameters=batch.augmentation)
+        self.network.train()
+        with self._autocast():
+            outputs = self.network(images.to(memory_format=self.memory_format))
+        return deep_supervision_loss(outputs, classes, batch_dice=self.configuration.batch_dice)
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.device.type == "cuda":
@@ -404,7 +400,8 @@ class _Run:
         losses = []
         self.network.eval()
         numbers = iter(range(n_batches))
-        for batch in read_ahead(self.validation.batch, numbers, n_threads=1, depth=2):
+        sampler = self._sampler("validation", None)
+        for batch in read_ahead(sampler.batch, numbers, n_threads=1, depth=2):
             images, classes = self._to_device(batch)
             with torch.inference_mode(), self._autocast():
                 logits = self.network(images.to(memory_format=self.memory_format))
@@ -426,42 +423,6 @@ class _Run:
     def _time_left(self) -> str:
         done = self.fraction_done
         return format_duration(self.elapsed_s * (1 - done) / done) if done else "?"
-
-
-def _choose_batch_size(
-    configuration: ConfigurationPlan, recipe: Recipe, config: TrainConfig, device: torch.device
-) -> int:
-    if config.batch_size is not None:
-        return config.batch_size
-    if device.type == "cpu" and recipe.max_cpu_batch is not None:
-        # The same voxels per step for 2D, whose patches are slices.
-        limit = recipe.max_cpu_batch if configuration.n_axes == 3 else 16 * recipe.max_cpu_batch
-        return min(limit, configuration.batch_size)
-    return configuration.batch_size
-
-
-def _make_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    fused = device.type in ("cuda", "cpu")
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
-        )
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(),
-            lr=recipe.learning_rate,
-            momentum=0.99,
-            nesterov=True,
-            weight_decay=recipe.weight_decay,
-            fused=fused,
-        )
-    raise TrainingError(f"optimizer '{recipe.optimizer}' is unknown; known are adamw and sgd")
-
-
-def _read_log(path: Path) -> list[EpochFigures]:
-    if not path.exists():
-        return []
-    return [from_plain(EpochFigures, json.loads(line)) for line in path.read_text().splitlines()]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 
 from autoseg.core.errors import DatasetError
 from autoseg.data.phantom import LABELS, draw_grid, make_phantom, write_phantom_dataset
@@ -160,8 +161,7 @@ def test_files_say_where_the_patient_lies(folder: Path) -> None:
         assert image.header.get_zooms()[2] > image.header.get_zooms()[0]
         array = np.asanyarray(label.dataobj)
         liver, spleen = (
-            nib.affines.apply_affine(image.affine, np.argwhere(array == LABELS[name])).mean(0)
-            for name in ("liver", "spleen")
+            apply_affine(image.affine, np.argwhere(array == LABELS[name])).mean(0) for name in ("liver", "spleen")
         )
         assert liver[0] > spleen[0], "in world coordinates x grows to the right, where the liver is"
     assert axcodes == {"RAS", "LPS"}

@@ -20,9 +20,22 @@ from autoseg.inference.predictor import Predictor, trained_folds
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.training.checkpoint import save_weights
+from autoseg.training.record import FoldFiles, TrainingRecord
 
 LABELS = LabelSpec(names=("vessel", "organ"), values=(3, 117))
 SPACING_MM = (2.5, 0.8, 1.1)
+RECORD = TrainingRecord(
+    autoseg="0",
+    torch="0",
+    device="cpu",
+    precision="float32",
+    recipe="fast",
+    seed=0,
+    batch_size=2,
+    mirrored=True,
+    training_cases=(),
+    validation_cases=(),
+)
 SHAPE = (9, 16, 13)
 
 
@@ -74,7 +87,9 @@ def make_model(folder: Path, plan: Plan, *, folds: tuple[int, ...] = (0,)) -> Pa
         # Features have equal means: with rows of sum zero no class is ahead everywhere.
         head = network.get_parameter("heads.0.weight").data
         head -= head.mean(dim=1, keepdim=True)
-        save_weights(folder / f"fold_{fold}" / "weights.safetensors", network)
+        files = FoldFiles(folder=folder / f"fold_{fold}")
+        save_weights(files.weights, network)
+        write_json(files.training, RECORD)
     return folder
 
 
@@ -94,6 +109,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def predictor(model: Path) -> Predictor:
     return Predictor(model, device="cpu", folds=[0])
+
+
+def test_mirrored_copies_are_averaged_where_every_fold_was_trained_on_such(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "grid", make_plan(), folds=(0, 1))
+    assert Predictor(folder, device="cpu").mirroring
+    write_json(FoldFiles(folder=folder / "fold_1").training, replace(RECORD, mirrored=False))
+    assert not Predictor(folder, device="cpu").mirroring
+    assert Predictor(folder, device="cpu", folds=[0]).mirroring
+    assert Predictor(folder, device="cpu", mirroring=True).mirroring
 
 
 @pytest.mark.parametrize("n_axes", [2, 3])

@@ -29,6 +29,7 @@ STATE = RunState(
     epoch_losses=(0.1, 1 / 3),
     epoch_time_s=0.25,
     loss_scale=None,
+    mirror=False,
     finished=False,
 )
 Optimizer = torch.optim.Optimizer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from autoseg.core.errors import TrainingError
-from autoseg.training.config import RECIPES, Budget, TrainConfig
+from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.recipe import RECIPES
 
 
 def test_fraction_done_follows_whichever_limit_is_nearer() -> None:

@@ -1,0 +1,112 @@
+"""Recipes: how the weights are optimised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autoseg.core.errors import TrainingError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the weights are optimised.
+
+    Attributes:
+        optimizer: "adamw" or "sgd" (Nesterov momentum 0.99).
+        learning_rate: the largest.
+        weight_decay: decoupled for "adamw", in the gradient for "sgd".
+        schedule: "cosine" (linear warm-up, then one half cosine to zero) or "poly" (power 0.9, no warm-up).
+        warmup_fraction: of the budget, for "cosine".
+        max_gradient_norm: gradients are scaled down to it.
+        max_cpu_batch: patches per step on a CPU, where steps count for more than patches; None for the plan's.
+        default_epochs: where the user gives no budget.
+        min_samples_to_mirror: a run that sees fewer patches does not mirror them. The network has to learn every
+            structure in eight poses instead of one, which pays in a long training only.
+    """
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup_fraction: float
+    max_gradient_norm: float
+    max_cpu_batch: int | None
+    default_epochs: int
+    min_samples_to_mirror: int
+
+    def rate(self, fraction_done: float) -> float:
+        """The learning rate after a fraction of the budget."""
+        if self.schedule == "poly":
+            return self.learning_rate * (1 - fraction_done) ** 0.9
+        if fraction_done < self.warmup_fraction:
+            return self.learning_rate * (0.01 + 0.99 * fraction_done / self.warmup_fraction)
+        progress = (fraction_done - self.warmup_fraction) / (1 - self.warmup_fraction)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+RECIPES: dict[str, Recipe] = {
+    "fast": Recipe(
+        optimizer="adamw",
+        learning_rate=3e-3,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup_fraction=0.05,
+        max_gradient_norm=12.0,
+        max_cpu_batch=2,
+        default_epochs=250,
+        min_samples_to_mirror=20_000,
+    ),
+    "published": Recipe(
+        optimizer="sgd",
+        learning_rate=1e-2,
+        weight_decay=3e-5,
+        schedule="poly",
+        warmup_fraction=0.0,
+        max_gradient_norm=12.0,
+        max_cpu_batch=None,
+        default_epochs=1000,
+        min_samples_to_mirror=0,
+    ),
+}
+
+
+def choose_batch_size(recipe: Recipe, planned: int, *, n_axes: int, on_cpu: bool) -> int:
+    """Patches per step, where the user gives no number.
+
+    Args:
+        recipe: may limit it on a CPU.
+        planned: the plan's batch size.
+        n_axes: 2 or 3 spatial axes of a patch.
+        on_cpu: whether training runs there.
+    """
+    if not on_cpu or recipe.max_cpu_batch is None:
+        return planned
+    # Slices are smaller than volumes by about this much.
+    return min(planned, recipe.max_cpu_batch * (16 if n_axes == 2 else 1))
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, fused into one kernel where the device can."""
+    import torch
+
+    fused = device.type in ("cuda", "cpu")
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
+        )
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(),
+            lr=recipe.learning_rate,
+            momentum=0.99,
+            nesterov=True,
+            weight_decay=recipe.weight_decay,
+            fused=fused,
+        )
+    raise TrainingError(f"optimizer '{recipe.optimizer}' is unknown; known are adamw and sgd")

@@ -1,0 +1,109 @@
+"""What a training run writes down, for people and for the stages that follow it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg.core.serialize import atomic_path, from_plain, to_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldFiles:
+    """The files of one fold in its folder."""
+
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """Final weights."""
+        return self.folder / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """State to resume from."""
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """One line per epoch."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def training(self) -> Path:
+        """How it was trained."""
+        return self.folder / "training.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """How a fold was trained, for `training.json`.
+
+    Attributes:
+        autoseg: version.
+        torch: version.
+        device: that it was trained on last.
+        precision: of the network's arithmetic, such as "bfloat16".
+        recipe: name.
+        seed: of weights, patches and augmentation.
+        batch_size: patches per step.
+        mirrored: whether patches were mirrored; if so, prediction averages over mirrored copies.
+        training_cases, validation_cases: their ids.
+    """
+
+    autoseg: str
+    torch: str
+    device: str
+    precision: str
+    recipe: str
+    seed: int
+    batch_size: int
+    mirrored: bool
+    training_cases: tuple[str, ...]
+    validation_cases: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFigures:
+    """One line of `log.jsonl`.
+
+    Attributes:
+        epoch: counted from 1.
+        iteration: steps done at its end.
+        time_s: training time at its end, over all resumed parts.
+        train_loss: mean over the epoch's steps, deep supervision included.
+        validation_loss: on patches of the validation cases, at full resolution.
+        validation_dice: mean over the foreground classes that occur in those patches.
+        smoothed_dice: moving average of it.
+        class_dice: per foreground class; null where the patches have none of it.
+        learning_rate: of the last step.
+        step_s: mean time of a step.
+        data_wait_fraction: part of the time that was spent waiting for patches.
+    """
+
+    epoch: int
+    iteration: int
+    time_s: float
+    train_loss: float
+    validation_loss: float
+    validation_dice: float
+    smoothed_dice: float
+    class_dice: tuple[float, ...]
+    learning_rate: float
+    step_s: float
+    data_wait_fraction: float
+
+
+def read_log(path: Path) -> list[EpochFigures]:
+    """The epochs of a log; none where there is no log yet."""
+    if not path.exists():
+        return []
+    return [from_plain(EpochFigures, json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def write_log(path: Path, epochs: Sequence[EpochFigures]) -> None:
+    """Writes the whole log atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(to_plain(figures)) + "\n" for figures in epochs))
