@@ -37,6 +37,8 @@ Configuration = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 DEFAULT_WORK = Path("autoseg-work")
+# Of a model, whose folds are known only when it is loaded.
+MAX_FOLDS = 1000
 
 
 def _print_version(wanted: bool) -> None:
@@ -165,7 +167,7 @@ def predict(
     from autoseg import pipeline
     from autoseg.data.splits import parse_folds
 
-    chosen = None if folds is None or folds.strip() == "all" else parse_folds(folds, n_folds=1000)
+    chosen = None if folds is None or folds.strip() == "all" else parse_folds(folds, n_folds=MAX_FOLDS)
     files = pipeline.predict(
         images,
         output,

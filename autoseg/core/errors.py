@@ -46,6 +46,7 @@ class Problem:
         kind: a short name that groups equal problems, such as "label value not in the list".
         case: the case it was found in; empty where it concerns the whole dataset.
         file: the file it was found in; empty where no single file is to blame.
+        text: what is wrong, where it is not told as found and expected.
         found: what is there.
         expected: what should be there.
         advice: what to do about it.
@@ -54,6 +55,7 @@ class Problem:
     kind: str
     case: str = ""
     file: str = ""
+    text: str = ""
     found: str = ""
     expected: str = ""
     advice: str = ""
@@ -61,7 +63,8 @@ class Problem:
     def describe(self) -> str:
         """The problem without its kind and advice, on one line."""
         where = ": ".join(part for part in (self.case, self.file) if part)
-        facts = [f"found {self.found}"] if self.found else []
+        facts = [self.text] if self.text else []
+        facts += [f"found {self.found}"] if self.found else []
         facts += [f"expected {self.expected}"] if self.expected else []
         return ": ".join(part for part in (where, ", ".join(facts)) if part)
 

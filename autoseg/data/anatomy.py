@@ -231,12 +231,12 @@ def _draw_bowel(rng: np.random.Generator) -> tuple[Blob, ...]:
 
 
 def _draw_lesion(rng: np.random.Generator, anatomy: Anatomy) -> Blob | None:
-    """A lesion of 8 to 20 mm that lies wholly in the liver, or none."""
-    wanted, diameter = rng.random() < LESION_FRACTION, rng.uniform(8, 20)
+    """A lesion of 14 to 30 mm that lies wholly in the liver, or none."""
+    wanted, diameter = rng.random() < LESION_FRACTION, rng.uniform(14, 30)
     candidates = rng.uniform((-40, -45, -25), (55, 50, 85), (400, 3)).T.astype(np.float32)
     stretch, hu_drop = rng.uniform(0.85, 1.0, 3), rng.uniform(35, 70)
     depth = -anatomy.liver(candidates, anatomy.below_diaphragm(candidates))
-    fitting = np.flatnonzero(depth > diameter / 2)
+    fitting = np.flatnonzero(depth > diameter / 2 + 3)
     if not wanted or not fitting.size:
         return None
     hu = anatomy.blobs["right lobe"].hu - float(hu_drop)

@@ -16,6 +16,7 @@ from typing import Any
 from autoseg.core.errors import DatasetError, FormatError, Problem, describe_problems
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json
+from autoseg.data.files import by_name, channel_problems, group_channels, list_images, split_channel
 from autoseg.data.io import READERS, case_name, file_ending
 
 KNOWN_LAYOUTS = """\
@@ -24,8 +25,6 @@ KNOWN_LAYOUTS = """\
   - a pair of folders: images/ and labels/ with the same file names
   - a manifest: a .csv with the columns image (or one image_<channel> per channel) and label, optionally case and group,
     or a .json with "channels", "labels" and "cases\""""
-
-_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,45 +178,6 @@ def _ordered_names(names: Any, *, where: Path) -> tuple[str, ...]:
     raise DatasetError(f"{where}: found the channels {names!r}, expected {{'0': 'T1', '1': 'T2'}} or ['T1', 'T2']")
 
 
-def _list_images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file_ending(file) and not file.name.startswith("."))
-
-
-def _group_channels(files: Sequence[Path], *, folder: Path) -> dict[str, list[Path]]:
-    """CASE_0000, CASE_0001, ... by case, in order of the channel."""
-    cases: dict[str, list[Path]] = {}
-    problems = []
-    for file in sorted(files):
-        match = _CHANNEL_SUFFIX.match(case_name(file))
-        if match is None:
-            expected = "a name such as CASE_0000.nii.gz with the channel's four digits"
-            problems.append(Problem(kind="image name without a channel", file=str(file), expected=expected))
-            continue
-        cases.setdefault(match["case"], []).append(file)
-    if problems:
-        raise DatasetError(describe_problems(f"{folder}: images whose channel is not known.", problems))
-    return cases
-
-
-def _by_name(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by case; a case that is there with two endings is an error, not a choice."""
-    named = {case_name(file): file for file in files}
-    problems = [
-        Problem(
-            kind="two files of one case",
-            case=case_name(file),
-            file=str(file),
-            found=f"{named[case_name(file)].name} beside it",
-            advice="remove one of them",
-        )
-        for file in files
-        if named[case_name(file)] != file
-    ]
-    if problems:
-        raise DatasetError(describe_problems(f"{files[0].parent}: files with the same name.", problems))
-    return named
-
-
 def _match_labels(
     images: Mapping[str, Sequence[Path]], labels: Mapping[str, Path], *, n_channels: int, where: Path
 ) -> list[Case]:
@@ -226,18 +186,12 @@ def _match_labels(
     Where an image's name is not the case's own, its last four digits are the channel.
     """
     problems = []
-    channels = [f"{channel:04d}" for channel in range(n_channels)]
     for case, files in images.items():
         if case not in labels:
             advice = "add the label map, or move images to segment elsewhere (imagesTs)"
             problems.append(Problem(kind="image without label map", case=case, file=str(files[0]), advice=advice))
-        elif case_name(files[0]) != case and [case_name(file)[-4:] for file in files] != channels:
-            found = ", ".join(file.name for file in files)
-            expected = f"one file per channel: {', '.join(f'{case}_{channel}' for channel in channels)}"
-            advice = "add the missing channel, remove what is too much, or correct channel_names"
-            problems.append(
-                Problem(kind="wrong number of channels", case=case, found=found, expected=expected, advice=advice)
-            )
+        elif case_name(files[0]) != case:
+            problems += channel_problems(case, files, n_channels=n_channels)
     for case, label in labels.items():
         if case not in images:
             advice = "add the image, or remove the label map"
@@ -294,15 +248,15 @@ def _open_nnunet(path: Path) -> Dataset | None:
         raise DatasetError(f"{where}: found file_ending '{ending}', expected one of {', '.join(READERS)}")
     if not (folder / "labelsTr").is_dir():
         raise DatasetError(f"{folder}: found imagesTr without labelsTr, expected a label map for every image")
-    images = [file for file in _list_images(folder / "imagesTr") if file.name.lower().endswith(ending.lower())]
-    labels = [file for file in _list_images(folder / "labelsTr") if file.name.lower().endswith(ending.lower())]
-    grouped = _group_channels(images, folder=folder / "imagesTr")
+    images = [file for file in list_images(folder / "imagesTr") if file.name.lower().endswith(ending.lower())]
+    labels = [file for file in list_images(folder / "labelsTr") if file.name.lower().endswith(ending.lower())]
+    grouped = group_channels(images, folder=folder / "imagesTr")
     return Dataset(
         name=str(content.get("name") or folder.name),
         layout="nnU-Net raw",
         channels=channels,
         labels=parse_labels(_require(content, "labels", where=where), where=where),
-        cases=tuple(_match_labels(grouped, _by_name(labels), n_channels=len(channels), where=folder)),
+        cases=tuple(_match_labels(grouped, by_name(labels), n_channels=len(channels), where=folder)),
     )
 
 
@@ -311,17 +265,17 @@ def _open_folders(path: Path) -> Dataset | None:
     pair = next(((images, labels) for images, labels in pairs if images.is_dir() and labels.is_dir()), None)
     if pair is None:
         return None
-    images, labels = (_list_images(folder) for folder in pair)
-    named = _by_name(labels)
+    images, labels = (list_images(folder) for folder in pair)
+    named = by_name(labels)
     if (
         images
-        and all(_CHANNEL_SUFFIX.match(case_name(file)) for file in images)
+        and all(split_channel(file) for file in images)
         and not named.keys() & {case_name(file) for file in images}
     ):
-        grouped: dict[str, list[Path]] = _group_channels(images, folder=pair[0])
+        grouped: dict[str, list[Path]] = group_channels(images, folder=pair[0])
         n_channels = max(len(files) for files in grouped.values())
     else:
-        grouped, n_channels = {case: [file] for case, file in _by_name(images).items()}, 1
+        grouped, n_channels = {case: [file] for case, file in by_name(images).items()}, 1
     return Dataset(
         name=path.name,
         layout="a pair of folders",

@@ -70,6 +70,10 @@ def make_splits(cases: Sequence[Case], *, n_folds: int = DEFAULT_N_FOLDS) -> Spl
 def parse_folds(text: str, *, n_folds: int) -> tuple[int, ...]:
     """Fold numbers from "0..4", "0,2", "3" or "all".
 
+    Args:
+        text: what the user typed.
+        n_folds: how many folds there are.
+
     Raises:
         DatasetError: not of that form, or a fold that does not exist.
     """

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from autoseg.core.errors import DatasetError, FormatError, Problem, describe_problems
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads, n_cpus
-from autoseg.data.check import grid_difference
-from autoseg.data.io import case_name, file_ending, read_label
+from autoseg.data.check import grid_difference, label_values
+from autoseg.data.files import by_name, list_images
+from autoseg.data.io import case_name, read_label
 from autoseg.evaluation.metrics import count_labels, dice
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def evaluate_folders(prediction: Path, reference: Path, *, labels: LabelSpec | N
         try:
             (found, found_grid), (expected, grid) = read_label(predicted[case]), read_label(wanted[case])
         except FormatError as error:
-            return Problem(kind="label map cannot be used", case=case, found=str(error), advice="replace the file")
+            return Problem(kind="label map cannot be used", case=case, text=str(error), advice="replace the file")
         difference = grid_difference(grid, found_grid)
         if difference:
             advice = "compare predictions with references of the same images"
@@ -157,7 +158,7 @@ def evaluate_folders(prediction: Path, reference: Path, *, labels: LabelSpec | N
 
     def values_of(case: str) -> set[int] | Problem:
         pair = read_pair(case)
-        return pair if isinstance(pair, Problem) else {int(v) for array in pair for v in np.unique(array)}
+        return pair if isinstance(pair, Problem) else label_values(pair[0]) | label_values(pair[1])
 
     if labels is None:
         answers = map_threads(values_of, common, n_threads=n_cpus(), description="looking for labels")
@@ -188,7 +189,7 @@ def _raise_problems(answers: Sequence[object], folder: Path) -> None:
 
 def _label_files(path: Path) -> dict[str, Path]:
     if path.is_dir():
-        return {case_name(file): file for file in sorted(path.iterdir()) if file_ending(file) and file.name[0] != "."}
+        return by_name(list_images(path))
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
     return {case_name(path): path}

@@ -14,7 +14,8 @@ from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import format_duration, track
 from autoseg.core.serialize import write_json
 from autoseg.data.check import load_image
-from autoseg.data.io import case_name, file_ending, write_volume
+from autoseg.data.files import by_name, channel_problems, group_channels, list_images, split_channel
+from autoseg.data.io import file_ending, write_volume
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ def predict(
             try:
                 image, geometry = load_image(files, n_channels=len(predictor.plan.channels))
             except FormatError as error:
-                problems.append(Problem(kind="image cannot be used", case=case, found=str(error)))
+                advice = "mend or replace the image, then run the same command again"
+                problems.append(Problem(kind="image cannot be used", case=case, text=str(error), advice=advice))
                 continue
             target = folder / f"{case}.nii.gz"
             write_volume(target, predictor.predict_canonical(image, geometry), geometry, like=files[0])
@@ -155,29 +157,21 @@ def find_images(path: Path, *, n_channels: int) -> dict[str, list[Path]]:
 
     Raises:
         PredictionError: no image there, or a case that lacks a channel.
+        DatasetError: two files of one case.
     """
     if not path.exists():
         raise PredictionError(f"{path}: no such file or folder")
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    files = [file for file in files if file_ending(file) and not file.name.startswith(".")]
+    files = list_images(path) if path.is_dir() else [path] if file_ending(path) else []
     if not files:
         raise PredictionError(f"{path}: found no image, expected files such as CASE.nii.gz")
-    suffixes = {f"_{channel:04d}": channel for channel in range(n_channels)}
-    if not all(case_name(file)[-5:] in suffixes for file in files):
-        return {case_name(file): [file] for file in files}
-    cases: dict[str, list[Path]] = {}
-    for file in files:
-        cases.setdefault(case_name(file)[:-5], []).append(file)
-    problems = [
-        Problem(
-            kind="wrong number of channels",
-            case=case,
-            found=", ".join(file.name for file in members),
-            expected=f"the channels {', '.join(suffixes)}",
-        )
-        for case, members in cases.items()
-        if len(members) != n_channels
-    ]
+    names = [split_channel(file) for file in files]
+    # CASE_0000, CASE_0001 are channels if there are several, and numbered cases otherwise.
+    firsts = {name[0] for name in names if name is not None and name[1] == "0000"}
+    numbered = any(name is None or name[0] not in firsts or (n_channels == 1 and name[1] != "0000") for name in names)
+    if numbered:
+        return {case: [file] for case, file in by_name(files).items()}
+    cases = group_channels(files, folder=path)
+    problems = [p for case, members in cases.items() for p in channel_problems(case, members, n_channels=n_channels)]
     if problems:
         raise PredictionError(describe_problems(f"{path}: some images lack a channel.", problems))
     return cases
