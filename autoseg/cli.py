@@ -305,6 +305,10 @@ def main() -> None:
     except AutosegError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # The disk is full, a folder cannot be written, a share is gone: the system's own words say it best.
+        typer.echo(f"Error: {error.filename or ''}: {error.strerror or error}. Nothing more was done.", err=True)
+        sys.exit(AutosegError.exit_code)
 
 
 if __name__ == "__main__":

@@ -277,6 +277,13 @@ def test_another_dataset_in_the_same_work_folder_is_refused(trained: Path, tiny_
     assert "-w" in autoseg("plan", other, cwd=trained, code=2).stderr
 
 
+def test_a_work_folder_that_cannot_be_written_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    message = autoseg("plan", tiny_dataset, "-w", tmp_path / "file" / "work", cwd=tmp_path, code=2).stderr
+    assert "Not a directory" in message
+    assert str(tmp_path / "file") in message
+
+
 def test_an_unreadable_image_does_not_stop_the_others(trained: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     images = Path(shutil.copytree(tiny_dataset / "imagesTs", tmp_path / "images"))
     first, second = sorted(images.iterdir())

@@ -85,8 +85,8 @@ def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -95,7 +95,7 @@ def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -118,7 +118,8 @@ def _plain(description: str, total: int) -> Callable[..., None]:
         now = time.monotonic()
         if now - state["said"] >= PLAIN_PROGRESS_INTERVAL_S:
             state["said"] = now
-            logger.info("%s: %d of %d%s", description, state["done"], total, f", {note}" if note else "")
+            percent = 100 * state["done"] / total
+            logger.info("%s: %.0f%%%s", description, percent, f", {note}" if note else "")
 
     return advance
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autoseg.inference.predictor import Predictor
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.config import TrainConfig
+    from autoseg.training.record import EpochFigures
 
 CURVES_INTERVAL_S = 30.0
 
@@ -67,6 +68,7 @@ def train(
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.config import Budget, TrainConfig
     from autoseg.training.recipe import RECIPES
+    from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import train_fold
 
     workspace = Workspace(root=Path(work))
@@ -96,23 +98,27 @@ def train(
             stop=stop,
             on_epoch=_curve_drawer(folder),
         )
+        _draw_curves(folder, read_log(FoldFiles(folder=folder).log))
         results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop) if validate else None
     return results
 
 
-def _curve_drawer(folder: Path) -> Callable[[Sequence[object]], None]:
+def _curve_drawer(folder: Path) -> Callable[[Sequence[EpochFigures]], None]:
     """Draws the curves of a fold now and then, and soon after the training has begun."""
-    from autoseg.reporting.figures import draw_curves
+    drawn_at_s = [-CURVES_INTERVAL_S]
 
-    drawn_at = [-CURVES_INTERVAL_S]
-
-    def draw(epochs: Sequence[object]) -> None:
-        last = float(to_plain(epochs[-1])["time_s"])
-        if last - drawn_at[0] >= CURVES_INTERVAL_S:
-            draw_curves(folder / "curves.png", [to_plain(figures) for figures in epochs])
-            drawn_at[0] = last
+    def draw(epochs: Sequence[EpochFigures]) -> None:
+        if epochs[-1].time_s - drawn_at_s[0] >= CURVES_INTERVAL_S:
+            _draw_curves(folder, epochs)
+            drawn_at_s[0] = epochs[-1].time_s
 
     return draw
+
+
+def _draw_curves(folder: Path, epochs: Sequence[EpochFigures]) -> None:
+    from autoseg.reporting.figures import draw_curves
+
+    draw_curves(folder / "curves.png", [to_plain(figures) for figures in epochs], title=folder.name)
 
 
 def validate_fold(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoseg import __version__
 from autoseg.core.errors import FormatError, PredictionError, Problem, describe_problems
@@ -17,6 +18,9 @@ from autoseg.data.check import load_image
 from autoseg.data.files import by_name, channel_problems, group_channels, list_images, split_channel
 from autoseg.data.io import file_ending, write_volume
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+
+if TYPE_CHECKING:
+    from autoseg.inference.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -95,21 +99,7 @@ def predict(
         "with" if predictor.mirroring else "without",
         predictor.device,
     )
-    written, problems, seconds = [], [], {}
-    with track("segmenting", total=len(cases)) as advance:
-        for case, files in cases.items():
-            case_started = time.monotonic()
-            try:
-                image, geometry = load_image(files, n_channels=len(predictor.plan.channels))
-            except FormatError as error:
-                advice = "mend or replace the image, then run the same command again"
-                problems.append(Problem(kind="image cannot be used", case=case, text=str(error), advice=advice))
-                continue
-            target = folder / f"{case}.nii.gz"
-            write_volume(target, predictor.predict_canonical(image, geometry), geometry, like=files[0])
-            written.append(target)
-            seconds[case] = round(time.monotonic() - case_started, 3)
-            advance(1, case)
+    seconds, problems = _segment_images(predictor, cases, folder)
     write_json(
         folder / "prediction.json",
         PredictionRecord(
@@ -122,11 +112,41 @@ def predict(
             seconds=seconds,
         ),
     )
-    logger.info("%d label maps in %s after %s", len(written), folder, format_duration(time.monotonic() - started))
+    logger.info("%d label maps in %s after %s", len(seconds), folder, format_duration(time.monotonic() - started))
     if problems:
         headline = f"{len(problems)} of {len(cases)} images could not be segmented; the others are done."
         raise PredictionError(describe_problems(headline, problems))
-    return written
+    return [_output_file(folder, case) for case in seconds]
+
+
+def _output_file(folder: Path, case: str) -> Path:
+    return folder / f"{case}.nii.gz"
+
+
+def _segment_images(
+    predictor: Predictor, cases: Mapping[str, Sequence[Path]], folder: Path
+) -> tuple[dict[str, float], list[Problem]]:
+    """Segments case by case; what cannot be read does not stop the others.
+
+    Returns:
+        Seconds for each case that is done, and what is wrong with the others.
+    """
+    seconds: dict[str, float] = {}
+    problems = []
+    with track("segmenting", total=len(cases)) as advance:
+        for case, files in cases.items():
+            started = time.monotonic()
+            try:
+                image, geometry = load_image(files, n_channels=len(predictor.plan.channels))
+            except FormatError as error:
+                advice = "mend or replace the image, then run the same command again"
+                problems.append(Problem(kind="image cannot be used", case=case, text=str(error), advice=advice))
+                continue
+            label = predictor.predict_canonical(image, geometry)
+            write_volume(_output_file(folder, case), label, geometry, like=files[0])
+            seconds[case] = round(time.monotonic() - started, 3)
+            advance(1, case)
+    return seconds, problems
 
 
 def _find_model(work: Path, configuration: str | None) -> Path:

@@ -76,7 +76,7 @@ def test_progress_without_a_terminal_is_a_log_line(
     with caplog.at_level(logging.INFO), track("reading", total=3) as advance:
         advance(1)
         advance(2, "case 7")
-    assert [record.getMessage() for record in caplog.records] == ["reading: 1 of 3", "reading: 3 of 3, case 7"]
+    assert [record.getMessage() for record in caplog.records] == ["reading: 33%", "reading: 100%, case 7"]
 
 
 @pytest.mark.parametrize(
