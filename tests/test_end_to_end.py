@@ -284,6 +284,22 @@ def test_a_work_folder_that_cannot_be_written_is_named(tiny_dataset: Path, tmp_p
     assert str(tmp_path / "file") in message
 
 
+def test_label_maps_never_go_into_the_folder_of_the_images(trained: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(tiny_dataset / "imagesTs", tmp_path / "images"))
+    before = {file.name: file.read_bytes() for file in images.iterdir()}
+    assert "name another" in autoseg("predict", images, images, cwd=trained, code=2).stderr
+    assert before == {file.name: file.read_bytes() for file in images.iterdir()}
+
+
+def test_weights_are_not_put_under_another_plan(trained: Path, tmp_path: Path) -> None:
+    work = Path(shutil.copytree(trained / "autoseg-work", tmp_path / "work"))
+    plan = json.loads((work / "plan.json").read_text())
+    plan["normalization"][0]["mean"] += 1
+    (work / "plan.json").write_text(json.dumps(plan))
+    message = autoseg("train", "--fold", "0", "--iterations", 4, "-w", work, cwd=tmp_path, code=2).stderr
+    assert "another plan" in message
+
+
 def test_an_unreadable_image_does_not_stop_the_others(trained: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     images = Path(shutil.copytree(tiny_dataset / "imagesTs", tmp_path / "images"))
     first, second = sorted(images.iterdir())

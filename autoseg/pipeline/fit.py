@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoseg.core.errors import TrainingError
 from autoseg.core.runtime import resolve_device, track
 from autoseg.core.serialize import read_json, to_plain, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_label, write_volume
 from autoseg.pipeline.prepare import preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+from autoseg.planning.plan import Plan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,9 +80,13 @@ def train(
     settings = config or TrainConfig(budget=Budget(iterations=RECIPES["fast"].default_epochs * 250))
     preprocess_cases(workspace, dataset, made, chosen.name)
     model = workspace.model(chosen.name)
-    write_json(model / "plan.json", dataclasses.replace(made, recommended=chosen.name))
+    _write_model_plan(model, dataclasses.replace(made, recommended=chosen.name))
+    wanted = range(len(splits.folds)) if folds is None else folds
+    unknown = sorted(set(wanted) - set(range(len(splits.folds))))
+    if unknown:
+        raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {len(splits.folds) - 1}")
     results: dict[int, Evaluation | None] = {}
-    for fold in range(len(splits.folds)) if folds is None else folds:
+    for fold in wanted:
 
         def open_cases(ids: Iterable[str]) -> list[PreprocessedCase]:
             return [PreprocessedCase(workspace.preprocessed(chosen.name, case)) for case in ids]
@@ -101,6 +107,28 @@ def train(
         _draw_curves(folder, read_log(FoldFiles(folder=folder).log))
         results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop) if validate else None
     return results
+
+
+def _write_model_plan(model: Path, plan: Plan) -> None:
+    """Puts the plan beside the weights; not under weights that another plan has made.
+
+    Raises:
+        TrainingError: there are such weights.
+    """
+    from autoseg.inference.predictor import trained_folds
+
+    file = model / "plan.json"
+    if file.exists() and trained_folds(model):
+        known: Plan = read_json(file, Plan)
+        if _what_weights_depend_on(known) != _what_weights_depend_on(plan):
+            raise TrainingError(
+                f"{model}: holds folds that another plan has trained; move or delete this folder, then train again"
+            )
+    write_json(file, plan)
+
+
+def _what_weights_depend_on(plan: Plan) -> tuple[object, ...]:
+    return plan.configuration(plan.recommended), plan.labels, plan.normalization, plan.axis_order
 
 
 def _curve_drawer(folder: Path) -> Callable[[Sequence[EpochFigures]], None]:

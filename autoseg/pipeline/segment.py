@@ -91,6 +91,8 @@ def predict(
     predictor = Predictor(model, device=device, folds=folds, mirroring=mirroring, step_fraction=step_fraction)
     cases = find_images(Path(images), n_channels=len(predictor.plan.channels))
     folder = Path(output)
+    if folder.resolve() == (Path(images) if Path(images).is_dir() else Path(images).parent).resolve():
+        raise PredictionError(f"{folder}: is the folder of the images; name another one for the label maps")
     logger.info(
         "segmenting %d images with %s, folds %s, %s mirroring, on %s",
         len(cases),
@@ -187,8 +189,11 @@ def find_images(path: Path, *, n_channels: int) -> dict[str, list[Path]]:
     names = [split_channel(file) for file in files]
     # CASE_0000, CASE_0001 are channels if there are several, and numbered cases otherwise.
     firsts = {name[0] for name in names if name is not None and name[1] == "0000"}
-    numbered = any(name is None or name[0] not in firsts or (n_channels == 1 and name[1] != "0000") for name in names)
-    if numbered:
+    if n_channels == 1:
+        is_channel = [name is not None and name[1] == "0000" for name in names]
+    else:
+        is_channel = [name is not None and bool(firsts) for name in names]
+    if not all(is_channel):
         return {case: [file] for case, file in by_name(files).items()}
     cases = group_channels(files, folder=path)
     problems = [p for case, members in cases.items() for p in channel_problems(case, members, n_channels=n_channels)]

@@ -131,7 +131,8 @@ class _Run:
         self.cases = {"training": tuple(training), "validation": tuple(validation)}
         # The budget may grow when a run is resumed; whatever else shapes the result may not change.
         fixed = dataclasses.replace(config, budget=Budget(iterations=1), batch_size=self.batch_size)
-        self.config_digest = digest((configuration, fixed, seed))
+        learned_from = (plan.labels, plan.normalization, plan.axis_order, [case.stored.key for case in training])
+        self.config_digest = digest((configuration, fixed, seed, learned_from))
         self.mirror: bool | None = config.mirror
         self.iteration, self.elapsed_s, self.epoch_time_s = 0, 0.0, 0.0
         self.epoch_losses: list[float] = []
@@ -160,6 +161,11 @@ class _Run:
     def resume(self) -> None:
         """Goes on from the checkpoint, if there is one."""
         if not self.files.checkpoint.exists():
+            if self.files.weights.exists():
+                raise TrainingError(
+                    f"{self.files.folder}: is trained, but its checkpoint is gone, so it cannot go on; predict with it "
+                    "as it is, or train anew with --no-resume"
+                )
             self.discard()
             return
         state = read_state(self.files.checkpoint)
@@ -224,9 +230,9 @@ class _Run:
                 ):
                     self._end_epoch()
                     on_epoch(self.epochs)
-                    if time.monotonic() - saved_at > CHECKPOINT_INTERVAL_S:
-                        self.save()
-                        saved_at = time.monotonic()
+                if time.monotonic() - saved_at > CHECKPOINT_INTERVAL_S:
+                    self.save()
+                    saved_at = time.monotonic()
                 now_shown = int(1000 * self.fraction_done)
                 advance(now_shown - shown, self._status())
                 shown = now_shown
@@ -263,6 +269,8 @@ class _Run:
             step_started = time.monotonic()
             self._loss(batch).backward()
             self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             seconds.append(time.monotonic() - step_started)
         self.elapsed_s += time.monotonic() - started
         return min(seconds)
@@ -318,7 +326,12 @@ class _Run:
             return
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_gradient_norm)
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_gradient_norm))
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            # One such step would make every weight NaN; the scaler of float16 training skips it by itself.
+            self._count_bad_step(batch, norm)
+            self.epoch_losses.append(math.nan)
+            return
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.epoch_losses.append(value)
@@ -352,7 +365,7 @@ class _Run:
         if self.n_bad_steps > MAX_BAD_STEPS:
             raise TrainingError(
                 f"the loss was not finite in {self.n_bad_steps} steps, last on {', '.join(batch.cases)}; look at these "
-                "images, or train with another --seed"
+                "images, or train anew with --no-resume and another --seed"
             )
 
     # -- epochs --------------------------------------------------------------------------------------------------------

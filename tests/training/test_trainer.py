@@ -233,6 +233,14 @@ def test_mirroring_is_for_long_trainings_and_the_choice_is_kept_and_written_down
     assert mirrored("long")
 
 
+def test_finished_weights_are_never_deleted_unasked(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+    train(tmp_path, cases, config=TEN)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    with pytest.raises(TrainingError, match="--no-resume"):
+        train(tmp_path, cases, config=TEN)
+    assert (tmp_path / "weights.safetensors").exists()
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
     train(tmp_path, cases, config=TEN)
     checkpoint = tmp_path / "checkpoint.safetensors"
