@@ -124,7 +124,7 @@ def measure(name: str, folder: Path, device: torch.device) -> dict[str, Any]:
         )
 
     whole_s = timed(whole_step, device)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     return {
         "dataset": name,
         "patch": "x".join(map(str, configuration.patch_size)),

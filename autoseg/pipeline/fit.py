@@ -171,11 +171,12 @@ def validate_fold(
     """
     from autoseg.evaluation.evaluate import Evaluation, score_case, summarise_scores
     from autoseg.inference.predictor import Predictor, fold_folder
+    from autoseg.training.record import FoldFiles
     from autoseg.training.trainer import TrainingInterrupted
 
     folder = fold_folder(workspace.model(configuration), fold)
     file = folder / "validation" / "evaluation.json"
-    if file.exists() and file.stat().st_mtime_ns >= (folder / "weights.safetensors").stat().st_mtime_ns:
+    if file.exists() and file.stat().st_mtime_ns >= FoldFiles(folder=folder).weights.stat().st_mtime_ns:
         known: Evaluation = read_json(file, Evaluation)
         return known
     ids = set(workspace.read_splits().folds[fold].validation)

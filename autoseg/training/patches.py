@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +140,9 @@ def read_region(array: NDArray, start: Sequence[int], size: Sequence[int]) -> ND
     return result
 
 
-def read_ahead(read: Callable[[int], Batch], numbers: Iterator[int], *, n_threads: int, depth: int) -> Iterator[Batch]:
+def read_ahead(
+    read: Callable[[int], Batch], numbers: Iterator[int], *, n_threads: int, depth: int
+) -> Generator[Batch, None, None]:
     """Reads batches in threads, in order, at most `depth` ahead. An error surfaces where its batch would have come."""
     with ThreadPoolExecutor(n_threads, thread_name_prefix="patches") as pool:
         waiting: deque[Future[Batch]] = deque()

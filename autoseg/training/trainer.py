@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ class _Run:
         self._announce()
         saved_at = time.monotonic()
         batches = read_ahead(sampler.batch, count(self.iteration), n_threads=max(1, n_cpus() // 2), depth=4)
-        with track(f"training {self.files.folder.name}", total=1000) as advance, _closing(batches):
+        with track(f"training {self.files.folder.name}", total=1000) as advance, closing(batches):
             shown = 0
             while self.fraction_done < 1:
                 self._timed_step(batches)
@@ -436,12 +436,3 @@ class _Run:
     def _time_left(self) -> str:
         done = self.fraction_done
         return format_duration(self.elapsed_s * (1 - done) / done) if done else "?"
-
-
-@contextmanager
-def _closing(batches: Iterator[Batch]) -> Iterator[None]:
-    """Ends the reading threads however the block ends."""
-    try:
-        yield
-    finally:
-        batches.close()  # type: ignore[attr-defined]

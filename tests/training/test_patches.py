@@ -116,7 +116,7 @@ def test_reading_ahead_keeps_the_order_and_surfaces_errors(case: PreprocessedCas
     batches = read_ahead(sampler.batch, count(), n_threads=3, depth=5)
     for number in range(10):
         assert next(batches).images.equal(sampler.batch(number).images)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
 
     def read(number: int) -> Batch:
         if number == 2:
