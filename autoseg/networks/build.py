@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from autoseg.core.errors import PlanError
-from autoseg.networks.unet import UNet
+from autoseg.networks.residual import make_residual_unet
+from autoseg.networks.unet import make_plain_unet
 from autoseg.planning.plan import NetworkPlan
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": make_plain_unet, "resenc_unet": make_residual_unet}
 
 
 def build_network(plan: NetworkPlan, *, n_channels: int, n_classes: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""U-Nets of the published method, built from a `NetworkPlan`.
+"""The U-Net of the published method, built from a `NetworkPlan`: the parts that all encoders share, and the plain one.
 
 Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation", Nature
 Methods 2021; Ronneberger et al., "U-Net", MICCAI 2015.
@@ -6,7 +6,7 @@ Methods 2021; Ronneberger et al., "U-Net", MICCAI 2015.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,21 +44,34 @@ class InstanceNorm(nn.Module):
         return torch.cat(list(samples))
 
 
+def make_convolution(
+    n_in: int,
+    n_out: int,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] | None = None,
+    bias: bool = True,
+) -> nn.Module:
+    """A convolution of 2 or 3 axes, padded so that the stride alone changes the size; (N, in, ...) to (N, out, ...)."""
+    n_axes = len(kernel_size)
+    return _CONVOLUTION[n_axes](
+        n_in,
+        n_out,
+        tuple(kernel_size),
+        stride=tuple(stride or (1,) * n_axes),
+        padding=tuple(edge // 2 for edge in kernel_size),
+        bias=bias,
+    )
+
+
 class ConvBlock(nn.Sequential):
     """Convolution, instance norm, leaky ReLU; (N, in, ...) to (N, out, ...)."""
 
     def __init__(
         self, n_in: int, n_out: int, *, kernel_size: Sequence[int], stride: Sequence[int] | None = None
     ) -> None:
-        n_axes = len(kernel_size)
         super().__init__(
-            _CONVOLUTION[n_axes](
-                n_in,
-                n_out,
-                tuple(kernel_size),
-                stride=tuple(stride or (1,) * n_axes),
-                padding=tuple(edge // 2 for edge in kernel_size),
-            ),
+            make_convolution(n_in, n_out, kernel_size=kernel_size, stride=stride),
             InstanceNorm(n_out, eps=NORM_EPS),
             nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
         )
@@ -73,29 +86,24 @@ def _conv_stage(
 
 
 class UNet(nn.Module):
-    """The plain U-Net.
+    """A U-Net around any encoder.
 
     Decoder outputs come from the highest resolution down; while training all of them but the lowest are returned for
     deep supervision, otherwise the first alone.
     """
 
-    def __init__(self, plan: NetworkPlan, *, n_channels: int, n_classes: int) -> None:
-        """Builds the network.
+    def __init__(self, encoder: Iterable[nn.Module], plan: NetworkPlan, *, n_classes: int) -> None:
+        """Adds the decoder, and draws the weights of all convolutions.
 
         Args:
+            encoder: one module per stage; each takes the output of the one before, and makes the features and the
+                resolution that the plan wants of its stage.
             plan: stages, features, strides and kernels.
-            n_channels: of the input.
             n_classes: of the output, with the background.
         """
         super().__init__()
         n_axes = len(plan.strides[0])
-        widths = (n_channels, *plan.features)
-        self.encoder = nn.ModuleList(
-            _conv_stage(widths[i], widths[i + 1], n_blocks=blocks, kernel_size=kernel, stride=stride)
-            for i, (blocks, kernel, stride) in enumerate(
-                zip(plan.encoder_blocks, plan.kernel_sizes, plan.strides, strict=True)
-            )
-        )
+        self.encoder = nn.ModuleList(encoder)
         # Lists of the decoder run from the highest resolution to the lowest, as the encoder's do.
         self.upsamplers = nn.ModuleList(
             _TRANSPOSED[n_axes](
@@ -133,6 +141,23 @@ class UNet(nn.Module):
             if level < len(self.heads) and (self.training or level == 0):
                 outputs.append(self.heads[level](features))
         return outputs[::-1] if self.training else outputs[0]
+
+
+def make_plain_unet(plan: NetworkPlan, *, n_channels: int, n_classes: int) -> UNet:
+    """The U-Net whose encoder is `plan.encoder_blocks` convolutions per stage.
+
+    Args:
+        plan: stages, features, strides and kernels.
+        n_channels: of the input.
+        n_classes: of the output, with the background.
+    """
+    widths = (n_channels, *plan.features)
+    stages = zip(plan.encoder_blocks, plan.kernel_sizes, plan.strides, strict=True)
+    encoder = [
+        _conv_stage(widths[i], widths[i + 1], n_blocks=blocks, kernel_size=kernel, stride=stride)
+        for i, (blocks, kernel, stride) in enumerate(stages)
+    ]
+    return UNet(encoder, plan, n_classes=n_classes)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,18 +1,18 @@
-"""The plain U-Net and the registry of networks."""
+"""What holds for a U-Net with any encoder, and the registry of networks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
-from math import prod
+from itertools import pairwise, product
 
 import pytest
 import torch
 from torch import nn
 
 from autoseg.core.errors import PlanError
-from autoseg.networks.build import build_network
-from autoseg.networks.unet import ConvBlock
+from autoseg.networks.build import ARCHITECTURES, build_network, channels_last
+from autoseg.networks.unet import InstanceNorm
+from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.plan import NetworkPlan
 
 PLAN_2D = NetworkPlan(
@@ -25,7 +25,7 @@ PLAN_2D = NetworkPlan(
 )
 PLAN_3D = NetworkPlan(
     architecture="unet",
-    features=(4, 6, 8, 10),
+    features=(4, 6, 6, 10),
     strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 2)),
     kernel_sizes=((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)),
     encoder_blocks=(1, 2, 3, 1),
@@ -43,14 +43,23 @@ PLANS = {"2d": PLAN_2D, "3d": PLAN_3D, "two stages": TWO_STAGES}
 SIZES = {"2d": (16, 24), "3d": (8, 16, 24), "two stages": (4, 6, 8)}
 
 
-def make(name: str, *, n_channels: int = 2, n_classes: int = 3) -> nn.Module:
+every_network = pytest.mark.parametrize(("name", "architecture"), list(product(PLANS, ARCHITECTURES)))
+
+
+def make(name: str, architecture: str, *, n_channels: int = 2, n_classes: int = 3) -> nn.Module:
+    """A network in which every convolution has a say: scales of norms that start at zero are drawn too."""
     torch.manual_seed(0)
-    return build_network(PLANS[name], n_channels=n_channels, n_classes=n_classes)
+    plan = replace(PLANS[name], architecture=architecture)
+    network = build_network(plan, n_channels=n_channels, n_classes=n_classes)
+    for module in network.modules():
+        if isinstance(module, InstanceNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return network
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_training_gives_one_output_per_resolution_but_the_lowest(name: str) -> None:
-    outputs = make(name).train()(torch.randn(2, 2, *SIZES[name]))
+@every_network
+def test_training_gives_one_output_per_resolution_but_the_lowest(name: str, architecture: str) -> None:
+    outputs = make(name, architecture).train()(torch.randn(2, 2, *SIZES[name]))
     assert len(outputs) == max(1, len(PLANS[name].features) - 2)
     size = SIZES[name]
     for output, stride in zip(outputs, PLANS[name].strides, strict=False):
@@ -58,9 +67,9 @@ def test_training_gives_one_output_per_resolution_but_the_lowest(name: str) -> N
         assert output.shape == (2, 3, *size)
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_evaluation_gives_the_full_resolution_alone(name: str) -> None:
-    network = make(name)
+@every_network
+def test_evaluation_gives_the_full_resolution_alone(name: str, architecture: str) -> None:
+    network = make(name, architecture)
     images = torch.randn(2, 2, *SIZES[name])
     with torch.no_grad():
         output = network.eval()(images)
@@ -70,53 +79,72 @@ def test_evaluation_gives_the_full_resolution_alone(name: str) -> None:
         torch.testing.assert_close(network.train()(images)[0], output)
 
 
-def n_parameters(plan: NetworkPlan, *, n_channels: int, n_classes: int) -> int:
-    """By formula: every convolution has a bias, every norm a scale and a shift."""
-
-    def convolutions(n_in: int, n_out: int, kernel: tuple[int, ...], n_blocks: int) -> int:
-        first, others = n_in * n_out * prod(kernel), n_out * n_out * prod(kernel)
-        return first + (n_blocks - 1) * others + n_blocks * 3 * n_out
-
-    features = plan.features
-    total = sum(
-        convolutions(n_in, n_out, kernel, n_blocks)
-        for (n_in, n_out), kernel, n_blocks in zip(
-            pairwise((n_channels, *features)), plan.kernel_sizes, plan.encoder_blocks, strict=True
-        )
-    )
-    for level, n_blocks in enumerate(plan.decoder_blocks):
-        total += features[level + 1] * features[level] * prod(plan.strides[level + 1]) + features[level]
-        total += convolutions(2 * features[level], features[level], plan.kernel_sizes[level], n_blocks)
-    n_heads = max(1, len(features) - 2)
-    return total + sum((width + 1) * n_classes for width in features[:n_heads])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_number_of_parameters(architecture: str) -> None:
+    """By hand, for 2 channels, 3 classes, and 3 and 5 features: a 3x3x3 kernel has 27 weights, a norm two vectors."""
+    encoder = {
+        "unet": (2 * 3 * 27 + 3 * 3) + (3 * 5 * 27 + 3 * 5),
+        # The stem; the first block; the second block; the projection of its skip, which has no bias.
+        "resenc_unet": (2 * 3 * 27 + 3 * 3)
+        + 2 * (3 * 3 * 27 + 3 * 3)
+        + (3 * 5 * 27 + 3 * 5 + 5 * 5 * 27 + 3 * 5)
+        + (3 * 5 + 2 * 5),
+    }
+    decoder = (5 * 3 * 8 + 3) + (6 * 3 * 27 + 3 * 3) + (3 * 3 + 3)
+    counted = sum(parameter.numel() for parameter in make("two stages", architecture).parameters())
+    assert counted == encoder[architecture] + decoder
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_number_of_parameters(name: str) -> None:
-    network = make(name, n_channels=3, n_classes=5)
-    counted = sum(parameter.numel() for parameter in network.parameters())
-    assert counted == n_parameters(PLANS[name], n_channels=3, n_classes=5)
+@every_network
+def test_feature_maps_have_as_many_values_as_planned(name: str, architecture: str) -> None:
+    """Counted at every convolution and, as the budgets do, once at a skip that changes, and at one head alone."""
+    network = make(name, architecture)
+    counts = []
+    for path, module in network.named_modules():
+        # The skip as a whole counts, its parts do not; one that is empty is the identity.
+        is_skip = path.endswith(".skip") and len(list(module.children())) > 0
+        is_convolution = isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+        is_lower_head = path.startswith("heads.") and path != "heads.0"
+        if is_skip or (is_convolution and ".skip." not in path and not is_lower_head):
+            module.register_forward_hook(lambda module, inputs, output: counts.append(output.numel()))
+    with torch.no_grad():
+        network.train()(torch.randn(1, 2, *SIZES[name]))
+    plan = replace(PLANS[name], architecture=architecture)
+    assert sum(counts) == count_feature_map_values(plan, SIZES[name], n_classes=3)
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_gradient_reaches_every_parameter(name: str) -> None:
-    network = make(name).train()
+@every_network
+def test_gradient_reaches_every_parameter(name: str, architecture: str) -> None:
+    network = make(name, architecture).train()
     outputs = network(torch.randn(2, 2, *SIZES[name]))
     sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
     # The bias of a convolution before an instance norm is subtracted again; all else has an effect.
+    cancelled = {
+        f"{path}.{index}.bias"
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Sequential)
+        for index, (_, after) in enumerate(pairwise(module.children()))
+        if isinstance(after, InstanceNorm)
+    }
     for parameter_name, parameter in network.named_parameters():
         assert parameter.grad is not None, parameter_name
-        cancelled = parameter_name.endswith("0.bias") and parameter_name.startswith(("encoder", "decoder"))
-        assert cancelled or parameter.grad.abs().max() > 1e-6, parameter_name
+        assert parameter_name in cancelled or parameter.grad.abs().max() > 1e-6, parameter_name
 
 
-def test_flat_kernels_do_not_mix_planes_where_nothing_is_strided() -> None:
-    plan = replace(PLAN_2D, strides=((1, 1, 1), (1, 2, 2), (1, 2, 2)), kernel_sizes=((1, 3, 3),) * 3)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_flat_kernels_do_not_mix_planes_where_nothing_is_strided(architecture: str) -> None:
+    plan = replace(
+        PLAN_2D,
+        architecture=architecture,
+        strides=((1, 1, 1), (1, 2, 2), (1, 2, 2)),
+        kernel_sizes=((1, 3, 3),) * 3,
+    )
     network = build_network(plan, n_channels=1, n_classes=2).eval()
-    for block in network.modules():
-        if isinstance(block, ConvBlock):
-            # The norm's mean is over all planes; without it there are the kernels alone.
-            block[1] = nn.Identity()
+    for module in network.modules():
+        # The norm's mean is over all planes; without it there are the kernels alone.
+        for child_name, child in module.named_children():
+            if isinstance(child, InstanceNorm):
+                setattr(module, child_name, nn.Identity())
     images = torch.randn(1, 1, 4, 8, 8)
     changed = images.clone()
     changed[0, 0, 2] += 1
@@ -125,21 +153,31 @@ def test_flat_kernels_do_not_mix_planes_where_nothing_is_strided() -> None:
     assert differs.tolist() == [False, False, True, False]
 
 
-def test_weights_and_features_are_channels_last() -> None:
-    network = make("3d")
-    weight = next(parameter for parameter in network.parameters() if parameter.ndim == 5)
-    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
-    images = torch.randn(2, 2, *SIZES["3d"])
-    network.eval()
+@every_network
+def test_weights_and_features_are_channels_last(name: str, architecture: str) -> None:
+    network = make(name, architecture).eval()
+    layout = channels_last(len(SIZES[name]))
+    for path, parameter in network.named_parameters():
+        assert parameter.ndim == 1 or parameter.is_contiguous(memory_format=layout), path
+    kept = []
+    for module_name, module in network.named_modules():
+        # Pooling inside a skip may copy; the block must restore the layout.
+        if module_name and ".skip" not in module_name and not isinstance(module, nn.ModuleList):
+            module.register_forward_hook(
+                lambda module, inputs, output: kept.append(output.is_contiguous(memory_format=layout))
+            )
+    images = torch.randn(2, 2, *SIZES[name])
     with torch.no_grad():
-        torch.testing.assert_close(
-            network(images), network(images.contiguous(memory_format=torch.channels_last_3d)), atol=1e-5, rtol=1e-4
-        )
+        output = network(images)
+        assert len(kept) > 10
+        assert all(kept)
+        torch.testing.assert_close(output, network(images.contiguous(memory_format=layout)), atol=1e-5, rtol=1e-4)
 
 
-def test_weights_are_drawn_for_the_leaky_relu() -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_are_drawn_for_the_leaky_relu(architecture: str) -> None:
     """He et al. 2015: the variance of a weight is 2 / (1 + slope^2) / fan_in."""
-    plan = replace(TWO_STAGES, features=(32, 64))
+    plan = replace(TWO_STAGES, architecture=architecture, features=(32, 64))
     torch.manual_seed(0)
     network = build_network(plan, n_channels=1, n_classes=2)
     weight = next(parameter for parameter in network.parameters() if parameter.shape == (64, 32, 3, 3, 3))
@@ -150,5 +188,5 @@ def test_weights_are_drawn_for_the_leaky_relu() -> None:
 
 
 def test_unknown_architecture() -> None:
-    with pytest.raises(PlanError, match="architecture 'u-net' is unknown; known are unet"):
+    with pytest.raises(PlanError, match="architecture 'u-net' is unknown; known are unet, resenc_unet"):
         build_network(replace(PLAN_2D, architecture="u-net"), n_channels=1, n_classes=2)

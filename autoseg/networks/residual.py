@@ -1,0 +1,75 @@
+"""The U-Net with a residual encoder.
+
+Isensee et al., "nnU-Net Revisited: A Call for Rigorous Validation in 3D Medical Image Segmentation", MICCAI 2024. The
+skips are those of ResNet-D: He et al., "Bag of Tricks for Image Classification with Convolutional Neural Networks",
+CVPR 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoseg.networks.unet import NEGATIVE_SLOPE, NORM_EPS, ConvBlock, InstanceNorm, UNet, make_convolution
+from autoseg.planning.plan import NetworkPlan
+
+_AVERAGE_POOL: dict[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with norms, added to a skip, then a leaky ReLU; (N, in, ...) to (N, out, ...).
+
+    The skip is pooled where the block has a stride, projected where it changes the channels, else the input itself. The
+    last norm starts with a scale of zero, so that a fresh block passes its skip on.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, *, kernel_size: Sequence[int], stride: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        last_norm = InstanceNorm(n_out, eps=NORM_EPS)
+        nn.init.zeros_(last_norm.weight)
+        self.body = nn.Sequential(
+            ConvBlock(n_in, n_out, kernel_size=kernel_size, stride=stride),
+            make_convolution(n_out, n_out, kernel_size=kernel_size),
+            last_norm,
+        )
+        self.skip = nn.Sequential()
+        if stride and any(step != 1 for step in stride):
+            self.skip.append(_AVERAGE_POOL[len(stride)](tuple(stride)))
+        if n_in != n_out:
+            self.skip.append(make_convolution(n_in, n_out, kernel_size=(1,) * len(kernel_size), bias=False))
+            self.skip.append(InstanceNorm(n_out, eps=NORM_EPS))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, in, [Z,] Y, X) to (N, out, [Z',] Y', X')."""
+        # The body comes first: a sum takes the layout of its first operand, and pooling over three axes loses it.
+        return F.leaky_relu(self.body(features) + self.skip(features), NEGATIVE_SLOPE, inplace=True)
+
+
+def _residual_stage(
+    n_in: int, n_out: int, *, n_blocks: int, kernel_size: Sequence[int], stride: Sequence[int]
+) -> nn.Sequential:
+    """`n_blocks` blocks, of which the first changes channels and resolution."""
+    first = ResidualBlock(n_in, n_out, kernel_size=kernel_size, stride=stride)
+    return nn.Sequential(first, *(ResidualBlock(n_out, n_out, kernel_size=kernel_size) for _ in range(n_blocks - 1)))
+
+
+def make_residual_unet(plan: NetworkPlan, *, n_channels: int, n_classes: int) -> UNet:
+    """The U-Net whose encoder is a convolution as its stem, then `plan.encoder_blocks` residual blocks per stage.
+
+    Args:
+        plan: stages, features, strides and kernels.
+        n_channels: of the input.
+        n_classes: of the output, with the background.
+    """
+    widths = (plan.features[0], *plan.features)
+    stages = zip(plan.encoder_blocks, plan.kernel_sizes, plan.strides, strict=True)
+    encoder = [
+        _residual_stage(widths[i], widths[i + 1], n_blocks=blocks, kernel_size=kernel, stride=stride)
+        for i, (blocks, kernel, stride) in enumerate(stages)
+    ]
+    encoder[0].insert(0, ConvBlock(n_channels, plan.features[0], kernel_size=plan.kernel_sizes[0]))
+    return UNet(encoder, plan, n_classes=n_classes)
