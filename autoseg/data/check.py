@@ -15,13 +15,12 @@ from autoseg.core.geometry import Geometry, corner_distance_voxels
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads
 from autoseg.data.dataset import Case, Dataset
-from autoseg.data.io import read_image, read_label
+from autoseg.data.io import read_image, read_label, read_raw
 
 # Grids that lie closer than this differ by rounding in the header (a quaternion is stored in single precision), not by
 # a mistake, and a tenth of a voxel is less than anybody draws a border by.
 MAX_GRID_DISTANCE_VOXELS = 0.1
 MAX_LABELS_FOUND = 1000
-MIN_CASES = 2
 PIECE_VOXELS = 2**20
 
 T = TypeVar("T")
@@ -51,10 +50,12 @@ class CheckResult:
     Attributes:
         n_cases: how many cases were read.
         problems: what was found; empty for a dataset in order.
+        key: digest of the dataset's index and of the state of its files.
     """
 
     n_cases: int
     problems: tuple[Problem, ...]
+    key: str
 
 
 def load_image(images: Sequence[Path], *, n_channels: int) -> tuple[NDArray[np.float32], Geometry]:
@@ -66,6 +67,13 @@ def load_image(images: Sequence[Path], *, n_channels: int) -> tuple[NDArray[np.f
     Raises:
         FormatError: unreadable, channels on different grids, the wrong number of channels, or NaN or infinity.
     """
+    # From the headers, before any voxel: a time series can be larger than the memory.
+    n_found = sum(read_raw(path).n_channels for path in images)
+    if n_found != n_channels:
+        hint = ""
+        if len(images) == 1 and n_found > 1:
+            hint = "; if these are time points, save each as a case of its own; if channels, list them in dataset.json"
+        raise FormatError(f"{images[0]}: found {n_found} channels, expected {n_channels}{hint}")
     parts = [read_image(path) for path in images]
     geometry = parts[0][1]
     for path, (_, other) in zip(images[1:], parts[1:], strict=True):
@@ -77,8 +85,6 @@ def load_image(images: Sequence[Path], *, n_channels: int) -> tuple[NDArray[np.f
         if n_broken:
             raise FormatError(f"{path}: found {n_broken} voxels that are NaN or infinite, expected finite numbers")
     image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
-    if image.shape[0] != n_channels:
-        raise FormatError(f"{images[0]}: found {image.shape[0]} channels, expected {n_channels}")
     return image, geometry
 
 
@@ -214,11 +220,6 @@ def scan_dataset(dataset: Dataset, labels: LabelSpec, measure: Callable[[LoadedC
         loaded = load_case(case, n_channels=len(dataset.channels), labels=labels)
         return measure(loaded) if isinstance(loaded, LoadedCase) else loaded
 
-    if len(dataset.cases) < MIN_CASES:
-        raise DatasetError(
-            f"{dataset.name}: found {len(dataset.cases)} case, expected at least {MIN_CASES}: "
-            "cross-validation trains on some cases and tests on the others. Add cases with label maps."
-        )
     answers = map_threads(scan, dataset.cases, n_threads=n_threads, description="checking the cases")
     measured: list[T] = []
     problems: list[Problem] = []

@@ -169,7 +169,7 @@ def _require(content: Mapping[str, Any], *keys: str, where: Path) -> Any:
     raise DatasetError(f"{where}: the key '{keys[0]}' is missing")
 
 
-def _ordered_names(names: Any, *, where: Path) -> tuple[str, ...]:
+def parse_channels(names: Any, *, where: Path) -> tuple[str, ...]:
     """Channel names from {"0": "T1", "1": "T2"} or ["T1", "T2"]."""
     if isinstance(names, Mapping) and all(_is_whole(key) for key in names):
         return tuple(str(names[key]) for key in sorted(names, key=int))
@@ -206,7 +206,7 @@ def _open_decathlon(path: Path) -> Dataset | None:
     if content is None or not isinstance(content.get("training"), list):
         return None
     where = path / "dataset.json" if path.is_dir() else path
-    channels = _ordered_names(_require(content, "modality", "channel_names", where=where), where=where)
+    channels = parse_channels(_require(content, "modality", "channel_names", where=where), where=where)
     cases, problems = [], []
     for number, entry in enumerate(content["training"]):
         if not isinstance(entry, Mapping) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
@@ -242,7 +242,7 @@ def _open_nnunet(path: Path) -> Dataset | None:
     if content is None or "cases" in content or not (folder / "imagesTr").is_dir():
         return None
     where = path / "dataset.json" if path.is_dir() else path
-    channels = _ordered_names(_require(content, "channel_names", "modality", where=where), where=where)
+    channels = parse_channels(_require(content, "channel_names", "modality", where=where), where=where)
     ending = str(content.get("file_ending", ".nii.gz"))
     if file_ending("x" + ending) is None:
         raise DatasetError(f"{where}: found file_ending '{ending}', expected one of {', '.join(READERS)}")
@@ -326,7 +326,7 @@ def _open_json_manifest(path: Path) -> Dataset | None:
     return Dataset(
         name=str(content.get("name") or where.stem),
         layout="JSON manifest",
-        channels=_ordered_names(_require(content, "channels", "channel_names", where=where), where=where),
+        channels=parse_channels(_require(content, "channels", "channel_names", where=where), where=where),
         labels=parse_labels(content["labels"], where=where) if "labels" in content else None,
         cases=_manifest_cases(content["cases"], where=where),
     )

@@ -91,7 +91,9 @@ def read_label(path: Path) -> tuple[NDArray, Geometry]:
     """
     raw = read_raw(path)
     if raw.n_channels != 1:
-        raise FormatError(f"{path}: found {raw.n_channels} volumes in a label map, expected 1")
+        raise FormatError(
+            f"{path}: found {raw.n_channels} volumes in a label map, expected 1; save time points as cases of their own"
+        )
     label = np.ascontiguousarray(raw.load()[0])
     if not np.issubdtype(label.dtype, np.integer):
         # Infinity equals its rounded self, and beyond int32 the conversion would make up a value.

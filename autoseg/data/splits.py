@@ -21,7 +21,8 @@ class Fold:
 
     Attributes:
         training: sorted.
-        validation: sorted; every case validates in exactly one fold.
+        validation: sorted; every case validates in exactly one fold, on a network that has not seen its group. Where
+            there is one single group, it does both.
     """
 
     training: tuple[str, ...]
@@ -43,15 +44,14 @@ def make_splits(cases: Sequence[Case], *, n_folds: int = DEFAULT_N_FOLDS) -> Spl
         n_folds: at most this many; a dataset of fewer groups gets one fold per group.
 
     Raises:
-        DatasetError: fewer than two groups or folds.
+        DatasetError: fewer than two folds.
     """
     if n_folds < 2:
         raise DatasetError(f"found {n_folds} folds, expected at least 2: each validates on what the others train on")
     groups = sorted({case.group for case in cases})
     if len(groups) < 2:
-        raise DatasetError(
-            f"found {len(groups)} patient or group, expected at least 2: one to train on, one to validate"
-        )
+        everything = tuple(sorted(case.id for case in cases))
+        return Splits(folds=(Fold(training=everything, validation=everything),))
     order = np.arange(len(groups))
     np.random.RandomState(SPLIT_SEED).shuffle(order)
     fold_of_group = {

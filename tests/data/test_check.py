@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,13 +196,23 @@ def test_many_unknown_values_are_counted(tmp_path: Path) -> None:
         scan(open_dataset(tmp_path))
 
 
-@pytest.mark.parametrize("n_cases", [0, 1])
-def test_one_case_is_too_few(n_cases: int, tmp_path: Path) -> None:
+def test_one_case_is_read_too(tmp_path: Path) -> None:
     add_case(tmp_path, "a")
     dataset = open_dataset(tmp_path)
-    few = Dataset(name="few", layout="", channels=("CT",), labels=LABELS, cases=dataset.cases[:n_cases])
-    with pytest.raises(DatasetError, match=f"few: found {n_cases} case, expected at least 2: .* Add cases"):
-        scan(few)
+    (name,) = scan_dataset(dataset, LABELS, lambda loaded: loaded.case.id, n_threads=2)
+    assert name == "a"
+
+
+def test_a_time_series_is_told_from_channels_before_it_is_read(tmp_path: Path) -> None:
+    add_case(tmp_path, "a")
+    file = tmp_path / "images" / "a.nii.gz"
+    series = nib.Nifti1Image(np.zeros((4, 4, 4, 30), np.uint8), np.eye(4))
+    # Its voxels cannot be read, which nobody needs to know.
+    file.write_bytes(gzip.compress(series.to_bytes()[:400]))
+    with pytest.raises(
+        DatasetError, match="found 30 channels, expected 1; if these are time points, save each as a case"
+    ):
+        scan_dataset(open_dataset(tmp_path), LABELS, lambda loaded: loaded, n_threads=1)
 
 
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR", "PIL"])

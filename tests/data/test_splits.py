@@ -75,9 +75,10 @@ def test_fewer_cases_than_folds(n_cases: int, n_folds: int) -> None:
     check_cover(splits, cases)
 
 
-def test_one_patient_cannot_be_split() -> None:
-    with pytest.raises(DatasetError, match="found 1 patient or group, expected at least 2"):
-        make_splits(make_cases(6, cases_per_group=6))
+def test_one_patient_trains_and_validates() -> None:
+    (fold,) = make_splits(make_cases(6, cases_per_group=6)).folds
+    assert len(fold.training) == 6
+    assert fold.training == fold.validation
 
 
 def test_one_fold_is_no_split() -> None:
