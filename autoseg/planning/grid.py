@@ -24,6 +24,7 @@ class Grid:
         axis_order: the grid's axes as indices into (Z, Y, X), through-plane axis first.
         spacing_mm: of a voxel.
         median_shape: median over cases of their size on this grid, in voxels; a half where two cases share the middle.
+        largest_shape: likewise, the largest size along each axis.
         n_cases: number of cases.
         spacing_reason: why the spacing is as it is.
         axis_order_reason: why the axes stand in this order.
@@ -32,6 +33,7 @@ class Grid:
     axis_order: tuple[int, int, int]
     spacing_mm: tuple[float, ...]
     median_shape: tuple[float, ...]
+    largest_shape: tuple[float, ...]
     n_cases: int
     spacing_reason: str
     axis_order_reason: str
@@ -47,30 +49,83 @@ class Grid:
         return prod(self.median_shape) * self.n_cases
 
 
-def choose_grid(cases: Sequence[CaseFingerprint]) -> Grid:
+def choose_grid(cases: Sequence[CaseFingerprint], *, spacing_mm: tuple[float, float, float] | None = None) -> Grid:
     """The spacing, the axis order and the median size of the cases.
 
     Args:
         cases: at least one.
+        spacing_mm: target spacing (z, y, x) where the user has set one.
 
     Returns:
         The grid of the highest resolution that is planned.
     """
     shapes = np.array([case.cropped_shape for case in cases], np.float64)
+    if spacing_mm is None:
+        target_mm, reason = _choose_spacing(shapes, np.array([case.spacing_mm for case in cases], np.float64))
+    else:
+        target_mm, reason = np.array(spacing_mm), f"set by user: {_join(spacing_mm)} mm (z, y, x)"
+    axis_order, axis_order_reason = _choose_axis_order(shapes, target_mm)
+    z_mm, y_mm, x_mm = (float(edge_mm) for edge_mm in target_mm)
+    return _measure_grid(cases, (z_mm, y_mm, x_mm), axis_order, reason=reason, axis_order_reason=axis_order_reason)
+
+
+def adopt_grid(
+    cases: Sequence[CaseFingerprint],
+    *,
+    spacing_mm: tuple[float, float, float],
+    axis_order: tuple[int, int, int],
+    reason: str,
+) -> Grid:
+    """The grid of another plan, with the sizes that these cases have on it.
+
+    Args:
+        cases: at least one.
+        spacing_mm: in the order of `axis_order`.
+        axis_order: the grid's axes as indices into (Z, Y, X).
+        reason: why this grid.
+    """
+    canonical = [0.0, 0.0, 0.0]
+    for edge_mm, axis in zip(spacing_mm, axis_order, strict=True):
+        canonical[axis] = edge_mm
+    z_mm, y_mm, x_mm = canonical
+    return _measure_grid(cases, (z_mm, y_mm, x_mm), axis_order, reason=reason, axis_order_reason=reason)
+
+
+def resampled_shapes(cases: Sequence[CaseFingerprint], spacing_mm: tuple[float, float, float]) -> NDArray[np.float64]:
+    """Sizes of the cropped cases on a grid.
+
+    Args:
+        cases: at least one.
+        spacing_mm: of the grid, (z, y, x).
+
+    Returns:
+        (cases, 3), whole numbers of at least 1, canonical (Z, Y, X).
+    """
+    shapes = np.array([case.cropped_shape for case in cases], np.float64)
     spacings_mm = np.array([case.spacing_mm for case in cases], np.float64)
-    spacing_mm, spacing_reason = _choose_spacing(shapes, spacings_mm)
-    axis_order, axis_order_reason = _choose_axis_order(shapes, spacing_mm)
     # A thin case of a finer spacing than the target must not vanish.
-    resampled = np.maximum(np.round(spacings_mm / spacing_mm * shapes), 1)
-    flat = (shapes == 1).all(axis=0)
-    resampled[:, flat] = 1
-    median_shape = np.median(resampled, axis=0)
+    resampled = np.maximum(np.round(spacings_mm / np.array(spacing_mm) * shapes), 1)
+    resampled[:, (shapes == 1).all(axis=0)] = 1
+    return resampled
+
+
+def _measure_grid(
+    cases: Sequence[CaseFingerprint],
+    spacing_mm: tuple[float, float, float],
+    axis_order: tuple[int, int, int],
+    *,
+    reason: str,
+    axis_order_reason: str,
+) -> Grid:
+    resampled = resampled_shapes(cases, spacing_mm)
+    median, largest = np.median(resampled, axis=0), resampled.max(axis=0)
     return Grid(
         axis_order=axis_order,
-        spacing_mm=tuple(float(spacing_mm[axis]) for axis in axis_order),
-        median_shape=tuple(float(median_shape[axis]) for axis in axis_order),
+        spacing_mm=tuple(spacing_mm[axis] for axis in axis_order),
+        median_shape=tuple(float(median[axis]) for axis in axis_order),
+        largest_shape=tuple(float(largest[axis]) for axis in axis_order),
         n_cases=len(cases),
-        spacing_reason=spacing_reason,
+        spacing_reason=reason,
         axis_order_reason=axis_order_reason,
     )
 

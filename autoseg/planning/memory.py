@@ -6,7 +6,7 @@ value costs is not computed but calibrated: a preset names the number of values 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 from autoseg.core.errors import PlanError
@@ -30,49 +30,53 @@ def count_feature_map_values(network: NetworkPlan, patch_size: tuple[int, ...], 
     Raises:
         PlanError: the architecture is unknown.
     """
+    return sum(count_values_per_stage(network, patch_size, n_classes))
+
+
+def count_values_per_stage(network: NetworkPlan, patch_size: tuple[int, ...], n_classes: int) -> list[int]:
+    """The same per stage: what encoder, decoder and segmentation layer put out at its resolution."""
     if network.architecture not in ENCODER_COUNTS:
         raise PlanError(
             f"network: no memory estimate for architecture '{network.architecture}'; "
             f"known are {', '.join(ENCODER_COUNTS)}"
         )
-    voxels = _voxels_per_stage(network, patch_size)
-    return ENCODER_COUNTS[network.architecture](network, voxels) + _count_decoder(network, voxels, n_classes)
+    encoder = ENCODER_COUNTS[network.architecture](network)
+    # The convolutions of a decoder stage, and the transposed convolution that leads to it; the bottleneck has neither.
+    decoder = [1 + n_blocks for n_blocks in network.decoder_blocks] + [0]
+    voxels = [prod(size) for size in size_per_stage(network, patch_size)]
+    values = [(e + d) * f * v for e, d, f, v in zip(encoder, decoder, network.features, voxels, strict=True)]
+    values[0] += n_classes * voxels[0]
+    return values
 
 
-def _voxels_per_stage(network: NetworkPlan, patch_size: tuple[int, ...]) -> list[int]:
-    size, voxels = patch_size, []
+def size_per_stage(network: NetworkPlan, patch_size: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The patch in voxels of each stage, from the input to the bottleneck."""
+    size, sizes = patch_size, []
     for stride in network.strides:
         size = tuple(edge // step for edge, step in zip(size, stride, strict=True))
-        voxels.append(prod(size))
-    return voxels
+        sizes.append(size)
+    return sizes
 
 
-def _count_plain_encoder(network: NetworkPlan, voxels: list[int]) -> int:
+def _count_plain(network: NetworkPlan) -> Sequence[int]:
     """One output per convolution."""
-    return sum(n * f * v for n, f, v in zip(network.encoder_blocks, network.features, voxels, strict=True))
+    return network.encoder_blocks
 
 
-def _count_residual_encoder(network: NetworkPlan, voxels: list[int]) -> int:
-    """A stem, then two outputs per block, and one for the projection of the skip where its shape changes."""
-    total = network.features[0] * voxels[0]
-    previous_features = network.features[0]
-    for n_blocks, features, stride, n_voxels in zip(
-        network.encoder_blocks, network.features, network.strides, voxels, strict=True
-    ):
-        has_projection = features != previous_features or any(step != 1 for step in stride)
-        total += (2 * n_blocks + has_projection) * features * n_voxels
-        previous_features = features
-    return total
+def _count_residual(network: NetworkPlan) -> Sequence[int]:
+    """A stem, then two outputs per block, and one for the skip where its channels or its size change."""
+    features_in = (network.features[0], *network.features[:-1])
+    per_stage = zip(network.encoder_blocks, features_in, network.features, network.strides, strict=True)
+    counts = [
+        2 * n_blocks + (n_in != n_out or any(step != 1 for step in stride))
+        for n_blocks, n_in, n_out, stride in per_stage
+    ]
+    counts[0] += 1
+    return counts
 
 
-def _count_decoder(network: NetworkPlan, voxels: list[int], n_classes: int) -> int:
-    """Per stage the transposed convolution and the convolutions; once the segmentation layer."""
-    per_stage = zip(network.decoder_blocks, network.features[:-1], voxels[:-1], strict=True)
-    return sum((1 + n) * f * v for n, f, v in per_stage) + n_classes * voxels[0]
-
-
-ENCODER_COUNTS: dict[str, Callable[[NetworkPlan, list[int]], int]] = {
-    "unet": _count_plain_encoder,
-    "resenc_unet": _count_residual_encoder,
+ENCODER_COUNTS: dict[str, Callable[[NetworkPlan], Sequence[int]]] = {
+    "unet": _count_plain,
+    "resenc_unet": _count_residual,
 }
-"""How to count the encoder of each architecture, from the network and its voxels per stage."""
+"""How many outputs the encoder of each architecture has per stage, each with the channels and the size of its stage."""

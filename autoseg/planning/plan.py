@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
 from autoseg.core.errors import PlanError
 from autoseg.core.labels import LabelSpec
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+"""What the planner makes."""
+
+SCHEMES = ("ct", "zscore", "rgb_to_0_1", "rescale_to_0_1", "none")
+"""How intensities can be scaled; `autoseg.preprocessing.normalize.NORMALIZERS` does it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,9 @@ class NetworkPlan:
     decoder_blocks: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        n_axes = len(self.strides[0]) if self.strides else 0
+        if n_axes not in (2, 3) or any(len(entry) != n_axes for entry in (*self.strides, *self.kernel_sizes)):
+            raise PlanError("network: strides and kernel_sizes need 2 numbers (2D) or 3 numbers (3D) per stage")
         lengths = {len(self.features), len(self.strides), len(self.kernel_sizes), len(self.encoder_blocks)}
         if len(lengths) != 1 or len(self.decoder_blocks) != len(self.features) - 1:
             raise PlanError(
@@ -40,8 +52,10 @@ class NetworkPlan:
             )
         if len(self.features) < 2 or min(*self.encoder_blocks, *self.decoder_blocks) < 1:
             raise PlanError("network: at least 2 stages are needed, each with at least 1 block")
-        if any(edge % 2 == 0 for kernel in self.kernel_sizes for edge in kernel):
-            raise PlanError(f"network: kernel_sizes are {list(self.kernel_sizes)}, expected odd numbers")
+        if min(self.features) < 1 or min(min(stride) for stride in self.strides) < 1 or set(self.strides[0]) != {1}:
+            raise PlanError("network: features and strides must be positive, and the first stride all ones")
+        if any(edge < 1 or edge % 2 == 0 for kernel in self.kernel_sizes for edge in kernel):
+            raise PlanError(f"network: kernel_sizes are {_listed(self.kernel_sizes)}, expected odd numbers")
 
     @property
     def divisor(self) -> tuple[int, ...]:
@@ -54,9 +68,10 @@ class ConfigurationPlan:
     """One way to segment the dataset: a grid, a patch and a network. Arrays are in the plan's `axis_order`.
 
     Attributes:
-        name: "2d", "3d_fullres", "3d_lowres" or "3d_cascade_fullres".
+        name: one of `CONFIGURATIONS`, or any other in a plan that a person has edited.
         spacing_mm: target spacing: (y, x) for 2D, whose slices keep their distance, (z, y, x) for 3D.
         median_shape: median size of a case on this grid, in voxels, same axes as `spacing_mm`.
+        largest_shape: likewise, the largest size along each axis.
         patch_size: in voxels, same axes as `spacing_mm`.
         batch_size: patches per training step on a GPU of the planned size.
         lowres_axis: index of the one axis that is resampled with nearest neighbour because it is more than three
@@ -69,6 +84,7 @@ class ConfigurationPlan:
     name: str
     spacing_mm: tuple[float, ...]
     median_shape: tuple[float, ...]
+    largest_shape: tuple[float, ...]
     patch_size: tuple[int, ...]
     batch_size: int
     lowres_axis: int | None
@@ -77,15 +93,26 @@ class ConfigurationPlan:
     network: NetworkPlan
 
     def __post_init__(self) -> None:
-        for size, divisor in zip(self.patch_size, self.network.divisor, strict=True):
-            if size % divisor:
-                mended = -(-size // divisor) * divisor
+        n_axes = len(self.network.strides[0])
+        for name in ("spacing_mm", "median_shape", "largest_shape", "patch_size"):
+            value = getattr(self, name)
+            if len(value) != n_axes:
                 raise PlanError(
-                    f"{self.name}: patch_size {list(self.patch_size)} is not divisible by the network's strides "
-                    f"{list(self.network.divisor)}; {size} would have to be {mended}"
+                    f"{self.name}: {name} is {_listed(value)}, expected {n_axes} numbers, one per axis of the network"
                 )
+            if not all(0 < edge < math.inf for edge in value):
+                raise PlanError(f"{self.name}: {name} is {_listed(value)}, expected positive numbers")
+        divisor = self.network.divisor
+        if any(size % step for size, step in zip(self.patch_size, divisor, strict=True)):
+            nearest = [max(round(size / step), 1) * step for size, step in zip(self.patch_size, divisor, strict=True)]
+            raise PlanError(
+                f"{self.name}: patch_size {_listed(self.patch_size)} is not divisible by the network's strides "
+                f"{_listed(divisor)}; the nearest that is: {_listed(nearest)}"
+            )
         if self.batch_size < 1:
             raise PlanError(f"{self.name}: batch_size is {self.batch_size}, expected at least 1")
+        if self.lowres_axis is not None and not 0 <= self.lowres_axis < n_axes:
+            raise PlanError(f"{self.name}: lowres_axis is {self.lowres_axis}, expected null or 0 to {n_axes - 1}")
 
     @property
     def n_axes(self) -> int:
@@ -99,7 +126,7 @@ class ChannelNormalization:
 
     Attributes:
         channel: the channel's name.
-        scheme: a name in `autoseg.preprocessing.normalize.NORMALIZERS`: "ct", "zscore" or "rgb_to_0_1".
+        scheme: one of `SCHEMES`.
         use_mask: z-score inside the non-zero mask only, zero outside.
         mean, std, percentile_00_5, percentile_99_5: of the foreground voxels of all cases, for "ct".
     """
@@ -111,6 +138,35 @@ class ChannelNormalization:
     std: float
     percentile_00_5: float
     percentile_99_5: float
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            advice = suggest(self.scheme, SCHEMES)
+            raise PlanError(f"normalization of '{self.channel}': the scheme '{self.scheme}' is unknown; {advice}")
+        if self.scheme == "ct" and not (self.percentile_00_5 <= self.percentile_99_5 and self.std >= 0):
+            raise PlanError(
+                f"normalization of '{self.channel}': found the percentiles {self.percentile_00_5:g} and "
+                f"{self.percentile_99_5:g} and the standard deviation {self.std:g}, expected finite numbers in order"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What training steps of a configuration took on a device.
+
+    Attributes:
+        configuration: its name.
+        device: name of the device.
+        peak_memory_gib: at the plan's batch size, all that torch held at once.
+        step_time_s: of one step at the plan's batch size, on a batch that is on the device already.
+        largest_batch_size: that the device could train.
+    """
+
+    configuration: str
+    device: str
+    peak_memory_gib: float
+    step_time_s: float
+    largest_batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,24 +190,30 @@ class Plan:
         version: of this file's format.
         dataset: the dataset's name.
         labels: classes of the dataset.
+        preset: a name in `autoseg.planning.presets.PRESETS`: the kind of network.
+        gpu_memory_gib: of the GPU that patch and batch were made for.
         normalization: one entry per channel, in order.
         axis_order: the network's axes as indices into (Z, Y, X): through-plane axis first.
         n_folds: how many folds of cross-validation there are.
         configurations: by name.
         recommended: the configuration that is used where none is named.
         reasons: why, decision by decision.
+        measurements: what was measured on a device, configuration by configuration; empty until then.
         provenance: what made the plan: autoseg's version, and the digest of the fingerprint.
     """
 
     version: int
     dataset: str
     labels: LabelSpec
+    preset: str
+    gpu_memory_gib: float
     normalization: tuple[ChannelNormalization, ...]
     axis_order: tuple[int, int, int]
     n_folds: int
     configurations: dict[str, ConfigurationPlan]
     recommended: str
     reasons: tuple[Reason, ...]
+    measurements: tuple[Measurement, ...] = ()
     provenance: dict[str, str]
 
     def __post_init__(self) -> None:
@@ -161,6 +223,17 @@ class Plan:
             )
         if sorted(self.axis_order) != [0, 1, 2]:
             raise PlanError(f"axis_order is {list(self.axis_order)}, expected a permutation of [0, 1, 2]")
+        if not self.normalization or not 0 < self.gpu_memory_gib < math.inf:
+            raise PlanError("the plan needs at least one channel in normalization, and a gpu_memory_gib above 0")
+        for name, configuration in self.configurations.items():
+            # A person may add configurations of any name; it becomes the name of a folder.
+            if configuration.name != name or not re.fullmatch(r"\w[\w.-]*", name):
+                raise PlanError(
+                    f"configurations: found the name '{configuration.name}' under '{name}', expected the same name of "
+                    "letters, digits, dots, hyphens and underscores"
+                )
+            if configuration.previous is not None:
+                self.configuration(configuration.previous)
         self.configuration(self.recommended)
 
     def configuration(self, name: str) -> ConfigurationPlan:
@@ -170,10 +243,30 @@ class Plan:
             PlanError: there is none.
         """
         if name not in self.configurations:
-            raise PlanError(f"the plan has no configuration '{name}'; it has {', '.join(self.configurations)}")
+            raise PlanError(f"the plan has no configuration '{name}'; {suggest(name, self.configurations)}")
         return self.configurations[name]
+
+    def grid(self, name: str) -> str:
+        """The configuration whose preprocessed cases the named one uses: the first one of the same spacing.
+
+        Raises:
+            PlanError: there is no such configuration.
+        """
+        wanted = self.configuration(name).spacing_mm
+        return next(other for other, known in self.configurations.items() if known.spacing_mm == wanted)
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Names of the channels, in order."""
         return tuple(channel.channel for channel in self.normalization)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the one that was probably meant, or all there are."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(names)}"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return str([list(value) if isinstance(value, tuple) else value for value in values])

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from math import prod
 
 from autoseg import __version__
 from autoseg.core.errors import PlanError, Problem, describe_problems
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import digest
+from autoseg.planning.checks import check_plan
+from autoseg.planning.choices import Choices
 from autoseg.planning.configurations import plan_configurations
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
-from autoseg.planning.grid import choose_grid
+from autoseg.planning.grid import adopt_grid, choose_grid
+from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, Plan, Reason
-from autoseg.planning.presets import TRAINABLE_CONFIGURATIONS, find_preset
+from autoseg.planning.presets import find_preset
 from autoseg.planning.topology import MIN_SIZE_TO_HALVE
 
-SCHEME_BY_CHANNEL = {"ct": "ct", "rgb_to_0_1": "rgb_to_0_1"}
-"""Normalization by the channel's name in lower case; all other channels are z-scored."""
+SCHEME_BY_CHANNEL = {
+    "ct": "ct",
+    "rgb_to_0_1": "rgb_to_0_1",
+    "rescale_to_0_1": "rescale_to_0_1",
+    "nonorm": "none",
+}
+"""Normalization by the channel's name in lower case, as in the published method; all other channels are z-scored."""
 
 MASK_BELOW_CROPPED_FRACTION = 0.75
 """Where cropping keeps less of the median case than this, z-scores are computed inside the non-zero mask."""
+
+CASCADE_BELOW_COVERAGE = 0.05
+"""Where a patch at full resolution covers less of the median case than this, the cascade is recommended."""
 
 
 def make_plan(
@@ -29,60 +42,153 @@ def make_plan(
     *,
     dataset: str,
     n_folds: int,
-    preset: str = "unet",
-    configurations: Collection[str] = TRAINABLE_CONFIGURATIONS,
+    choices: Choices | None = None,
 ) -> Plan:
     """Decides everything about a dataset, each decision with its reason.
 
     Implements the rules of Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image
-    segmentation", Nature Methods 2021.
+    segmentation", Nature Methods 2021, and "nnU-Net Revisited", MICCAI 2024.
 
     Args:
         fingerprint: what the scans are like.
         labels: the classes.
         dataset: the dataset's name.
         n_folds: folds of cross-validation.
-        preset: a name in `autoseg.planning.presets.PRESETS` whose architecture can be trained.
-        configurations: which configurations to keep, where the dataset calls for them.
+        choices: what the user has decided; the rest is derived from it.
 
     Returns:
         The plan. Equal fingerprints give equal plans.
 
     Raises:
-        PlanError: the fingerprint is empty or holds impossible numbers, or there is no such preset.
+        PlanError: the fingerprint is empty or holds impossible numbers, or a choice is not valid.
     """
     _check(fingerprint)
-    chosen = find_preset(preset)
-    grid = choose_grid(fingerprint.cases)
-    planned, reasons = plan_configurations(grid, labels.n_classes, chosen)
-    kept = {name: configuration for name, configuration in planned.items() if name in configurations}
-    if not kept:
-        raise PlanError(
-            f"none of the configurations {', '.join(configurations)} suits this dataset; "
-            f"it could have {', '.join(planned)}"
-        )
+    choices = choices or Choices()
+    preset = find_preset(choices.preset, choices.gpu_memory_gib)
+    grid = choose_grid(fingerprint.cases, spacing_mm=choices.spacing_mm)
+    planned, reasons = plan_configurations(grid, labels.n_classes, preset, choices)
+    kept = _keep(planned, reasons, choices)
     normalization, normalization_reasons = choose_normalization(
         fingerprint.channels, fingerprint.median_cropped_fraction
     )
     recommended, why = recommend(kept)
     dropped = planned.keys() - kept.keys()
+    by_whom = "set by user" if choices.gpu_memory_gib is not None else f"what preset {preset.name} is made for"
     return Plan(
         version=PLAN_VERSION,
         dataset=dataset,
         labels=labels,
+        preset=preset.name,
+        gpu_memory_gib=preset.memory_gib,
         normalization=normalization,
         axis_order=grid.axis_order,
         n_folds=n_folds,
         configurations=kept,
         recommended=recommended,
         reasons=(
+            Reason(subject="preset", text=_explain_preset(choices, preset.architecture)),
+            Reason(subject="gpu_memory_gib", text=f"{preset.memory_gib:g} GiB, {by_whom}"),
             Reason(subject="axis_order", text=grid.axis_order_reason),
             *normalization_reasons,
             *(reason for reason in reasons if not _is_about(reason, dropped)),
             Reason(subject="recommended", text=why),
         ),
-        provenance={"autoseg": __version__, "preset": preset, "fingerprint": digest(fingerprint)},
+        provenance={"autoseg": __version__, "fingerprint": digest(fingerprint)},
     )
+
+
+def transfer_plan(
+    source: Plan, fingerprint: Fingerprint, labels: LabelSpec, *, dataset: str, n_folds: int, name: str
+) -> Plan:
+    """The plan of another dataset for this one: its grids, patches, batches and networks.
+
+    Sizes of the cases and normalization are this dataset's own.
+
+    Args:
+        source: the other plan.
+        fingerprint: what the scans of this dataset are like.
+        labels: the classes of this dataset.
+        dataset: this dataset's name.
+        n_folds: folds of cross-validation.
+        name: of the other plan, for the reasons.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: the fingerprint holds impossible numbers, or not even one patch fits with so many classes.
+    """
+    _check(fingerprint)
+    like = f"as in {name}"
+    preset = find_preset(source.preset, source.gpu_memory_gib)
+    configurations = {}
+    reasons = [Reason(subject=subject, text=like) for subject in ("preset", "gpu_memory_gib", "axis_order")]
+    normalization, normalization_reasons = choose_normalization(
+        fingerprint.channels, fingerprint.median_cropped_fraction
+    )
+    reasons += normalization_reasons
+    for key, configuration in source.configurations.items():
+        # Where slices keep their distance, any spacing along the first axis leaves the in-plane sizes as they are.
+        first, second, third = (*configuration.spacing_mm, *configuration.spacing_mm)[-3:]
+        grid = adopt_grid(
+            fingerprint.cases, spacing_mm=(first, second, third), axis_order=source.axis_order, reason=like
+        )
+        n_axes = configuration.n_axes
+        values = count_feature_map_values(configuration.network, configuration.patch_size, labels.n_classes)
+        fitting = preset.budgets[n_axes].largest_batch_size(values)
+        batch_size = min(configuration.batch_size, max(fitting, 1))
+        configurations[key] = replace(
+            configuration,
+            median_shape=grid.median_shape[-n_axes:],
+            largest_shape=grid.largest_shape[-n_axes:],
+            batch_size=batch_size,
+        )
+        reasons += [
+            Reason(subject=f"configurations.{key}.{decision}", text=like)
+            for decision in ("spacing_mm", "network", "batch_dice")
+        ]
+        largest = grid.largest_shape[-n_axes:]
+        padded = any(size >= 2 * most for size, most in zip(configuration.patch_size, largest, strict=True))
+        text = f"{like}; larger than any case here, so that much of it is padding" if padded else like
+        reasons.append(Reason(subject=f"configurations.{key}.patch_size", text=text))
+        fewer = f", but the {labels.n_classes} classes of this dataset leave room for {batch_size} only"
+        text = like if batch_size == configuration.batch_size else like + fewer
+        reasons.append(Reason(subject=f"configurations.{key}.batch_size", text=text))
+    reasons.append(Reason(subject="recommended", text=like))
+    made = replace(
+        source,
+        dataset=dataset,
+        labels=labels,
+        normalization=normalization,
+        n_folds=n_folds,
+        configurations=configurations,
+        reasons=tuple(reasons),
+        measurements=(),
+        provenance={"autoseg": __version__, "fingerprint": digest(fingerprint), "like": name},
+    )
+    check_plan(made)
+    return made
+
+
+def _keep(
+    planned: dict[str, ConfigurationPlan], reasons: Sequence[Reason], choices: Choices
+) -> dict[str, ConfigurationPlan]:
+    """Those of the planned configurations that the user wants, and what they build on.
+
+    Raises:
+        PlanError: a configuration that the user has named does not suit the dataset.
+    """
+    named = (*(choices.configurations or ()), *choices.patch_sizes)
+    for name in named:
+        if name not in planned:
+            parts = (f"configurations.{name}", "configurations.3d_lowres", "configurations")
+            why = next(reason.text for part in parts for reason in reasons if reason.subject == part)
+            raise PlanError(f"{name} does not suit this dataset: {why}. It could have {', '.join(planned)}.")
+    if choices.configurations is None:
+        return planned
+    wanted = set(choices.configurations)
+    wanted |= {previous for name in wanted if (previous := planned[name].previous)}
+    return {name: configuration for name, configuration in planned.items() if name in wanted}
 
 
 def choose_normalization(
@@ -118,11 +224,14 @@ def choose_normalization(
 
 
 def recommend(configurations: dict[str, ConfigurationPlan]) -> tuple[str, str]:
-    """The configuration to train where the user names none: 3D, unless it hardly looks across slices.
+    """The configuration to train where the user names none: 2D, 3D or the cascade.
 
-    That is so where the median case has fewer slices than it takes to halve an axis once, or where slices lie so far
-    apart that the network's kernels span them in the bottleneck only. Then 3D spends its memory on a stack whose slices
-    it treats one by one, where 2D has larger patches and more of them in a batch.
+    - 2D, where the median case has fewer slices than it takes to halve an axis once, or where slices lie so far apart
+      that the network's kernels span them in the bottleneck only. Then 3D spends its memory on a stack whose slices it
+      treats one by one, where 2D has larger patches and more of them in a batch.
+    - The cascade, where a patch at full resolution covers less than a twentieth of the median case, about a third of
+      each axis: then it cannot see where in the body it is, and a first look at the whole is worth a second training.
+    - 3D at full resolution for all else.
 
     Args:
         configurations: those of the plan, at least one.
@@ -131,8 +240,8 @@ def recommend(configurations: dict[str, ConfigurationPlan]) -> tuple[str, str]:
         Its name, and why.
     """
     if "3d_fullres" not in configurations:
-        name = "2d" if "2d" in configurations else next(iter(configurations))
-        return name, "there is no 3d_fullres"
+        order = ("3d_cascade_fullres", "3d_lowres", "2d")
+        return next(name for name in order if name in configurations), "the plan has no 3d_fullres"
     full = configurations["3d_fullres"]
     n_slices = full.median_shape[0]
     n_spanning = sum(kernel[0] > 1 for kernel in full.network.kernel_sizes)
@@ -141,9 +250,25 @@ def recommend(configurations: dict[str, ConfigurationPlan]) -> tuple[str, str]:
         "stages of 3d_fullres span slices"
     )
     needed = f"which takes at least {MIN_SIZE_TO_HALVE} slices and 2 stages"
-    if "2d" in configurations and (n_slices < MIN_SIZE_TO_HALVE or n_spanning < 2):
-        return "2d", f"{facts}: too little context across slices for 3D, {needed}"
-    return "3d_fullres", f"{facts}: enough context across slices for 3D, {needed}"
+    if n_slices < MIN_SIZE_TO_HALVE or n_spanning < 2:
+        if "2d" in configurations:
+            return "2d", f"{facts}: too little context across slices for 3D, {needed}"
+        return "3d_fullres", f"{facts}: little context across slices for 3D, but the plan has no 2d"
+    facts += f": enough context across slices for 3D, {needed}"
+    coverage = prod(full.patch_size) / prod(full.median_shape)
+    covered = f"a patch covers {coverage:.2g} of the median case's volume"
+    if coverage < CASCADE_BELOW_COVERAGE:
+        small = f"{facts}; {covered}, less than {CASCADE_BELOW_COVERAGE:g}: too little to see where in the body it is"
+        if "3d_cascade_fullres" in configurations:
+            return "3d_cascade_fullres", f"{small}, so a first stage at low resolution shows the whole"
+        return "3d_fullres", f"{small}, but the plan has no cascade"
+    return "3d_fullres", f"{facts}; {covered}, at least {CASCADE_BELOW_COVERAGE:g}: no cascade is needed"
+
+
+def _explain_preset(choices: Choices, architecture: str) -> str:
+    if choices.preset != Choices().preset:
+        return f"set by user: {choices.preset}, architecture {architecture}"
+    return f"{choices.preset}, architecture {architecture}: the plain U-Net of the published method is the default"
 
 
 def _explain_scheme(channel: ChannelFingerprint, scheme: str, use_mask: bool, cropped_fraction: float) -> str:
@@ -155,6 +280,10 @@ def _explain_scheme(channel: ChannelFingerprint, scheme: str, use_mask: bool, cr
         )
     if scheme == "rgb_to_0_1":
         return f"'{channel.name}' is a colour of 8 bits: divided by 255"
+    if scheme == "rescale_to_0_1":
+        return f"'{channel.name}' asks for it by its name: each image is scaled to 0..1"
+    if scheme == "none":
+        return f"'{channel.name}' asks for it by its name: intensities stay as they are"
     area, relation = ("inside the non-zero mask", "less than") if use_mask else ("over the whole image", "at least")
     return (
         f"'{channel.name}' is not known to have an absolute scale: z-score per image, {area}, because cropping to the "

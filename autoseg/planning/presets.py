@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoseg.core.errors import PlanError
-from autoseg.planning.plan import NetworkPlan
+from autoseg.planning.plan import NetworkPlan, suggest
 from autoseg.planning.topology import Topology
 
+MIN_BATCH_SIZE = 2
 BASE_FEATURES = 32
 MAX_FEATURES = {2: 512, 3: 320}
 """By number of spatial axes."""
-
-TRAINABLE_CONFIGURATIONS = ("2d", "3d_fullres")
-TRAINABLE_ARCHITECTURES = ("unet",)
-"""What the rest of the package can train so far; the planner itself knows more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +29,20 @@ class Budget:
     min_batch_size: int
 
     @property
+    def capacity(self) -> float:
+        """Feature-map values that fit at once, over the whole batch."""
+        return self.values * self.batch_size
+
+    @property
     def max_values_per_patch(self) -> float:
         """What one patch may take so that `min_batch_size` of them fit."""
-        return self.values * self.batch_size / self.min_batch_size
+        return self.capacity / self.min_batch_size
+
+    def largest_batch_size(self, values: float) -> int:
+        """How many patches of so many feature-map values fit; 0 where not even one does."""
+        fitting = self.values / values * self.batch_size
+        # Rounded as the published method does; a batch of two, the least that it trains, must fit as a whole.
+        return max(round(fitting), MIN_BATCH_SIZE) if fitting >= MIN_BATCH_SIZE else int(fitting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,18 @@ class Preset:
     encoder_blocks: tuple[int, ...]
     decoder_blocks: int
     max_data_fraction: float
+
+    def scaled(self, memory_gib: float) -> Preset:
+        """The same kind of network for a GPU of another size: what fits grows in proportion."""
+        budgets = {
+            n_axes: replace(budget, values=budget.values * (memory_gib / self.memory_gib))
+            for n_axes, budget in self.budgets.items()
+        }
+        return replace(self, memory_gib=memory_gib, budgets=budgets)
+
+    def needed_memory_gib(self, values: float, *, batch_size: int, n_axes: int) -> float:
+        """About how much memory training takes with patches of so many feature-map values."""
+        return values * batch_size / self.budgets[n_axes].capacity * self.memory_gib
 
     def network(self, topology: Topology) -> NetworkPlan:
         """The network of this preset with that topology."""
@@ -95,7 +115,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="unet",
             architecture="unet",
-            memory_gib=8,
+            memory_gib=8.0,
             budgets={
                 2: Budget(batch_size=12, values=85e6, min_batch_size=2),
                 3: Budget(batch_size=2, values=560e6, min_batch_size=2),
@@ -104,21 +124,20 @@ PRESETS: dict[str, Preset] = {
             decoder_blocks=2,
             max_data_fraction=0.05,
         ),
-        _residual("resenc_m", 8, 135e6, 680e6),
-        _residual("resenc_l", 24, 380e6, 2100e6),
-        _residual("resenc_xl", 40, 560e6, 3600e6),
+        _residual("resenc-m", 8.0, 135e6, 680e6),
+        _residual("resenc-l", 24.0, 380e6, 2100e6),
+        _residual("resenc-xl", 40.0, 560e6, 3600e6),
     )
 }
 
 
-def find_preset(name: str) -> Preset:
-    """The preset of that name.
+def find_preset(name: str, memory_gib: float | None = None) -> Preset:
+    """The preset of that name, for a GPU of that size or of the preset's own.
 
     Raises:
-        PlanError: there is none, or the package cannot train it yet.
+        PlanError: there is none.
     """
-    ready = [preset.name for preset in PRESETS.values() if preset.architecture in TRAINABLE_ARCHITECTURES]
-    if name not in ready:
-        state = "cannot be trained yet" if name in PRESETS else "does not exist"
-        raise PlanError(f"preset '{name}' {state}; choose one of {', '.join(ready)}")
-    return PRESETS[name]
+    if name not in PRESETS:
+        raise PlanError(f"there is no preset '{name}'; {suggest(name, PRESETS)}")
+    preset = PRESETS[name]
+    return preset if memory_gib is None else preset.scaled(memory_gib)

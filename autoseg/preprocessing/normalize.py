@@ -1,4 +1,4 @@
-"""Intensity normalization, one entry of `NORMALIZERS` per scheme."""
+"""Intensity normalization, one entry of `NORMALIZERS` for each of `autoseg.planning.plan.SCHEMES`."""
 
 from __future__ import annotations
 
@@ -61,8 +61,23 @@ def _normalize_rgb(values: Channel, channel: ChannelNormalization, mask: NDArray
     return values / np.float32(255)
 
 
+def _rescale(values: Channel, channel: ChannelNormalization, mask: NDArray[np.bool_] | None) -> Channel:
+    """From this image's own range to 0..1."""
+    del channel, mask
+    low, high = values.min(), values.max()
+    return (values - low) / np.float32(max(high - low, MIN_STD))
+
+
+def _keep(values: Channel, channel: ChannelNormalization, mask: NDArray[np.bool_] | None) -> Channel:
+    """As it is."""
+    del channel, mask
+    return values
+
+
 NORMALIZERS: dict[str, Callable[[Channel, ChannelNormalization, NDArray[np.bool_] | None], Channel]] = {
     "ct": _normalize_ct,
     "zscore": _normalize_zscore,
     "rgb_to_0_1": _normalize_rgb,
+    "rescale_to_0_1": _rescale,
+    "none": _keep,
 }

@@ -15,7 +15,7 @@ from scipy import ndimage
 from autoseg.core.geometry import Geometry, make_geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
-from autoseg.planning.plan import ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
+from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.preprocessing.normalize import nonzero_mask, normalize
 from autoseg.preprocessing.preprocess import (
     CaseRecord,
@@ -55,9 +55,10 @@ def make_plan(
         decoder_blocks=(1,),
     )
     configuration = ConfigurationPlan(
-        name="grid",
+        name="2d" if n_axes == 2 else "3d_fullres",
         spacing_mm=spacing_mm,
         median_shape=(8.0,) * n_axes,
+        largest_shape=(8.0,) * n_axes,
         patch_size=(8,) * n_axes,
         batch_size=2,
         lowres_axis=None,
@@ -67,14 +68,16 @@ def make_plan(
     )
     first, second, third = axis_order
     return Plan(
-        version=1,
+        version=PLAN_VERSION,
         dataset="test",
         labels=LabelSpec(names=("a", "b"), values=(1, 2)),
+        preset="unet",
+        gpu_memory_gib=8,
         normalization=normalization or (channel("zscore"),),
         axis_order=(first, second, third),
         n_folds=5,
-        configurations={"grid": configuration},
-        recommended="grid",
+        configurations={configuration.name: configuration},
+        recommended=configuration.name,
         reasons=(),
         provenance={},
     )
@@ -104,7 +107,7 @@ def in_order(values: tuple[float, ...], order: tuple[int, ...]) -> tuple[float, 
 def test_round_trip_on_the_scans_own_spacing_is_exact(order: tuple[int, ...]) -> None:
     image, classes, geometry = make_scan()
     plan = make_plan(in_order(SPACING_MM, order), order)
-    record = record_case(image, geometry, plan, "grid")
+    record = record_case(image, geometry, plan, plan.recommended)
     assert record.crop.shape == (7, 6, 5)
     assert record.shape == in_order((7, 6, 5), order)
     on_grid = preprocess_label(classes, record)
@@ -123,7 +126,7 @@ def test_image_and_label_go_to_the_same_place(order: tuple[int, ...]) -> None:
     classes[:] = 0
     image[0, 5, 1, 4], classes[5, 1, 4] = 50, 2
     plan = make_plan(in_order(SPACING_MM, order), order)
-    record = record_case(image, geometry, plan, "grid")
+    record = record_case(image, geometry, plan, plan.recommended)
     place = in_order((5 - 2, 1 - 0, 4 - 3), order)
     assert np.argwhere(preprocess_label(classes, record).numpy() == 2).tolist() == [list(place)]
     result = preprocess_image(image, record, plan)[0]
@@ -138,7 +141,7 @@ def test_smooth_structures_survive_a_coarser_or_finer_grid(order: tuple[int, ...
     geometry = make_geometry((32, 36, 40), np.diag([1.1, 0.9, 2.0, 1]), header_spacing_mm=(1.1, 0.9, 2.0))
     for factor in (0.7, 1.5):
         target = in_order((2.0 * factor, 0.9 * factor, 1.1 * factor), order)
-        record = record_case(image, geometry, make_plan(target, order), "grid")
+        record = record_case(image, geometry, make_plan(target, order), "3d_fullres")
         assert record.shape == in_order((round(40 / factor), round(36 / factor), round(32 / factor)), order)
         on_grid = preprocess_label(ball, record)
         restored = restore_label(on_grid, record)
@@ -151,7 +154,7 @@ def test_smooth_structures_survive_a_coarser_or_finer_grid(order: tuple[int, ...
 
 def test_restoring_fills_background_outside_the_crop() -> None:
     image, _, geometry = make_scan()
-    record = record_case(image, geometry, make_plan((1.0, 3.0, 1.0)), "grid")
+    record = record_case(image, geometry, make_plan((1.0, 3.0, 1.0)), "3d_fullres")
     logits = torch.zeros((2, *record.shape))
     logits[1] = 1
     expected = np.zeros(SHAPE, np.uint8)
@@ -163,7 +166,7 @@ def test_restoring_fills_background_outside_the_crop() -> None:
 
 def test_more_than_256_classes_are_restored_as_uint16() -> None:
     image, _, geometry = make_scan()
-    record = record_case(image, geometry, make_plan(SPACING_MM), "grid")
+    record = record_case(image, geometry, make_plan(SPACING_MM), "3d_fullres")
     logits = torch.zeros((300, *record.shape))
     logits[299] = 1
     restored = restore_classes(logits, record)
@@ -173,7 +176,7 @@ def test_more_than_256_classes_are_restored_as_uint16() -> None:
 
 def test_record_survives_json(tmp_path: Path) -> None:
     image, _, geometry = make_scan()
-    record = record_case(image, geometry, make_plan((4.0, 1.1, 1.2), (1, 2, 0)), "grid")
+    record = record_case(image, geometry, make_plan((4.0, 1.1, 1.2), (1, 2, 0)), "3d_fullres")
     assert record.nearest_axis == 0
     write_json(tmp_path / "record.json", record)
     assert read_json(tmp_path / "record.json", CaseRecord) == record
@@ -182,7 +185,7 @@ def test_record_survives_json(tmp_path: Path) -> None:
 def test_slices_of_a_2d_configuration_keep_their_distance() -> None:
     image, classes, geometry = make_scan()
     plan = make_plan((0.5, 0.5), (1, 0, 2))
-    record = record_case(image, geometry, plan, "grid")
+    record = record_case(image, geometry, plan, plan.recommended)
     assert record.spacing_mm == (4.0, 0.5, 0.5)
     assert record.shape == (6, round(7 * 0.9 / 0.5), round(5 * 1.3 / 0.5))
     # Each slice is resampled by itself: changing one slice changes that slice alone. The values keep the image's range
@@ -200,7 +203,7 @@ def test_image_of_zeros_is_kept_whole() -> None:
     image = np.zeros((1, *SHAPE), np.float32)
     for use_mask in (False, True):
         plan = make_plan(SPACING_MM, normalization=(channel("zscore", use_mask=use_mask),))
-        record = record_case(image, geometry, plan, "grid")
+        record = record_case(image, geometry, plan, plan.recommended)
         assert record.crop.shape == SHAPE
         with np.errstate(all="raise"):
             assert not preprocess_image(image, record, plan).any()
@@ -210,7 +213,7 @@ def test_input_is_not_changed() -> None:
     image, classes, geometry = make_scan()
     copies = image.copy(), classes.copy()
     plan = make_plan(SPACING_MM, normalization=(channel("zscore", use_mask=True),))
-    record = record_case(image, geometry, plan, "grid")
+    record = record_case(image, geometry, plan, plan.recommended)
     preprocess_image(image, record, plan).add_(1)
     preprocess_label(classes, record).add_(1)
     np.testing.assert_array_equal(image, copies[0])

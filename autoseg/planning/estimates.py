@@ -1,0 +1,162 @@
+"""What a plan will cost, and what looks odd about the cases, before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import Problem
+from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
+from autoseg.planning.grid import resampled_shapes
+from autoseg.planning.memory import count_feature_map_values
+from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.planning.presets import find_preset
+
+GIB = 2**30
+MAX_GROWTH = 8.0
+"""Resampling that multiplies the voxels of a case by more than this deserves a warning."""
+
+OUTLIER_FACTOR = 2.0
+OUTLIER_DEVIATIONS = 5.0
+"""A spacing is an outlier where it differs from the median by more than this factor, and by more than so many median
+absolute deviations of its logarithm: a dataset of mixed protocols has a wide spread but no outliers."""
+
+# Of image and label on disk, see `autoseg.preprocessing.store`.
+IMAGE_BYTES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigurationEstimate:
+    """What one configuration will take.
+
+    Attributes:
+        configuration: its name.
+        median_voxels: of a case on its grid.
+        largest_voxels: likewise.
+        largest_case: which that is.
+        disk_gib: of all preprocessed cases.
+        training_memory_gib: about what training takes at the plan's batch size.
+    """
+
+    configuration: str
+    median_voxels: float
+    largest_voxels: int
+    largest_case: str
+    disk_gib: float
+    training_memory_gib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimates:
+    """What a plan will take.
+
+    Attributes:
+        configurations: one entry per configuration of the plan, in its order.
+        warnings: cases whose spacing is an outlier, and cases that resampling enlarges a lot.
+    """
+
+    configurations: tuple[ConfigurationEstimate, ...]
+    warnings: tuple[Problem, ...]
+
+
+def estimate(fingerprint: Fingerprint, plan: Plan) -> Estimates:
+    """Estimates disk, memory and sizes from the fingerprint alone.
+
+    Args:
+        fingerprint: what the scans are like.
+        plan: of the same dataset.
+    """
+    return Estimates(
+        configurations=tuple(
+            _estimate_configuration(fingerprint, plan, configuration) for configuration in plan.configurations.values()
+        ),
+        warnings=(*find_spacing_outliers(fingerprint.cases), *_find_growth(fingerprint, plan)),
+    )
+
+
+def shapes_on_grid(
+    cases: Sequence[CaseFingerprint], plan: Plan, configuration: ConfigurationPlan
+) -> NDArray[np.float64]:
+    """Sizes of the cases as they are preprocessed.
+
+    Returns:
+        (cases, 3) whole numbers, in the plan's `axis_order`.
+    """
+    order = list(plan.axis_order)
+    in_plane_only = configuration.n_axes == 2
+    spacing_mm = (1.0, *configuration.spacing_mm)[-3:]
+    canonical = [0.0, 0.0, 0.0]
+    for edge_mm, axis in zip(spacing_mm, order, strict=True):
+        canonical[axis] = edge_mm
+    shapes = resampled_shapes(cases, (canonical[0], canonical[1], canonical[2]))[:, order]
+    if in_plane_only:
+        shapes[:, 0] = [case.cropped_shape[order[0]] for case in cases]
+    return shapes
+
+
+def find_spacing_outliers(cases: Sequence[CaseFingerprint]) -> list[Problem]:
+    """Cases whose spacing along an axis is far from that of the others."""
+    spacings_mm = np.array([case.spacing_mm for case in cases])
+    logarithms = np.log(spacings_mm)
+    distance = np.abs(logarithms - np.median(logarithms, axis=0))
+    allowed = np.maximum(np.log(OUTLIER_FACTOR), OUTLIER_DEVIATIONS * np.median(distance, axis=0))
+    usual = " x ".join(f"{value:.4g}" for value in np.median(spacings_mm, axis=0))
+    return [
+        Problem(
+            kind="unusual spacing",
+            case=case.case,
+            found=" x ".join(f"{value:.4g}" for value in case.spacing_mm) + " mm (z, y, x)",
+            expected=f"about the median of the dataset, {usual} mm",
+            advice="see whether the header is right; a wrong spacing deforms the case",
+        )
+        for case, is_far in zip(cases, (distance > allowed).any(axis=1), strict=True)
+        if is_far
+    ]
+
+
+def _find_growth(fingerprint: Fingerprint, plan: Plan) -> list[Problem]:
+    """Cases that have far more voxels on the grid of full resolution than in their file."""
+    finest = plan.configurations.get("3d_fullres") or plan.configuration(plan.recommended)
+    shapes = shapes_on_grid(fingerprint.cases, plan, finest)
+    problems = []
+    for case, shape in zip(fingerprint.cases, shapes, strict=True):
+        growth = float(np.prod(shape)) / prod(case.cropped_shape)
+        if growth > MAX_GROWTH:
+            before = [case.cropped_shape[axis] for axis in plan.axis_order]
+            problems.append(
+                Problem(
+                    kind=f"resampling multiplies the voxels by more than {MAX_GROWTH:g}",
+                    case=case.case,
+                    found=f"{_join(before)} voxels that become {_join(shape)}, {growth:.1f} times as many",
+                    advice="plan with a coarser --spacing, or leave out cases of such low resolution",
+                )
+            )
+    return problems
+
+
+def _estimate_configuration(
+    fingerprint: Fingerprint, plan: Plan, configuration: ConfigurationPlan
+) -> ConfigurationEstimate:
+    voxels = np.prod(shapes_on_grid(fingerprint.cases, plan, configuration), axis=1)
+    largest = int(np.argmax(voxels))
+    label_bytes = 1 if plan.labels.n_classes <= 256 else 2
+    preset = find_preset(plan.preset, plan.gpu_memory_gib)
+    values = count_feature_map_values(configuration.network, configuration.patch_size, plan.labels.n_classes)
+    return ConfigurationEstimate(
+        configuration=configuration.name,
+        median_voxels=float(np.median(voxels)),
+        largest_voxels=int(voxels[largest]),
+        largest_case=fingerprint.cases[largest].case,
+        disk_gib=float(voxels.sum()) * (IMAGE_BYTES * len(plan.channels) + label_bytes) / GIB,
+        training_memory_gib=preset.needed_memory_gib(
+            values, batch_size=configuration.batch_size, n_axes=configuration.n_axes
+        ),
+    )
+
+
+def _join(values: Sequence[float] | NDArray[np.float64]) -> str:
+    return " x ".join(f"{value:.0f}" for value in values)
