@@ -2,9 +2,11 @@
 
     python scripts/gpu_suite.py [--json docs/benchmarks/gpu.json]
 
-Data are drawn at random in the sizes of typical datasets; neither image files nor readers are needed. The table comes
-last. Steps are timed with the whole loop: reading patches in threads, copying, augmentation, forward, backward, update;
-the column "network" is the same without data, on one batch that stays on the GPU.
+Data are drawn at random in the sizes of typical datasets; neither image files nor readers are needed. The tables come
+last. The first is of memory: what the planner estimates for a preset, what training it took, and the largest batch that
+a short search found. In the second, steps are timed with the whole loop: reading patches in threads, copying,
+augmentation, forward, backward, update; the column "network" is the same without data, on one batch that stays on the
+GPU.
 """
 
 from __future__ import annotations
@@ -30,13 +32,17 @@ from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import autocast_dtype, n_cpus
 from autoseg.inference.sliding_window import WindowConfig, predict_logits
 from autoseg.networks.build import build_network
+from autoseg.planning.choices import Choices
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.planning.planner import make_plan
+from autoseg.planning.presets import find_preset
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, write_case
 from autoseg.training.augment import AugmentConfig, apply_parameters
 from autoseg.training.losses import deep_supervision_loss
+from autoseg.training.measure import measure_configuration
 from autoseg.training.patches import PatchSampler, read_ahead
 
 LABELS = LabelSpec(names=("first", "second"), values=(1, 2))
@@ -47,9 +53,14 @@ SIZES = {
     "liver": ((160, 400, 400), (2.5, 0.8, 0.8)),
 }
 WARM_UP, TIMED = 10, 50
+# Each with the memory it is made for.
+MEASURED_PRESETS = ("unet", "resenc-l")
+MAX_SEARCH_S = 30.0
 
 
-def plan_for(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Plan:
+def plan_for(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], *, choices: Choices | None = None
+) -> Plan:
     cases = tuple(
         CaseFingerprint(
             case=str(i), shape=shape, spacing_mm=spacing_mm, cropped_shape=shape, label_volumes_ml=(1.0, 1.0)
@@ -60,7 +71,7 @@ def plan_for(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
         name="CT", mean=0, std=1, minimum=-3, maximum=3, median=0, percentile_00_5=-2, percentile_99_5=2
     )
     fingerprint = Fingerprint(cases=cases, channels=(channel,), median_cropped_fraction=1.0)
-    return make_plan(fingerprint, LABELS, dataset="random", n_folds=5)
+    return make_plan(fingerprint, LABELS, dataset="random", n_folds=5, choices=choices)
 
 
 def write_cases(folder: Path, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> None:
@@ -137,6 +148,26 @@ def measure(name: str, folder: Path, device: torch.device) -> dict[str, Any]:
     }
 
 
+def measure_memory(preset_name: str, device: torch.device) -> dict[str, Any]:
+    """Estimated and measured GiB of training one preset on scans of the largest size."""
+    made = plan_for(*SIZES["liver"], choices=Choices(preset=preset_name))
+    configuration = made.configuration("3d_fullres")
+    values = count_feature_map_values(configuration.network, configuration.patch_size, LABELS.n_classes)
+    estimated_gib = find_preset(preset_name).needed_memory_gib(
+        values, batch_size=configuration.batch_size, n_axes=configuration.n_axes
+    )
+    measured = measure_configuration(made, configuration, device=device, max_search_s=MAX_SEARCH_S)
+    return {
+        "preset": preset_name,
+        "patch": "x".join(map(str, configuration.patch_size)),
+        "batch": configuration.batch_size,
+        "estimated_gib": round(estimated_gib, 2),
+        "measured_gib": round(measured.peak_memory_gib, 2),
+        "step_s": round(measured.step_time_s, 3),
+        "largest_batch": measured.largest_batch_size,
+    }
+
+
 def timed(function: Any, device: torch.device) -> float:
     """Mean seconds of a call after a warm-up."""
     for _ in range(WARM_UP):
@@ -179,6 +210,7 @@ def main() -> None:
     for name in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(name, Path(folder), torch.device("cuda")))
+    memory_rows = [measure_memory(preset_name, torch.device("cuda")) for preset_name in MEASURED_PRESETS]
     report = {
         "date": date.today().isoformat(),
         "gpu": torch.cuda.get_device_name(),
@@ -186,14 +218,17 @@ def main() -> None:
         "cpus": n_cpus(),
         "tests_passed": tests.returncode == 0,
         "rows": rows,
+        "memory": memory_rows,
     }
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     print(f"\n{report['gpu']}, torch {report['torch']}, {report['cpus']} CPUs")
-    print("  ".join(f"{key:>19}" for key in rows[0]))
-    for row in rows:
-        print("  ".join(f"{value!s:>19}" for value in row.values()))
+    for table in (memory_rows, rows):
+        print("  ".join(f"{key:>19}" for key in table[0]))
+        for row in table:
+            print("  ".join(f"{value!s:>19}" for value in row.values()))
+        print()
     sys.exit(tests.returncode)
 
 

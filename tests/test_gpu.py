@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from autoseg.core.errors import TrainingError
 from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.inference.sliding_window import WindowConfig, predict_logits
@@ -21,6 +23,7 @@ from autoseg.preprocessing.store import PreprocessedCase, write_case
 from autoseg.training.augment import AugmentConfig, apply_parameters, draw_parameters, read_size
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.losses import dice_ce_loss
+from autoseg.training.measure import measure_configuration
 from autoseg.training.trainer import TrainingInterrupted, train_fold
 
 pytestmark = [
@@ -137,3 +140,39 @@ def test_augmentation_equals_the_cpu_apart_from_noise(patch: tuple[int, ...]) ->
     found = apply_parameters(images.cuda(), labels.cuda(), patch_size=patch, parameters=parameters)
     torch.testing.assert_close(found[0].cpu(), expected[0], atol=5e-3, rtol=5e-3)
     assert (found[1].cpu() == expected[1]).float().mean() > 0.999
+
+
+def test_measuring_finds_peak_and_largest_batch_and_gives_all_memory_back() -> None:
+    made, device = plan(), torch.device("cuda")
+    configuration = made.configuration("3d_fullres")
+    # Once before: libraries keep a workspace from their first use on.
+    measure_configuration(made, configuration, device=device, max_search_s=10)
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    measured = measure_configuration(made, configuration, device=device, max_search_s=10)
+    assert torch.cuda.memory_allocated() == before[0]
+    assert torch.cuda.memory_reserved() <= before[1]
+    assert measured.configuration == "3d_fullres"
+    assert measured.device == torch.cuda.get_device_name()
+    assert before[0] / 2**30 < measured.peak_memory_gib < torch.cuda.get_device_properties(0).total_memory / 2**30
+    assert measured.step_time_s > 0
+    assert measured.largest_batch_size > configuration.batch_size
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() -> None:
+    """With 2 GiB that torch may take: it runs out of memory for real, again and again."""
+    made, device = plan(), torch.device("cuda")
+    configuration = made.configuration("3d_fullres")
+    measure_configuration(made, configuration, device=device, max_search_s=0)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.set_per_process_memory_fraction(2 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        small = dataclasses.replace(configuration, batch_size=2)
+        largest = measure_configuration(made, small, device=device, max_search_s=60).largest_batch_size
+        assert 2 <= largest < 128
+        assert torch.cuda.memory_allocated() == before
+        too_large = dataclasses.replace(configuration, batch_size=256)
+        with pytest.raises(TrainingError, match=r"256 patches .* does not fit .*a batch of \d+ fits: plan again"):
+            measure_configuration(made, too_large, device=device)
+        assert torch.cuda.memory_allocated() == before
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

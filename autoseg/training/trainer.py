@@ -7,10 +7,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 
 from autoseg import __version__
 from autoseg.core.errors import TrainingError
-from autoseg.core.runtime import autocast_dtype, derive_seed, format_duration, n_cpus, track
+from autoseg.core.runtime import derive_seed, format_duration, n_cpus, track
 from autoseg.core.serialize import digest, write_json
-from autoseg.networks.build import build_network, channels_last
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.augment import AugmentConfig, apply_parameters
@@ -33,9 +31,10 @@ from autoseg.training.checkpoint import (
     save_weights,
 )
 from autoseg.training.config import Budget, TrainConfig
-from autoseg.training.losses import deep_supervision_loss, dice_ce_loss
+from autoseg.training.learner import Learner, build_trainable
+from autoseg.training.losses import dice_ce_loss
 from autoseg.training.patches import Batch, PatchSampler, read_ahead
-from autoseg.training.recipe import RECIPES, choose_batch_size, make_optimizer
+from autoseg.training.recipe import RECIPES, choose_batch_size
 from autoseg.training.record import EpochFigures, FoldFiles, TrainingRecord, read_log, write_log
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def train_fold(
         run.discard()
     if not run.finished:
         run.train(stop, on_epoch)
-    return run.network.eval()
+    return run.learner.network.eval()
 
 
 class _Run:
@@ -121,13 +120,8 @@ class _Run:
         seed = derive_seed("training", config.seed, configuration.name, *(case.id for case in training))
         self.seed = seed
         torch.manual_seed(derive_seed("weights", seed))
-        n_channels = len(plan.channels)
-        network = build_network(configuration.network, n_channels=n_channels, n_classes=plan.labels.n_classes)
-        self.memory_format = channels_last(configuration.n_axes)
-        self.network = network.to(device)
-        self.optimizer = make_optimizer(self.network, self.recipe, device)
-        self.precision = autocast_dtype(device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        network = build_trainable(plan, configuration)
+        self.learner = Learner(network, configuration, recipe=self.recipe, device=device)
         self.cases = {"training": tuple(training), "validation": tuple(validation)}
         # The budget may grow when a run is resumed; whatever else shapes the result may not change.
         fixed = dataclasses.replace(config, budget=Budget(iterations=1), batch_size=self.batch_size)
@@ -174,16 +168,16 @@ class _Run:
                 f"{self.files.folder}: holds a training with another plan, cases, recipe, batch size or seed; "
                 "give the same options again, or --no-resume to start anew"
             )
-        load_checkpoint(self.files.checkpoint, self.network, self.optimizer)
+        load_checkpoint(self.files.checkpoint, self.learner.network, self.learner.optimizer)
         self.iteration, self.elapsed_s, self.epoch_time_s = state.iteration, state.elapsed_s, state.epoch_time_s
         self.epoch_losses, self.mirror = list(state.epoch_losses), state.mirror
-        if state.loss_scale is not None and self.scaler.is_enabled():
-            self.scaler.update(state.loss_scale)
+        if state.loss_scale is not None and self.learner.scaler.is_enabled():
+            self.learner.scaler.update(state.loss_scale)
         self.epochs = read_log(self.files.log)[: state.epoch]
         done = self.config.budget.fraction_done(self.iteration, self.elapsed_s)
         self.finished = done >= 1 and self.files.weights.exists()
         if self.finished:
-            load_weights(self.files.weights, self.network)
+            load_weights(self.files.weights, self.learner.network)
         logger.info(
             "%s: %s at step %d after %s",
             self.files.folder.name,
@@ -201,12 +195,12 @@ class _Run:
             elapsed_s=self.elapsed_s,
             epoch_losses=tuple(self.epoch_losses),
             epoch_time_s=self.epoch_time_s,
-            loss_scale=self.scaler.get_scale() if self.scaler.is_enabled() else None,
+            loss_scale=self.learner.scaler.get_scale() if self.learner.scaler.is_enabled() else None,
             mirror=self.mirror,
             finished=self.finished,
         )
         write_log(self.files.log, self.epochs)
-        save_checkpoint(self.files.checkpoint, self.network, self.optimizer, state)
+        save_checkpoint(self.files.checkpoint, self.learner.network, self.learner.optimizer, state)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -241,7 +235,7 @@ class _Run:
                     raise TrainingInterrupted(
                         f"stopped at step {self.iteration}; the same command goes on from there ({self.files.folder})"
                     )
-        save_weights(self.files.weights, self.network)
+        save_weights(self.files.weights, self.learner.network)
         self.finished = True
         self.save()
 
@@ -268,7 +262,7 @@ class _Run:
         for _ in range(N_TIMED_STEPS):
             step_started = time.monotonic()
             self._loss(batch).backward()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.learner.optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             seconds.append(time.monotonic() - step_started)
@@ -281,7 +275,7 @@ class _Run:
             autoseg=__version__,
             torch=torch.__version__,
             device=str(self.device),
-            precision=str(self.precision or torch.float32).removeprefix("torch."),
+            precision=str(self.learner.precision or torch.float32).removeprefix("torch."),
             recipe=self.config.recipe,
             seed=self.config.seed,
             batch_size=self.batch_size,
@@ -290,7 +284,7 @@ class _Run:
             validation_cases=tuple(case.id for case in self.cases["validation"]),
         )
         write_json(self.files.training, record)
-        n_weights = sum(parameter.numel() for parameter in self.network.parameters())
+        n_weights = sum(parameter.numel() for parameter in self.learner.network.parameters())
         logger.info(
             "%s: %s, patch %s, batch %d, %.1f million weights, %s on %s, recipe %s",
             self.files.folder.name,
@@ -315,26 +309,10 @@ class _Run:
 
     def _step(self, batch: Batch) -> None:
         rate = self.recipe.rate(self.fraction_done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch)
-        value = float(loss.detach())
+        value = self.learner.step(lambda: self._loss(batch), learning_rate=rate)
         if not math.isfinite(value):
             self._count_bad_step(batch, value)
-            self.epoch_losses.append(math.nan)
-            return
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_gradient_norm))
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
-            # One such step would make every weight NaN; the scaler of float16 training skips it by itself.
-            self._count_bad_step(batch, norm)
-            self.epoch_losses.append(math.nan)
-            return
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.epoch_losses.append(value)
+        self.epoch_losses.append(value if math.isfinite(value) else math.nan)
 
     def _loss(self, batch: Batch) -> Tensor:
         """Augments a batch and runs the network on it."""
@@ -342,20 +320,13 @@ class _Run:
         if batch.augmentation is not None:
             patch_size = self.configuration.patch_size
             images, classes = apply_parameters(images, classes, patch_size=patch_size, parameters=batch.augmentation)
-        self.network.train()
-        with self._autocast():
-            outputs = self.network(images.to(memory_format=self.memory_format))
-        return deep_supervision_loss(outputs, classes, batch_dice=self.configuration.batch_dice)
+        return self.learner.loss(images, classes)
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.device.type == "cuda":
             images, classes = batch.images.pin_memory(), batch.classes.pin_memory()
             return images.to(self.device, non_blocking=True), classes.to(self.device, non_blocking=True)
         return batch.images.to(self.device), batch.classes.to(self.device)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        enabled = self.precision is not None
-        return torch.autocast(self.device.type, dtype=self.precision or torch.float32, enabled=enabled)
 
     def _count_bad_step(self, batch: Batch, value: float) -> None:
         self.n_bad_steps += 1
@@ -388,7 +359,7 @@ class _Run:
             validation_dice=dice,
             smoothed_dice=SMOOTHING * previous + (1 - SMOOTHING) * dice if math.isfinite(previous) else dice,
             class_dice=tuple(class_dice.tolist()),
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.learner.optimizer.param_groups[0]["lr"],
             step_s=step_time_s,
             data_wait_fraction=self.wait_s / max(self.epoch_time_s, 1e-9),
         )
@@ -411,13 +382,13 @@ class _Run:
         n_classes = self.plan.labels.n_classes
         counts = torch.zeros(3, n_classes, dtype=torch.float64)
         losses = []
-        self.network.eval()
+        self.learner.network.eval()
         numbers = iter(range(n_batches))
         sampler = self._sampler("validation", None)
         for batch in read_ahead(sampler.batch, numbers, n_threads=1, depth=2):
             images, classes = self._to_device(batch)
-            with torch.inference_mode(), self._autocast():
-                logits = self.network(images.to(memory_format=self.memory_format))
+            with torch.inference_mode(), self.learner.autocast():
+                logits = self.learner.network(images.to(memory_format=self.learner.memory_format))
             losses.append(float(dice_ce_loss(logits, classes, batch_dice=self.configuration.batch_dice)))
             predicted = logits.argmax(dim=1)
             for row, voxels in enumerate((classes[predicted == classes], predicted, classes)):

@@ -18,7 +18,7 @@ from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
 from autoseg.inference.predictor import Predictor, trained_folds
 from autoseg.networks.build import build_network
-from autoseg.planning.plan import ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
+from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.training.checkpoint import save_weights
 from autoseg.training.record import FoldFiles, TrainingRecord
 
@@ -49,9 +49,10 @@ def make_plan(n_axes: int = 3, *, n_channels: int = 1, labels: LabelSpec = LABEL
         decoder_blocks=(1,),
     )
     configuration = ConfigurationPlan(
-        name="grid",
+        name="2d" if n_axes == 2 else "3d_fullres",
         spacing_mm=(2.0, 1.0, 1.0)[-n_axes:],
         median_shape=(10.0, 12.0, 14.0)[-n_axes:],
+        largest_shape=(11.0, 16.0, 16.0)[-n_axes:],
         patch_size=(8, 12, 12)[-n_axes:],
         batch_size=2,
         lowres_axis=None,
@@ -63,14 +64,16 @@ def make_plan(n_axes: int = 3, *, n_channels: int = 1, labels: LabelSpec = LABEL
         channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
     )
     return Plan(
-        version=1,
+        version=PLAN_VERSION,
         dataset="test",
         labels=labels,
+        preset="unet",
+        gpu_memory_gib=8,
         normalization=tuple(replace(scheme, channel=f"MR{index}") for index in range(n_channels)),
         axis_order=(0, 1, 2),
         n_folds=5,
-        configurations={"grid": configuration},
-        recommended="grid",
+        configurations={configuration.name: configuration},
+        recommended=configuration.name,
         reasons=(),
         provenance={},
     )
@@ -82,7 +85,7 @@ def make_model(folder: Path, plan: Plan, *, folds: tuple[int, ...] = (0,)) -> Pa
     for fold in folds:
         torch.manual_seed(fold)
         network = build_network(
-            plan.configuration("grid").network, n_channels=len(plan.channels), n_classes=plan.labels.n_classes
+            plan.configuration(plan.recommended).network, n_channels=len(plan.channels), n_classes=plan.labels.n_classes
         )
         # Features have equal means: with rows of sum zero no class is ahead everywhere.
         head = network.get_parameter("heads.0.weight").data

@@ -28,9 +28,10 @@ CPU = torch.device("cpu")
 
 def make_configuration(n_axes: int = 3) -> ConfigurationPlan:
     return ConfigurationPlan(
-        name=f"{n_axes}d",
+        name="2d" if n_axes == 2 else "3d_fullres",
         spacing_mm=(1.0,) * n_axes,
         median_shape=SHAPE[-n_axes:],
+        largest_shape=SHAPE[-n_axes:],
         patch_size=(16,) * n_axes,
         batch_size=2,
         lowres_axis=None,
@@ -52,6 +53,8 @@ def make_plan(configuration: ConfigurationPlan) -> Plan:
         version=PLAN_VERSION,
         dataset="balls",
         labels=LABELS,
+        preset="unet",
+        gpu_memory_gib=8,
         normalization=(
             ChannelNormalization(
                 channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
@@ -196,7 +199,7 @@ def test_another_seed_in_the_same_folder_is_refused_until_resuming_is_off(
 
 
 def test_training_learns(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
-    config = TrainConfig(budget=Budget(iterations=120, iterations_per_epoch=10), augment=False)
+    config = TrainConfig(budget=Budget(iterations=300, iterations_per_epoch=25), augment=False)
     train(tmp_path, cases, config=config)
     log = read_log(tmp_path)
     assert log[-1]["validation_loss"] < 0.7 * log[0]["validation_loss"]
