@@ -18,7 +18,6 @@ from autoseg.core.errors import AutosegError
 
 if TYPE_CHECKING:
     from autoseg.evaluation.evaluate import Evaluation
-    from autoseg.planning.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -61,30 +60,120 @@ def _configure(
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    # What nibabel mends silently in a header, autoseg refuses in words of its own.
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 @app.command()
 def plan(
     dataset: Annotated[
-        Path, typer.Argument(help="A folder or manifest; the layout is recognised.", show_default=False)
-    ],
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="A folder or manifest; the layout is recognised.", show_default=False),
+    ] = None,
     work: Work = DEFAULT_WORK,
-    configuration: Annotated[
+    configurations: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            "-c", "--configuration", help="Preprocess for it; several times, or all. Default: the recommended."
+            "-c",
+            "--configurations",
+            "--configuration",
+            help="Plan and preprocess only these, such as 2d,3d_fullres; or preprocess all. By default all that make "
+            "sense are planned, and the cases are preprocessed for the recommended one.",
         ),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="unet, resenc-m, resenc-l or resenc-xl (residual encoder).")] = "unet",
+    gpu_memory: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(metavar="GIB", help="Memory of the GPU to plan for; default: the preset's 8, 8, 24 or 40."),
+    ] = None,
+    spacing: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="MM", help="Target spacing (z, y, x) such as 3,0.8,0.8, or one number for all axes."),
+    ] = None,
+    patch_size: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="VOXELS",
+            help="64,192,192 for 3d_fullres, 512,512 for 2d, 3d_lowres=96,96,96 for another; through-plane axis first.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="N", help="Patches per step: 4 for every configuration, 2d=12 for one."),
+    ] = None,
+    like: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="PLAN", help="Take spacing, patch and network from plans/NAME.json or another plan.json."),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
     preprocess: Annotated[bool, typer.Option(help="Preprocess the cases now.")] = True,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
+    fingerprint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Plan without images, from autoseg's or nnU-Net's fingerprint."),
+    ] = None,
+    dataset_json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="With --fingerprint: channels and labels; default: dataset.json beside it."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run training steps on the GPU for peak memory and the largest batch.")
+    ] = False,
+    device: Device = "auto",
 ) -> None:
-    """Check a dataset, look at its scans, decide how to segment them, and preprocess them."""
-    from autoseg import pipeline
+    """Check a dataset, look at its scans, decide how to segment them, and preprocess them.
 
-    made = pipeline.plan(dataset, work, configurations=configuration, n_folds=folds, preprocess=preprocess)
-    typer.echo(_describe_plan(made))
-    typer.echo(f"\nThe plan with all reasons: {pipeline.Workspace(root=work).plan_file}")
-    typer.echo(f"Next: autoseg train --fold 0..{made.n_folds - 1}{_work_option(work)}")
+    Without DATASET, --explain, --json and --measure are about the plan in the work folder.
+    """
+    from autoseg import pipeline
+    from autoseg.core.serialize import dump_json
+    from autoseg.planning.choices import parse_choices
+
+    choices = parse_choices(
+        preset=preset,
+        gpu_memory_gib=gpu_memory,
+        configurations=configurations or (),
+        spacing=spacing,
+        patch_sizes=patch_size or (),
+        batch_sizes=batch_size or (),
+    )
+    if measure:
+        pipeline.require_gpu(device)
+    workspace = pipeline.Workspace(root=work)
+    if fingerprint is not None:
+        if dataset is not None or measure:
+            raise AutosegError("--fingerprint plans without images: leave out DATASET and --measure")
+        beside = dataset_json or fingerprint.with_name("dataset.json")
+        made, seen = pipeline.plan_from_fingerprint(fingerprint, beside, choices=choices, like=like, n_folds=folds)
+    else:
+        if dataset is not None:
+            wanted: bool | str = "all" if preprocess and "all" in (configurations or ()) else preprocess
+            made = pipeline.plan(dataset, work, choices=choices, like=like, n_folds=folds, preprocess=wanted)
+        elif explain or as_json or measure:
+            made = workspace.read_plan()
+        else:
+            raise AutosegError("name the dataset to plan for, or a --fingerprint; 'autoseg plan --help' tells more")
+        if measure:
+            for name in choices.configurations or (None,):
+                made = pipeline.measure(work, configuration=name, device=device)
+        seen = workspace.read_fingerprint()
+    if as_json:
+        typer.echo(dump_json(made))
+        return
+    if explain:
+        from autoseg.planning.estimates import estimate
+        from autoseg.reporting.text import explain_plan
+
+        typer.echo(explain_plan(made, estimate(seen, made)))
+    else:
+        from autoseg.reporting.text import describe_plan
+
+        typer.echo(describe_plan(made))
+    if fingerprint is None:
+        typer.echo(f"\nThe plan with all reasons: {workspace.plan_file}, and as a page: {workspace.plan_page}")
+        folds_to_train = f"0..{made.n_folds - 1}" if made.n_folds > 1 else "0"
+        typer.echo(f"Next: autoseg train --fold {folds_to_train}{_work_option(work)}")
 
 
 @app.command()
@@ -256,46 +345,23 @@ def _work_option(work: Path) -> str:
     return "" if work == DEFAULT_WORK else f" -w {work}"
 
 
-def _describe_plan(made: Plan) -> str:
-    lines = [
-        f"{made.dataset}: {len(made.channels)} channels ({', '.join(made.channels)}), "
-        f"{len(made.labels.names)} labels ({', '.join(made.labels.names)})"
-    ]
-    for configuration in made.configurations.values():
-        spacing = " x ".join(f"{value:.3g}" for value in configuration.spacing_mm)
-        patch = " x ".join(str(size) for size in configuration.patch_size)
-        mark = " (recommended)" if configuration.name == made.recommended else ""
-        lines.append(
-            f"  {configuration.name}: {spacing} mm, patch {patch}, batch {configuration.batch_size}, "
-            f"{len(configuration.network.features)} stages{mark}"
-        )
-    return "\n".join(lines)
-
-
 def _describe_label_dice(evaluation: Evaluation) -> str:
+    from autoseg.reporting.text import format_table
+
     rows = [(label, f"{value:.4f}") for label, value in evaluation.label_dice.items()]
-    return _table(("label", "Dice"), [*rows, ("mean", f"{evaluation.mean_dice:.4f}")])
+    return format_table(("label", "Dice"), [*rows, ("mean", f"{evaluation.mean_dice:.4f}")])
 
 
 def _describe_evaluation(evaluation: Evaluation) -> str:
+    from autoseg.reporting.text import format_table
+
     labels = list(evaluation.label_dice)
     rows = [
         (case.case, *(f"{score.dice:.4f}" for score in case.labels), f"{case.mean_dice:.4f}")
         for case in evaluation.cases
     ]
     rows.append(("mean", *(f"{evaluation.label_dice[label]:.4f}" for label in labels), f"{evaluation.mean_dice:.4f}"))
-    return _table(("case", *labels, "mean"), rows)
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-
-    def line(row: tuple[str, ...]) -> str:
-        return "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
+    return format_table(("case", *labels, "mean"), rows)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """The stages as functions with explicit paths, each usable from Python, and the work folder they share."""
 
 from autoseg.pipeline.demo import run_demo
+from autoseg.pipeline.explain import measure, require_gpu
 from autoseg.pipeline.fit import train, validate_fold
-from autoseg.pipeline.prepare import plan, preprocess_cases
+from autoseg.pipeline.prepare import plan, plan_from_fingerprint, preprocess_cases
 from autoseg.pipeline.score import evaluate
 from autoseg.pipeline.segment import find_images, predict
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
@@ -12,9 +13,12 @@ __all__ = [
     "Workspace",
     "evaluate",
     "find_images",
+    "measure",
     "plan",
+    "plan_from_fingerprint",
     "predict",
     "preprocess_cases",
+    "require_gpu",
     "run_demo",
     "train",
     "validate_fold",

@@ -13,7 +13,7 @@ from autoseg.core.serialize import read_json, to_plain, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_label, write_volume
 from autoseg.pipeline.prepare import preprocess_cases
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ def train(
 
     workspace = Workspace(root=Path(work))
     made, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
-    chosen = made.configuration(configuration or made.recommended)
+    chosen = default_configuration(made, configuration)
     where = resolve_device(device)
     settings = config or TrainConfig(budget=Budget(iterations=RECIPES["fast"].default_epochs * 250))
-    preprocess_cases(workspace, dataset, made, chosen.name)
+    grid = preprocess_cases(workspace, dataset, made, chosen.name)
     model = workspace.model(chosen.name)
     _write_model_plan(model, dataclasses.replace(made, recommended=chosen.name))
     wanted = range(len(splits.folds)) if folds is None else folds
@@ -89,7 +89,7 @@ def train(
     for fold in wanted:
 
         def open_cases(ids: Iterable[str]) -> list[PreprocessedCase]:
-            return [PreprocessedCase(workspace.preprocessed(chosen.name, case)) for case in ids]
+            return [PreprocessedCase(workspace.preprocessed(grid, case)) for case in ids]
 
         folder = fold_folder(model, fold)
         train_fold(
@@ -185,7 +185,7 @@ def validate_fold(
     scores = []
     with track(f"validating fold {fold}", total=len(cases)) as advance:
         for case in cases:
-            predicted = _predict_stored(workspace, predictor, configuration, case)
+            predicted = _predict_stored(workspace, predictor, case)
             reference, geometry = read_label(case.label)
             write_volume(file.parent / f"{case.id}.nii.gz", predicted, geometry, like=case.label)
             scores.append(score_case(case.id, predicted, reference, predictor.plan.labels))
@@ -197,11 +197,12 @@ def validate_fold(
     return evaluation
 
 
-def _predict_stored(workspace: Workspace, predictor: Predictor, configuration: str, case: Case) -> NDArray:
+def _predict_stored(workspace: Workspace, predictor: Predictor, case: Case) -> NDArray:
     import numpy as np
     import torch
 
     from autoseg.preprocessing.store import PreprocessedCase
 
-    stored = PreprocessedCase(workspace.preprocessed(configuration, case.id))
+    grid = predictor.plan.grid(predictor.configuration.name)
+    stored = PreprocessedCase(workspace.preprocessed(grid, case.id))
     return predictor.predict_preprocessed(torch.from_numpy(np.asarray(stored.image, np.float32)), stored.record)

@@ -17,7 +17,7 @@ from autoseg.core.serialize import write_json
 from autoseg.data.check import load_image
 from autoseg.data.files import by_name, channel_problems, group_channels, list_images, split_channel
 from autoseg.data.io import file_ending, write_volume
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 
 if TYPE_CHECKING:
     from autoseg.inference.predictor import Predictor
@@ -159,7 +159,7 @@ def _find_model(work: Path, configuration: str | None) -> Path:
         return work
     workspace = Workspace(root=work)
     made = workspace.read_plan()
-    model = workspace.model(made.configuration(configuration or made.recommended).name)
+    model = workspace.model(default_configuration(made, configuration).name)
     if not trained_folds(model):
         trained = [name for name in made.configurations if trained_folds(workspace.model(name))]
         hint = f"; trained is {', '.join(trained)}, name it with -c" if trained else ""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.core.errors import WorkspaceError
+from autoseg.core.errors import PlanError, TrainingError, WorkspaceError
 from autoseg.core.serialize import read_json
 from autoseg.data.dataset import Dataset
 from autoseg.data.splits import Splits
-from autoseg.planning.plan import Plan
+from autoseg.planning.checks import check_plan
+from autoseg.planning.fingerprint import Fingerprint
+from autoseg.planning.plan import ConfigurationPlan, Plan
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_WORK = Path("autoseg-work")
 
@@ -45,9 +50,14 @@ class Workspace:
         """The folds."""
         return self.root / "splits.json"
 
-    def preprocessed(self, configuration: str, case: str) -> Path:
-        """Folder of a preprocessed case."""
-        return self.root / "preprocessed" / configuration / case
+    @property
+    def plan_page(self) -> Path:
+        """The plan explained, for a browser."""
+        return self.root / "report" / "plan.html"
+
+    def preprocessed(self, grid: str, case: str) -> Path:
+        """Folder of a case on a grid, see `Plan.grid`."""
+        return self.root / "preprocessed" / grid / case
 
     def model(self, configuration: str) -> Path:
         """Folder of a trained configuration; complete in itself for prediction."""
@@ -58,10 +68,21 @@ class Workspace:
 
         Raises:
             WorkspaceError: there is none yet.
+            AutosegError: a person has edited it, and its decisions do not go together any more.
         """
         self._require(self.plan_file)
         plan: Plan = read_json(self.plan_file, Plan)
+        try:
+            check_plan(plan)
+        except PlanError as error:
+            raise PlanError(f"{self.plan_file}: {error}") from error
         return plan
+
+    def read_fingerprint(self) -> Fingerprint:
+        """What the scans are like, see `read_plan`."""
+        self._require(self.fingerprint_file)
+        fingerprint: Fingerprint = read_json(self.fingerprint_file, Fingerprint)
+        return fingerprint
 
     def read_dataset(self) -> Dataset:
         """The index of cases, see `read_plan`."""
@@ -80,3 +101,26 @@ class Workspace:
             raise WorkspaceError(
                 f"{file}: no such file. Run 'autoseg plan DATASET' here first, or name the work folder with -w."
             )
+
+
+def default_configuration(made: Plan, name: str | None = None) -> ConfigurationPlan:
+    """The configuration to train and to predict with, where a user names one or none.
+
+    Raises:
+        PlanError: there is none of that name.
+        TrainingError: it is the second stage of a cascade, which cannot be trained yet.
+    """
+    if name is not None:
+        chosen = made.configuration(name)
+        if chosen.previous is not None:
+            raise TrainingError(
+                f"{name} is the second stage of a cascade, which cannot be trained yet; train "
+                f"{' or '.join(other for other, plan in made.configurations.items() if plan.previous is None)}"
+            )
+        return chosen
+    recommended = made.configuration(made.recommended)
+    if recommended.previous is None:
+        return recommended
+    single = made.configurations.get("3d_fullres", made.configuration(recommended.previous))
+    logger.info("the plan recommends %s, which cannot be trained yet; taking %s", recommended.name, single.name)
+    return single
