@@ -59,7 +59,11 @@ class LabelSpec:
         """
         table = np.zeros(max(self.values) + 1, np.uint8 if self.n_classes <= 256 else np.uint16)
         table[list(self.values)] = np.arange(1, self.n_classes)
-        return table[label]
+        # Slice by slice: numpy makes indices of eight bytes per voxel of what it looks up at once.
+        classes = np.empty(label.shape, table.dtype)
+        for source, target in zip(label, classes, strict=True):
+            target[...] = table[source]
+        return classes
 
     def classes_to_values(self, classes: NDArray) -> NDArray:
         """Classes 0..K to file values, in `dtype`. The inverse of `values_to_classes`."""

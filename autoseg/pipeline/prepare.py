@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 
 from autoseg import __version__
-from autoseg.core.errors import AutosegError, PlanError, WorkspaceError, describe_problems
+from autoseg.core.errors import AutosegError, DatasetError, PlanError, WorkspaceError, describe_problems
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import format_duration, map_threads, n_cpus
 from autoseg.core.serialize import digest, dump_json, read_json, write_json
-from autoseg.data.check import CheckResult, discover_labels, load_image, scan_dataset
+from autoseg.data.check import CheckResult, LoadedCase, discover_labels, load_case, scan_dataset
 from autoseg.data.dataset import Case, Dataset, open_dataset
-from autoseg.data.io import read_label
 from autoseg.data.splits import DEFAULT_N_FOLDS, make_splits
 from autoseg.pipeline.explain import write_report
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
@@ -256,13 +255,15 @@ def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, ke
     from autoseg.preprocessing.preprocess import preprocess_image, preprocess_label, record_case
     from autoseg.preprocessing.store import write_case
 
-    image, geometry = load_image(case.images, n_channels=len(made.channels))
-    label, _ = read_label(case.label)
-    record = record_case(image, geometry, made, grid)
+    # Checked once more: files may have been edited since the plan was made.
+    loaded = load_case(case, n_channels=len(made.channels), labels=made.labels)
+    if not isinstance(loaded, LoadedCase):
+        raise DatasetError(describe_problems("a case cannot be used", loaded))
+    record = record_case(loaded.image, loaded.geometry, made, grid)
     write_case(
         workspace.preprocessed(grid, case.id),
-        preprocess_image(image, record, made).numpy(),
-        preprocess_label(made.labels.values_to_classes(label), record).numpy(),
+        preprocess_image(loaded.image, record, made).numpy(),
+        preprocess_label(made.labels.values_to_classes(loaded.label), record).numpy(),
         key=key,
         record=record,
         n_classes=made.labels.n_classes,

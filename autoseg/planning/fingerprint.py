@@ -95,10 +95,11 @@ def measure_case(loaded: LoadedCase, labels: LabelSpec, *, n_intensities: int) -
     """
     label, geometry = loaded.label, loaded.geometry
     crop = bounding_box((loaded.image != 0).any(axis=0))
-    counts = np.bincount(labels.values_to_classes(label).ravel(), minlength=labels.n_classes)
-    foreground = np.flatnonzero(label)
+    counts = np.zeros(labels.n_classes, np.int64)
+    for plane in labels.values_to_classes(label):
+        counts += np.bincount(plane.ravel(), minlength=labels.n_classes)
     rng = np.random.default_rng(derive_seed("intensities", loaded.case.id))
-    drawn = rng.choice(foreground, n_intensities) if foreground.size else foreground
+    drawn = _draw_foreground(label, n_intensities, rng)
     return CaseMeasurement(
         fingerprint=CaseFingerprint(
             case=loaded.case.id,
@@ -109,6 +110,24 @@ def measure_case(loaded: LoadedCase, labels: LabelSpec, *, n_intensities: int) -
         ),
         intensities=loaded.image.reshape(loaded.image.shape[0], -1)[:, drawn],
     )
+
+
+def _draw_foreground(label: NDArray, n: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Flat indices of `n` foreground voxels, drawn with replacement; none where there is no foreground.
+
+    Slice by slice: a list of all foreground voxels would take eight bytes for each of them.
+    """
+    # From that slice on so many foreground voxels lie before it.
+    before = np.concatenate([[0], np.cumsum([np.count_nonzero(plane) for plane in label])])
+    if not before[-1]:
+        return np.empty(0, np.intp)
+    ranks = rng.integers(before[-1], size=n)
+    drawn = np.empty(n, np.intp)
+    for number, plane in enumerate(label):
+        inside = (before[number] <= ranks) & (ranks < before[number + 1])
+        if inside.any():
+            drawn[inside] = number * plane.size + np.flatnonzero(plane)[ranks[inside] - before[number]]
+    return drawn
 
 
 def intensities_per_case(n_cases: int) -> int:

@@ -53,6 +53,17 @@ def test_geometry_of_a_case() -> None:
     assert measured.label_volumes_ml == pytest.approx((12 * 0.002, 4 * 0.002))
 
 
+def test_every_foreground_voxel_is_drawn_equally_often() -> None:
+    case = make_case()
+    foreground = case.label > 0
+    case.image[0][foreground] = np.arange(16)
+    drawn = measure_case(case, LABELS, n_intensities=16_000).intensities[0]
+    counts = np.bincount(drawn.astype(int), minlength=16)
+    # A standard deviation is 31.
+    assert counts.min() > 850
+    assert counts.max() < 1150
+
+
 def test_intensities_are_drawn_from_the_foreground_of_all_channels_at_once() -> None:
     case = make_case()
     case.image[1] = 2 * case.image[0] + 1
