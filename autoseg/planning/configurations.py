@@ -261,7 +261,8 @@ def _explain_network(network: NetworkPlan, spacing_mm: Sequence[float]) -> str:
 
 
 def _rescale(shape: tuple[float, ...], old_mm: tuple[float, ...], new_mm: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(size * old / new for size, old, new in zip(shape, old_mm, new_mm, strict=True))
+    # The ratio first: where an axis keeps its spacing, it is exactly 1, and half a voxel stays half a voxel.
+    return tuple(size * (old / new) for size, old, new in zip(shape, old_mm, new_mm, strict=True))
 
 
 def _round_shape(shape: Sequence[float]) -> tuple[float, ...]:

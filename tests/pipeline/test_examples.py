@@ -35,7 +35,7 @@ def test_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) 
 
 
 def test_public_names_are_listed_and_others_are_not() -> None:
-    assert set(autoseg.__all__) == {"Predictor", "__version__", "evaluate", "plan", "predict", "train"}
+    assert set(autoseg.__all__) == {"Choices", "Predictor", "__version__", "evaluate", "plan", "predict", "train"}
     with pytest.raises(AttributeError, match="nonsense"):
         _ = autoseg.nonsense
 

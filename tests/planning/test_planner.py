@@ -281,6 +281,15 @@ def test_low_resolution_lets_the_patch_cover_a_quarter() -> None:
     assert not planned["3d_lowres"].batch_dice
 
 
+def test_half_a_voxel_stays_half_where_an_axis_keeps_its_spacing() -> None:
+    made = plan(make_fingerprint(((76, 900, 900), (3.6, 0.7, 0.7)), ((77, 900, 900), (3.6, 0.7, 0.7))))
+    low = made.configurations["3d_lowres"]
+    assert made.configurations["3d_fullres"].median_shape[0] == 76.5
+    assert low.spacing_mm[0] == 3.6
+    # A half is rounded to the even number, as in the published implementation; 76.5 * 3.6 / 3.6 is a little more.
+    assert low.median_shape[0] == 76
+
+
 def test_configurations_can_be_chosen() -> None:
     fingerprint = make_fingerprint(*[((400, 512, 512), (1.0, 0.8, 0.8))] * 20)
     made = plan(fingerprint, configurations=("3d_cascade_fullres",))
