@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -128,7 +130,7 @@ def plan(
     """
     from autoseg import pipeline
     from autoseg.core.serialize import dump_json
-    from autoseg.planning.choices import parse_choices
+    from autoseg.planning.choices import Choices, parse_choices, split_names
 
     choices = parse_choices(
         preset=preset,
@@ -144,19 +146,35 @@ def plan(
     if fingerprint is not None:
         if dataset is not None or measure:
             raise AutosegError("--fingerprint plans without images: leave out DATASET and --measure")
+        if not fingerprint.is_file():
+            raise AutosegError(f"{fingerprint}: no such file")
         beside = dataset_json or fingerprint.with_name("dataset.json")
+        if dataset_json is None and not beside.is_file():
+            raise AutosegError(f"{beside}: no such file; name the channels and labels with --dataset-json")
         made, seen = pipeline.plan_from_fingerprint(fingerprint, beside, choices=choices, like=like, n_folds=folds)
+    elif dataset_json is not None:
+        raise AutosegError("--dataset-json belongs to --fingerprint, which is missing")
+    elif dataset is not None:
+        made = pipeline.plan(
+            dataset,
+            work,
+            choices=choices,
+            like=like,
+            n_folds=folds,
+            preprocess="none" if not preprocess else "all" if "all" in split_names(configurations or ()) else "chosen",
+            measure_on=device if measure else None,
+        )
+        seen = workspace.read_fingerprint()
     else:
-        if dataset is not None:
-            wanted: bool | str = "all" if preprocess and "all" in (configurations or ()) else preprocess
-            made = pipeline.plan(dataset, work, choices=choices, like=like, n_folds=folds, preprocess=wanted)
-        elif explain or as_json or measure:
-            made = workspace.read_plan()
-        else:
+        if not (explain or as_json or measure):
             raise AutosegError("name the dataset to plan for, or a --fingerprint; 'autoseg plan --help' tells more")
+        if dataclasses.replace(choices, configurations=None) != Choices() or like is not None:
+            raise AutosegError(
+                "without DATASET the plan stays as it is; name it, or leave out the options that change the plan"
+            )
+        made = workspace.read_plan()
         if measure:
-            for name in choices.configurations or (None,):
-                made = pipeline.measure(work, configuration=name, device=device)
+            made = pipeline.measure(work, configurations=choices.configurations, device=device)
         seen = workspace.read_fingerprint()
     if as_json:
         typer.echo(dump_json(made))
@@ -193,7 +211,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, patches and augmentation.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from a checkpoint where there is one.")] = True,
     recipe: Annotated[str, typer.Option(help="fast, or published (the schedule of the nnU-Net paper).")] = "fast",
-    batch_size: Annotated[Optional[int], typer.Option(min=1, help="Patches per step; default: the plan's.")] = None,  # noqa: UP045
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Patches per step; default: the plan's, on a CPU at most 2.")
+    ] = None,
     validate: Annotated[bool, typer.Option(help="Score the validation cases on whole volumes afterwards.")] = True,
 ) -> None:
     """Train folds of the cross-validation and score each on its validation cases.
@@ -342,7 +362,7 @@ def _stop_on_signals() -> Iterator[tuple[Callable[[], bool], Callable[[], int]]]
 
 
 def _work_option(work: Path) -> str:
-    return "" if work == DEFAULT_WORK else f" -w {work}"
+    return "" if work == DEFAULT_WORK else f" -w {shlex.quote(str(work))}"
 
 
 def _describe_label_dice(evaluation: Evaluation) -> str:

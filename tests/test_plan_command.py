@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 COMMAND = Path(sys.executable).with_name("autoseg")
@@ -84,6 +87,7 @@ def test_more_memory_and_an_explanation(foreign: Path) -> None:
         (("-c", "3d_full"), "did you mean '3d_fullres'?"),
         (("--measure",), "leave out DATASET and --measure|--measure needs an NVIDIA GPU"),
         (("--like", PLANS / "msd_livr.json"), "did you mean 'msd_liver.json'?"),
+        (("--batch-size", "3d_lowres=99"), "3d_lowres: batch_size 99 needs about"),
         (("--dataset-json", "nothing.json"), "nothing.json: no such file"),
     ],
 )
@@ -95,6 +99,36 @@ def test_mistakes_are_answered_with_what_to_do(foreign: Path, options: tuple[obj
 def test_planning_nothing_says_what_to_name(tmp_path: Path) -> None:
     assert "name the dataset" in plan(cwd=tmp_path, code=2).stderr
     assert "plan.json: no such file" in plan("--explain", cwd=tmp_path, code=2).stderr
+    assert "leave out the options" in plan("--explain", "--preset", "resenc-l", cwd=tmp_path, code=2).stderr
+    assert "belongs to --fingerprint" in plan("--dataset-json", "x.json", cwd=tmp_path, code=2).stderr
+    assert "x.json: no such file" in plan("--fingerprint", "x.json", cwd=tmp_path, code=2).stderr
+
+
+def test_nothing_of_the_users_is_overwritten(tiny_dataset: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_dataset, data)
+    before = (data / "dataset.json").read_text()
+    assert "name another work folder with -w" in plan(data, "-w", data, cwd=tmp_path, code=2).stderr
+    assert (data / "dataset.json").read_text() == before
+
+
+def test_a_resolution_beyond_the_memory_is_refused_with_its_numbers(tiny_dataset: Path, tmp_path: Path) -> None:
+    error = plan(tiny_dataset, "--spacing", "0.005", cwd=tmp_path, code=2).stderr
+    assert "resampling multiplies the voxels" in error
+    assert "more than this machine has; plan with a coarser --spacing" in error
+
+
+def test_an_earlier_look_that_was_interrupted_is_not_trusted(tiny_dataset: Path, tmp_path: Path) -> None:
+    work = tmp_path / "autoseg-work"
+    plan(tiny_dataset, "--no-preprocess", cwd=tmp_path)
+    whole = read_json((work / "fingerprint.json").read_text())
+    (work / "fingerprint.json").write_text(json.dumps({**whole, "cases": whole["cases"][1:]}))
+    again = plan(tiny_dataset, "--no-preprocess", cwd=tmp_path).stderr
+    assert "no file has changed" not in again
+    assert read_json((work / "fingerprint.json").read_text()) == whole
+    (work / "dataset.json").write_text("{")
+    plan(tiny_dataset, "--no-preprocess", cwd=tmp_path)
+    assert len(read_json((work / "dataset.json").read_text())["cases"]) == len(whole["cases"])
 
 
 def test_measuring_needs_a_gpu_and_says_so_first(tiny_dataset: Path, tmp_path: Path) -> None:
@@ -132,11 +166,6 @@ def test_what_is_set_is_kept_and_only_what_it_changes_is_done_again(tiny_dataset
 
 
 def test_a_changed_label_map_is_looked_at_again(tiny_dataset: Path, tmp_path: Path) -> None:
-    import shutil
-
-    import nibabel as nib
-    import numpy as np
-
     data = tmp_path / "data"
     shutil.copytree(tiny_dataset, data)
     plan(data, "--no-preprocess", cwd=tmp_path)
@@ -172,4 +201,4 @@ def test_where_a_cascade_is_recommended_its_second_stage_is_not_trained_yet(fore
     command = [str(COMMAND), "train", "-w", str(work), "-c", "3d_cascade_fullres"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "cannot be trained yet; train 2d or 3d_fullres or 3d_lowres" in done.stderr
+    assert "not supported yet; use 2d or 3d_fullres or 3d_lowres" in done.stderr

@@ -15,7 +15,7 @@ from autoseg.planning.fingerprint import Fingerprint
 
 
 def test_hippocampus_from_files_to_the_reference_plan(shared: Path, tmp_path: Path) -> None:
-    plan = autoseg.plan(shared / "data" / "Task04_Hippocampus", tmp_path, preprocess=False)
+    plan = autoseg.plan(shared / "data" / "Task04_Hippocampus", tmp_path, preprocess="none")
     reference = json.loads((shared / "reference" / "nnunet_plans" / "task04_hippocampus_200.json").read_text())
     expected = reference["plans"]["unet_8gb"]["configurations"]["3d_fullres"]
     found = plan.configuration("3d_fullres")

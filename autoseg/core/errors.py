@@ -69,6 +69,14 @@ class Problem:
         return ": ".join(part for part in (where, ", ".join(facts)) if part)
 
 
+def group_problems(problems: Sequence[Problem]) -> dict[tuple[str, str], list[Problem]]:
+    """Problems by kind and advice, in the order in which they first occur."""
+    groups: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.kind, problem.advice), []).append(problem)
+    return groups
+
+
 def describe_problems(headline: str, problems: Sequence[Problem]) -> str:
     """One message for many problems: equal kinds together, each with its cases and its advice once.
 
@@ -79,11 +87,8 @@ def describe_problems(headline: str, problems: Sequence[Problem]) -> str:
     Returns:
         The message. At most `MAX_SHOWN_PER_KIND` cases of a kind are spelled out; the rest are counted.
     """
-    groups: dict[tuple[str, str], list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault((problem.kind, problem.advice), []).append(problem)
     lines = [headline]
-    for (kind, advice), members in groups.items():
+    for (kind, advice), members in group_problems(problems).items():
         lines.append(f"\n{kind} ({len(members)})")
         lines += [f"  - {member.describe()}" for member in members[:MAX_SHOWN_PER_KIND] if member.describe()]
         if len(members) > MAX_SHOWN_PER_KIND:

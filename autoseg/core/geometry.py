@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,6 +193,11 @@ def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm
 def permute3(values: Sequence, axis_order: Sequence[int]) -> tuple:
     """Per-axis values in the order of the network's axes."""
     return tuple(values[axis] for axis in axis_order)
+
+
+def join_numbers(values: Iterable[float]) -> str:
+    """A shape or a spacing for people: "40 x 0.8 x 0.8"."""
+    return " x ".join(f"{value:.6g}" if float(value).is_integer() else f"{value:.4g}" for value in values)
 
 
 def inverse_order(axis_order: Sequence[int]) -> tuple[int, ...]:

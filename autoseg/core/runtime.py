@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import sys
 import time
@@ -134,6 +135,21 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_memory(gib: float) -> str:
+    """Two or three digits: "36 MiB", "1.4 GiB", "120 GiB"."""
+    if gib < 1:
+        return f"{max(gib * 1024, 1):.0f} MiB"
+    return f"{gib:.1f} GiB" if gib < 10 else f"{gib:,.0f} GiB"
+
+
+def machine_memory_gib() -> float:
+    """Memory of this machine; infinite where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def resolve_device(name: str) -> torch.device:

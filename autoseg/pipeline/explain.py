@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import statistics
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autoseg.core.errors import TrainingError, WorkspaceError, describe_problems
+from autoseg.core.errors import AutosegError, TrainingError, WorkspaceError, describe_problems
 from autoseg.core.runtime import resolve_device
-from autoseg.core.serialize import write_json
+from autoseg.core.serialize import read_json, write_json
 from autoseg.data.check import LoadedCase, load_case
-from autoseg.data.dataset import Dataset
+from autoseg.data.dataset import Case, Dataset
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.estimates import Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from autoseg.reporting.figures import OverlayRow
+
+logger = logging.getLogger(__name__)
 
 N_CASES_SHOWN = 3
 
@@ -33,32 +42,41 @@ def require_gpu(device: str) -> None:
         )
 
 
-def measure(work: Path | str = DEFAULT_WORK, *, configuration: str | None = None, device: str = "auto") -> Plan:
+def measure(
+    work: Path | str = DEFAULT_WORK, *, configurations: Sequence[str] | None = None, device: str = "auto"
+) -> Plan:
     """Runs real training steps on a GPU to find their peak memory and the largest batch, and records both.
 
     Args:
         work: the work folder, planned.
-        configuration: its name; None for the one that is trained by default.
+        configurations: their names; None for the one that is trained by default.
         device: "auto" or "cuda:1".
 
     Returns:
-        The plan with the measurement, which is also in `work/plan.json`.
+        The plan with the measurements, which is also in `work/plan.json`.
 
     Raises:
         TrainingError: there is no GPU, or the plan does not fit it.
     """
-    from autoseg.training.measure import measure_configuration
-
     require_gpu(device)
     workspace = Workspace(root=Path(work))
     made = workspace.read_plan()
-    chosen = default_configuration(made, configuration)
-    measured = measure_configuration(made, chosen, device=resolve_device(device))
-    others = (known for known in made.measurements if known.configuration != chosen.name)
-    made = dataclasses.replace(made, measurements=(*others, measured))
-    write_json(workspace.plan_file, made)
+    made = measure_plan(workspace, made, configurations or (default_configuration(made).name,), device=device)
     fingerprint = workspace.read_fingerprint()
     write_report(workspace, workspace.read_dataset(), made, fingerprint, estimate(fingerprint, made))
+    return made
+
+
+def measure_plan(workspace: Workspace, made: Plan, configurations: Sequence[str], *, device: str) -> Plan:
+    """The plan with measurements of some of its configurations; written down after each of them."""
+    from autoseg.training.measure import measure_configuration
+
+    for name in configurations:
+        chosen = default_configuration(made, name)
+        measured = measure_configuration(made, chosen, device=resolve_device(device))
+        others = (known for known in made.measurements if known.configuration != name)
+        made = dataclasses.replace(made, measurements=(*others, measured))
+        write_json(workspace.plan_file, made)
     return made
 
 
@@ -66,39 +84,51 @@ def write_report(
     workspace: Workspace, index: Dataset, made: Plan, fingerprint: Fingerprint, estimates: Estimates
 ) -> Path:
     """Writes `report/plan.html`: the plan and its reasons, the fingerprint, and a few cases with their labels."""
-    from autoseg.reporting.figures import OverlayRow
     from autoseg.reporting.plan_page import write_plan_page
 
-    assert index.labels is not None
     # Of typical size: one of the middle, and those that are larger and smaller than most.
-    by_size = sorted(range(len(index.cases)), key=lambda number: fingerprint.cases[number].cropped_shape)
+    by_size = sorted(range(len(index.cases)), key=lambda number: prod(fingerprint.cases[number].cropped_shape))
     shown = sorted({by_size[len(by_size) * part // (2 * N_CASES_SHOWN)] for part in range(1, 2 * N_CASES_SHOWN, 2)})
-    rows = []
-    for number in shown:
-        loaded = load_case(index.cases[number], n_channels=len(index.channels), labels=index.labels)
-        if not isinstance(loaded, LoadedCase):
-            raise WorkspaceError(describe_problems("a case has changed while it was planned", loaded))
-        rows.append(
-            OverlayRow(
-                title=loaded.case.id,
-                image=loaded.image[0],
-                spacing_mm=loaded.geometry.spacing_mm,
-                reference=loaded.label,
-            )
-        )
     return write_plan_page(
-        workspace.plan_page, made, fingerprint, estimates, overlays=rows, epoch_times_s=_epoch_times_s(workspace, made)
+        workspace.plan_page,
+        made,
+        fingerprint,
+        estimates,
+        # One after the other: of large scans no more than one should be in memory.
+        overlays=(_load_overlay(index, index.cases[number]) for number in shown),
+        epoch_times_s=_epoch_times_s(workspace, made),
+    )
+
+
+def _load_overlay(index: Dataset, case: Case) -> OverlayRow:
+    """The first channel of a case and its labels."""
+    from autoseg.reporting.figures import OverlayRow
+
+    assert index.labels is not None
+    loaded = load_case(case, n_channels=len(index.channels), labels=index.labels)
+    if not isinstance(loaded, LoadedCase):
+        raise WorkspaceError(describe_problems("a case has changed since it was checked; plan again", loaded))
+    return OverlayRow(
+        title=case.id, image=loaded.image[0], spacing_mm=loaded.geometry.spacing_mm, reference=loaded.label
     )
 
 
 def _epoch_times_s(workspace: Workspace, made: Plan) -> dict[str, float]:
-    """Median time of an epoch of every configuration that was trained here."""
+    """Median time of an epoch of every configuration that was trained here as it is planned now."""
     from autoseg.training.record import FoldFiles, read_log
 
     times = {}
-    for name in made.configurations:
-        folds = workspace.model(name).glob("fold_*")
-        logs = [read_log(FoldFiles(folder=fold).log) for fold in folds]
+    for name, configuration in made.configurations.items():
+        model = workspace.model(name)
+        try:
+            trained: Plan = read_json(model / "plan.json", Plan)
+            if trained.configurations.get(name) != configuration:
+                continue
+            logs = [read_log(FoldFiles(folder=fold).log) for fold in model.glob("fold_*")]
+        except AutosegError as error:
+            # Most often there is no model yet; one that is damaged must not keep anybody from planning.
+            logger.debug("no time per epoch of %s: %s", name, error)
+            continue
         spent = [(epochs[-1].time_s - epochs[0].time_s) / (len(epochs) - 1) for epochs in logs if len(epochs) > 1]
         if spent:
             times[name] = statistics.median(spent)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import TrainingError
+from autoseg.core.errors import TrainingError, WorkspaceError
 from autoseg.core.runtime import resolve_device, track
 from autoseg.core.serialize import read_json, to_plain, write_json
 from autoseg.data.dataset import Case
@@ -78,13 +78,18 @@ def train(
     chosen = default_configuration(made, configuration)
     where = resolve_device(device)
     settings = config or TrainConfig(budget=Budget(iterations=RECIPES["fast"].default_epochs * 250))
-    grid = preprocess_cases(workspace, dataset, made, chosen.name)
+    if made.channels != dataset.channels:
+        raise WorkspaceError(
+            f"{workspace.plan_file}: has the channels {', '.join(made.channels)}, the dataset has "
+            f"{', '.join(dataset.channels)}; correct 'normalization', or plan again"
+        )
     model = workspace.model(chosen.name)
-    _write_model_plan(model, dataclasses.replace(made, recommended=chosen.name))
+    _write_model_plan(model, dataclasses.replace(made, recommended=chosen.name).signed())
     wanted = range(len(splits.folds)) if folds is None else folds
     unknown = sorted(set(wanted) - set(range(len(splits.folds))))
     if unknown:
         raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {len(splits.folds) - 1}")
+    grid = preprocess_cases(workspace, dataset, made, chosen.name)
     results: dict[int, Evaluation | None] = {}
     for fold in wanted:
 

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
+from collections.abc import Collection
+from math import prod
 from pathlib import Path
+from typing import Literal
 
 from autoseg import __version__
 from autoseg.core.errors import AutosegError, DatasetError, PlanError, WorkspaceError, describe_problems
+from autoseg.core.geometry import join_numbers
 from autoseg.core.labels import LabelSpec
-from autoseg.core.runtime import format_duration, map_threads, n_cpus
+from autoseg.core.runtime import format_duration, format_memory, machine_memory_gib, map_threads, n_cpus
 from autoseg.core.serialize import digest, dump_json, read_json, write_json
 from autoseg.data.check import CheckResult, LoadedCase, discover_labels, load_case, scan_dataset
 from autoseg.data.dataset import Case, Dataset, open_dataset
 from autoseg.data.splits import DEFAULT_N_FOLDS, make_splits
-from autoseg.pipeline.explain import write_report
+from autoseg.pipeline.explain import measure_plan, write_report
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.choices import Choices
-from autoseg.planning.estimates import estimate
+from autoseg.planning.estimates import GIB, Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint, intensities_per_case, measure_case, summarise
 from autoseg.planning.plan import Plan
 
 logger = logging.getLogger(__name__)
+
+FLOAT_BYTES = 4
 
 
 def plan(
@@ -32,7 +39,8 @@ def plan(
     choices: Choices | None = None,
     like: Path | str | None = None,
     n_folds: int = DEFAULT_N_FOLDS,
-    preprocess: bool | str = True,
+    preprocess: Literal["chosen", "all", "none"] = "chosen",
+    measure_on: str | None = None,
 ) -> Plan:
     """Checks and fingerprints a dataset, plans how to segment it, explains the plan, and preprocesses the cases.
 
@@ -49,8 +57,9 @@ def plan(
         choices: what the user decides instead of the planner.
         like: a ready-made plan or the plan of another dataset, whose grids, patches and networks to take.
         n_folds: of the cross-validation.
-        preprocess: True for the configurations that `choices` names, or else the one that is trained by default; "all"
-            for every one; False for none. What is missing is preprocessed when it is trained.
+        preprocess: "chosen" for the configurations that `choices` names, or else the one that is trained by default;
+            "all" for every one; "none" for none. What is missing is preprocessed when it is trained.
+        measure_on: the GPU to measure these configurations on, see `measure`; None for none.
 
     Returns:
         The plan, which is also in `work/plan.json`, and explained in `work/report/plan.html`.
@@ -61,33 +70,38 @@ def plan(
     """
     started = time.monotonic()
     workspace = Workspace(root=Path(work))
-    index, fingerprint, check = _look_at(open_dataset(Path(dataset)), workspace)
+    source = _read_source(like, choices)
+    index = open_dataset(Path(dataset))
+    _refuse_foreign_folder(workspace, index.name)
+    index, fingerprint = _look_at(index, workspace)
     assert index.labels is not None
     splits = make_splits(index.cases, n_folds=n_folds)
     if len(splits.folds) == 1:
         logger.warning(
             "there is one patient only, to train on and to validate on: its scores say nothing about other patients"
         )
-    made = decide(fingerprint, index.labels, dataset=index.name, n_folds=len(splits.folds), choices=choices, like=like)
+    made = _decide(fingerprint, index.labels, index.name, len(splits.folds), choices, source)
     made = _keep_measurements(workspace, made)
-
     _keep_replaced_plan(workspace, made)
-    write_json(workspace.dataset_file, index)
-    write_json(workspace.check_file, check)
-    write_json(workspace.fingerprint_file, fingerprint)
     write_json(workspace.splits_file, splits)
     write_json(workspace.plan_file, made)
     logger.info("planned in %s", format_duration(time.monotonic() - started))
+
+    names = (choices and choices.configurations) or (default_configuration(made).name,)
+    if preprocess == "all":
+        names = tuple(made.configurations)
+    if measure_on is not None:
+        alone = [name for name in names if made.configuration(name).previous is None]
+        made = measure_plan(workspace, made, alone, device=measure_on)
     estimates = estimate(fingerprint, made)
     if estimates.warnings:
         logger.warning("%s", describe_problems("Some cases deserve a look.", estimates.warnings))
     write_report(workspace, index, made, fingerprint, estimates)
-    if preprocess:
-        if preprocess == "all":
-            names = tuple(made.configurations)
-        else:
-            names = (choices and choices.configurations) or (default_configuration(made).name,)
-        for grid in dict.fromkeys(made.grid(name) for name in names):
+    if preprocess != "none":
+        stages = [stage for name in names for stage in (made.configuration(name).previous, name) if stage]
+        grids = dict.fromkeys(made.grid(stage) for stage in stages)
+        _announce_disk(workspace, grids, estimates)
+        for grid in grids:
             preprocess_cases(workspace, index, made, grid)
     return made
 
@@ -114,47 +128,52 @@ def plan_from_fingerprint(
     """
     from autoseg.planning.exchange import read_fingerprint
 
+    source = _read_source(like, choices)
     fingerprint, labels, name = read_fingerprint(fingerprint_file, dataset_file)
-    return decide(fingerprint, labels, dataset=name, n_folds=n_folds, choices=choices, like=like), fingerprint
+    return _decide(fingerprint, labels, name, n_folds, choices, source), fingerprint
 
 
-def decide(
-    fingerprint: Fingerprint,
-    labels: LabelSpec,
-    *,
-    dataset: str,
-    n_folds: int,
-    choices: Choices | None = None,
-    like: Path | str | None = None,
-) -> Plan:
-    """The plan that the fingerprint calls for, or that of another dataset.
-
-    Raises:
-        PlanError: a choice is not valid, or there are choices beside `like`.
-    """
-    from autoseg.planning.planner import make_plan, transfer_plan
-
-    if like is None:
-        return make_plan(fingerprint, labels, dataset=dataset, n_folds=n_folds, choices=choices)
-    if choices not in (None, Choices()):
-        raise PlanError("--like takes everything from another plan; leave out the options that choose for yourself")
+def _read_source(like: Path | str | None, choices: Choices | None) -> tuple[str, Plan] | None:
+    """Name and content of the plan to take everything from."""
     from autoseg.planning.ready import read_source_plan
 
-    source = read_source_plan(Path(like))
-    return transfer_plan(source, fingerprint, labels, dataset=dataset, n_folds=n_folds, name=Path(like).name)
+    if like is None:
+        return None
+    if choices not in (None, Choices()):
+        raise PlanError("--like takes everything from another plan; leave out the options that choose for yourself")
+    return Path(like).name, read_source_plan(Path(like))
 
 
-def _look_at(index: Dataset, workspace: Workspace) -> tuple[Dataset, Fingerprint, CheckResult]:
-    """Checks and fingerprints the cases; or what an earlier look has found, where no file has changed since."""
+def _decide(
+    fingerprint: Fingerprint,
+    labels: LabelSpec,
+    dataset: str,
+    n_folds: int,
+    choices: Choices | None,
+    source: tuple[str, Plan] | None,
+) -> Plan:
+    """The plan that the fingerprint calls for, or that of another dataset."""
+    from autoseg.planning.planner import make_plan
+    from autoseg.planning.transfer import transfer_plan
+
+    if source is None:
+        return make_plan(fingerprint, labels, dataset=dataset, n_folds=n_folds, choices=choices)
+    name, plan = source
+    return transfer_plan(plan, fingerprint, labels, dataset=dataset, n_folds=n_folds, name=name)
+
+
+def _look_at(index: Dataset, workspace: Workspace) -> tuple[Dataset, Fingerprint]:
+    """Checks and fingerprints the cases, or finds what an earlier look has found where no file has changed since."""
     logger.info("%s: layout %s, number of cases %d", index.name, index.layout, len(index.cases))
     files = [_file_identity(file) for case in index.cases for file in (*case.images, case.label)]
     key = digest((__version__, index, files))
     try:
-        known: CheckResult = read_json(workspace.check_file, CheckResult)
-        if known.key == key:
-            seen = workspace.read_dataset(), workspace.read_fingerprint(), known
+        check: CheckResult = read_json(workspace.check_file, CheckResult)
+        known, fingerprint = workspace.read_dataset(), workspace.read_fingerprint()
+        names = [case.id for case in index.cases]
+        if check.key == key and names == [case.id for case in known.cases] == [case.case for case in fingerprint.cases]:
             logger.info("no file has changed since the last time: the fingerprint is still right")
-            return seen
+            return known, fingerprint
     except AutosegError:
         pass  # There was no earlier look, or it was that of another version.
     labels = index.labels or discover_labels(index, n_threads=n_cpus())
@@ -163,8 +182,12 @@ def _look_at(index: Dataset, workspace: Workspace) -> tuple[Dataset, Fingerprint
     measurements = scan_dataset(
         index, labels, lambda case: measure_case(case, labels, n_intensities=n_intensities), n_threads=n_cpus()
     )
-    check = CheckResult(n_cases=len(index.cases), problems=(), key=key)
-    return index, summarise(measurements, index.channels), check
+    fingerprint = summarise(measurements, index.channels)
+    write_json(workspace.dataset_file, index)
+    write_json(workspace.fingerprint_file, fingerprint)
+    # Last, because it says that the two others are right.
+    write_json(workspace.check_file, CheckResult(n_cases=len(index.cases), problems=(), key=key))
+    return index, fingerprint
 
 
 def _keep_measurements(workspace: Workspace, made: Plan) -> Plan:
@@ -173,32 +196,49 @@ def _keep_measurements(workspace: Workspace, made: Plan) -> Plan:
         before = workspace.read_plan()
     except AutosegError:
         return made
-    if (before.labels, before.channels) != (made.labels, made.channels):
-        return made
-    kept = tuple(
-        known
-        for known in before.measurements
-        if before.configuration(known.configuration) == made.configurations.get(known.configuration)
+    keys = {made.measurement_key(name) for name in made.configurations}
+    return dataclasses.replace(made, measurements=tuple(known for known in before.measurements if known.key in keys))
+
+
+def _refuse_foreign_folder(workspace: Workspace, name: str) -> None:
+    """A work folder belongs to one dataset, and is not the folder of somebody's dataset itself."""
+    if not workspace.dataset_file.exists():
+        return
+    try:
+        known = workspace.read_dataset().name
+    except AutosegError as error:
+        if workspace.check_file.exists():
+            return  # It is one of ours that has been damaged, and is made again.
+        raise WorkspaceError(
+            f"{workspace.root}: holds a dataset.json that autoseg has not written; name another work folder with -w"
+        ) from error
+    if known != name:
+        raise WorkspaceError(
+            f"{workspace.root}: holds the dataset '{known}', not '{name}'; name another work folder with -w"
+        )
+
+
+def _announce_disk(workspace: Workspace, grids: Collection[str], estimates: Estimates) -> None:
+    """Says how much disk the preprocessed cases will take, and warns where there is less."""
+    needed_gib = sum(taken.disk_gib for taken in estimates.configurations if taken.configuration in grids)
+    free_gib = shutil.disk_usage(workspace.root).free / GIB
+    logger.info(
+        "preprocessed cases take about %s of disk, %s are free", format_memory(needed_gib), format_memory(free_gib)
     )
-    return dataclasses.replace(made, measurements=kept)
+    if needed_gib > free_gib:
+        logger.warning("the disk may get full; give a work folder on a larger one with -w, or plan a coarser --spacing")
 
 
 def _keep_replaced_plan(workspace: Workspace, made: Plan) -> None:
     """A plan that differs from the new one may have been edited by hand: it is kept beside it."""
-    if (
-        workspace.dataset_file.exists()
-        and workspace.read_dataset().name != made.dataset
-        and workspace.plan_file.exists()
-    ):
-        raise WorkspaceError(
-            f"{workspace.root}: holds the dataset '{workspace.read_dataset().name}', not '{made.dataset}'; "
-            "name another work folder with -w"
-        )
     file = workspace.plan_file
-    if file.exists() and file.read_text(encoding="utf-8") != dump_json(made) + "\n":
-        kept = file.with_name("plan.previous.json")
-        file.replace(kept)
-        logger.warning("the plan has changed; the one before is kept as %s", kept)
+    if not file.exists() or file.read_text(encoding="utf-8") == dump_json(made) + "\n":
+        return
+    number = 1
+    while (kept := file.with_name(f"plan.previous-{number}.json")).exists():
+        number += 1
+    file.replace(kept)
+    logger.warning("the plan has changed; the one before is kept as %s", kept)
 
 
 def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configuration: str) -> str:
@@ -260,6 +300,13 @@ def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, ke
     if not isinstance(loaded, LoadedCase):
         raise DatasetError(describe_problems("a case cannot be used", loaded))
     record = record_case(loaded.image, loaded.geometry, made, grid)
+    needed_gib = FLOAT_BYTES * prod(record.shape) * (2 * len(made.channels) + 1) / GIB
+    if needed_gib > machine_memory_gib():
+        raise WorkspaceError(
+            f"{case.id}: becomes {join_numbers(record.shape)} voxels at {join_numbers(record.spacing_mm)} mm, which "
+            f"takes about {format_memory(needed_gib)} of memory, more than this machine has; plan with a coarser "
+            "--spacing"
+        )
     write_case(
         workspace.preprocessed(grid, case.id),
         preprocess_image(loaded.image, record, made).numpy(),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from autoseg.core.errors import PlanError, TrainingError, WorkspaceError
+from autoseg.core.errors import FormatError, PlanError, TrainingError, WorkspaceError
 from autoseg.core.serialize import read_json
 from autoseg.data.dataset import Dataset
 from autoseg.data.splits import Splits
 from autoseg.planning.checks import check_plan
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import ConfigurationPlan, Plan
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +73,7 @@ class Workspace:
             WorkspaceError: there is none yet.
             AutosegError: a person has edited it, and its decisions do not go together any more.
         """
-        self._require(self.plan_file)
-        plan: Plan = read_json(self.plan_file, Plan)
+        plan: Plan = self._read(self.plan_file, Plan)
         try:
             check_plan(plan)
         except PlanError as error:
@@ -80,27 +82,26 @@ class Workspace:
 
     def read_fingerprint(self) -> Fingerprint:
         """What the scans are like, see `read_plan`."""
-        self._require(self.fingerprint_file)
-        fingerprint: Fingerprint = read_json(self.fingerprint_file, Fingerprint)
-        return fingerprint
+        return self._read(self.fingerprint_file, Fingerprint)
 
     def read_dataset(self) -> Dataset:
         """The index of cases, see `read_plan`."""
-        self._require(self.dataset_file)
-        dataset: Dataset = read_json(self.dataset_file, Dataset)
-        return dataset
+        return self._read(self.dataset_file, Dataset)
 
     def read_splits(self) -> Splits:
         """The folds, see `read_plan`."""
-        self._require(self.splits_file)
-        splits: Splits = read_json(self.splits_file, Splits)
-        return splits
+        return self._read(self.splits_file, Splits)
 
-    def _require(self, file: Path) -> None:
+    def _read(self, file: Path, kind: type[T]) -> T:
         if not file.is_file():
             raise WorkspaceError(
                 f"{file}: no such file. Run 'autoseg plan DATASET' here first, or name the work folder with -w."
             )
+        try:
+            content: T = read_json(file, kind)
+        except FormatError as error:
+            raise FormatError(f"{error}. Mend the file, or delete it and run 'autoseg plan DATASET' again.") from error
+        return content
 
 
 def default_configuration(made: Plan, name: str | None = None) -> ConfigurationPlan:
@@ -108,19 +109,21 @@ def default_configuration(made: Plan, name: str | None = None) -> ConfigurationP
 
     Raises:
         PlanError: there is none of that name.
-        TrainingError: it is the second stage of a cascade, which cannot be trained yet.
+        TrainingError: it is the second stage of a cascade, which is not supported yet.
     """
     if name is not None:
         chosen = made.configuration(name)
         if chosen.previous is not None:
             raise TrainingError(
-                f"{name} is the second stage of a cascade, which cannot be trained yet; train "
+                f"{name} is the second stage of a cascade, which is not supported yet; use "
                 f"{' or '.join(other for other, plan in made.configurations.items() if plan.previous is None)}"
             )
         return chosen
     recommended = made.configuration(made.recommended)
     if recommended.previous is None:
         return recommended
-    single = made.configurations.get("3d_fullres", made.configuration(recommended.previous))
+    # Its own grid first, then whatever stands by itself.
+    alone = [known for known in made.configurations.values() if known.previous is None]
+    single = next((known for known in alone if known.spacing_mm == recommended.spacing_mm), alone[0])
     logger.info("the plan recommends %s, which cannot be trained yet; taking %s", recommended.name, single.name)
     return single

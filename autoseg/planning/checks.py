@@ -45,25 +45,29 @@ def _check_memory(configuration: ConfigurationPlan, n_classes: int, preset: Pres
     if configuration.batch_size <= largest:
         return
     needed_gib = preset.needed_memory_gib(values, batch_size=configuration.batch_size, n_axes=configuration.n_axes)
-    advice = (
-        f"the nearest valid batch_size is {largest}"
-        if largest
-        else f"not even one patch fits; the nearest valid patch_size is {_shrink(configuration, n_classes, preset)}"
-    )
+    if largest:
+        advice = f"the nearest valid batch_size is {largest}"
+    elif smaller := _shrink(configuration, n_classes, preset):
+        advice = f"not even one patch fits; the nearest valid patch_size is {smaller}"
+    else:
+        advice = "not even the smallest patch of this network fits; use fewer features, or a larger gpu_memory_gib"
     raise PlanError(
         f"{configuration.name}: patch_size {list(configuration.patch_size)} at batch_size {configuration.batch_size} "
         f"needs about {needed_gib:.3g} GiB, the plan is for gpu_memory_gib {preset.memory_gib:g}; {advice}"
     )
 
 
-def _shrink(configuration: ConfigurationPlan, n_classes: int, preset: Preset) -> list[int]:
-    """The patch, shortened along its longest axis until one of them fits or no axis can be shortened."""
-    patch, divisor = list(configuration.patch_size), configuration.network.divisor
+def _shrink(configuration: ConfigurationPlan, n_classes: int, preset: Preset) -> list[int] | None:
+    """The patch, shortened where it is longest against the cases until the batch fits; None where none does."""
+    patch, network = list(configuration.patch_size), configuration.network
     budget = preset.budgets[configuration.n_axes]
-    while not budget.largest_batch_size(count_feature_map_values(configuration.network, tuple(patch), n_classes)):
-        axes = [axis for axis, size in enumerate(patch) if size > divisor[axis]]
-        if not axes:
-            break
+    while True:
+        largest = budget.largest_batch_size(count_feature_map_values(network, tuple(patch), n_classes))
+        if largest >= configuration.batch_size:
+            return patch
+        axes = [axis for axis, size in enumerate(patch) if size > network.divisor[axis]]
+        # More than one voxel must remain in the lowest stage.
+        if sum(size // step - 1 for size, step in zip(patch, network.divisor, strict=True)) <= 1:
+            return None
         longest = max(axes, key=lambda axis: patch[axis] / configuration.median_shape[axis])
-        patch[longest] -= divisor[longest]
-    return patch
+        patch[longest] -= network.divisor[longest]

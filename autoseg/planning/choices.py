@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from autoseg.core.errors import PlanError
 from autoseg.planning.plan import CONFIGURATIONS, suggest
+from autoseg.planning.presets import find_preset
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ class Choices:
         configurations: which to plan; None for all that make sense.
         spacing_mm: of the grid of full resolution, along the scans' (z, y, x); None to choose.
         patch_sizes: in voxels, by configuration, in the plan's axes (through-plane axis first).
+        batch_size: of every configuration that `batch_sizes` does not name.
         batch_sizes: by configuration.
     """
 
@@ -31,9 +33,13 @@ class Choices:
     configurations: tuple[str, ...] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     patch_sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    batch_size: int | None = None
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        find_preset(self.preset)
+        if self.configurations is not None and not self.configurations:
+            raise PlanError(f"no configuration is named; choose some of {', '.join(CONFIGURATIONS)}, or all")
         for name in (*(self.configurations or ()), *self.patch_sizes, *self.batch_sizes):
             if name not in CONFIGURATIONS:
                 raise PlanError(f"there is no configuration '{name}'; {suggest(name, CONFIGURATIONS)}")
@@ -47,9 +53,18 @@ class Choices:
                 raise PlanError(
                     f"--patch-size of {name} is {list(patch_size)}, expected {n_axes} whole numbers of at least 1"
                 )
-        for name, batch_size in self.batch_sizes.items():
-            if batch_size < 1:
-                raise PlanError(f"--batch-size of {name} is {batch_size}, expected at least 1")
+        for batch_size in (self.batch_size, *self.batch_sizes.values()):
+            if batch_size is not None and batch_size < 1:
+                raise PlanError(f"--batch-size is {batch_size}, expected at least 1")
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The configurations that the user speaks of."""
+        return frozenset((*(self.configurations or ()), *self.patch_sizes, *self.batch_sizes))
+
+    def batch_size_of(self, configuration: str) -> int | None:
+        """The batch size that the user has set for a configuration."""
+        return self.batch_sizes.get(configuration, self.batch_size)
 
 
 def parse_choices(
@@ -74,15 +89,22 @@ def parse_choices(
     Raises:
         PlanError: something is not of that form.
     """
-    names = tuple(name.strip() for text in configurations for name in text.split(",") if name.strip())
+    names = split_names(configurations)
+    everywhere, named = _parse_batch_sizes(batch_sizes)
     return Choices(
         preset=preset,
         gpu_memory_gib=gpu_memory_gib,
-        configurations=None if not names or "all" in names else tuple(dict.fromkeys(names)),
+        configurations=None if not configurations or "all" in names else names,
         spacing_mm=None if spacing is None else _parse_spacing(spacing),
         patch_sizes=_parse_patch_sizes(patch_sizes),
-        batch_sizes=_parse_batch_sizes(batch_sizes),
+        batch_size=everywhere,
+        batch_sizes=named,
     )
+
+
+def split_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """Names that are typed one by one or with commas between them, each once."""
+    return tuple(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
 
 
 def _parse_spacing(text: str) -> tuple[float, float, float]:
@@ -101,8 +123,8 @@ def _parse_patch_sizes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return sizes
 
 
-def _parse_batch_sizes(texts: Sequence[str]) -> dict[str, int]:
-    everywhere: dict[str, int] = {}
+def _parse_batch_sizes(texts: Sequence[str]) -> tuple[int | None, dict[str, int]]:
+    everywhere: int | None = None
     named: dict[str, int] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
@@ -112,8 +134,8 @@ def _parse_batch_sizes(texts: Sequence[str]) -> dict[str, int]:
         if name:
             named[name.strip()] = values[0]
         else:
-            everywhere = dict.fromkeys(CONFIGURATIONS, values[0])
-    return everywhere | named
+            everywhere = values[0]
+    return everywhere, named
 
 
 def _numbers(text: str, kind: Callable[[str], T], *, option: str, example: str) -> list[T]:

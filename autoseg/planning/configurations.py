@@ -7,16 +7,15 @@ from dataclasses import replace
 from math import prod
 
 from autoseg.core.errors import PlanError
-from autoseg.core.geometry import find_lowres_axis
+from autoseg.core.geometry import find_lowres_axis, join_numbers
 from autoseg.planning.choices import Choices
 from autoseg.planning.grid import Grid
 from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.patch import FittedPatch, adopt_patch, fit_patch
-from autoseg.planning.plan import ConfigurationPlan, NetworkPlan, Reason
+from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, NetworkPlan, Reason
 from autoseg.planning.presets import MIN_BATCH_SIZE, Preset
 from autoseg.planning.topology import MIN_BOTTLENECK_SIZE
 
-SET_BY_USER = "set by user"
 LOWRES_COVERAGE = 0.25
 """Where a patch covers less of the median case than this, a configuration of lower resolution sees more context."""
 
@@ -44,9 +43,11 @@ def plan_configurations(
     """
     planner = _Planner(n_classes, preset, grid.n_cases, choices or Choices())
     # In-plane it is always the median: only the through-plane axis can have another spacing.
-    spacing_text = f"the median in-plane spacing, {_join(grid.spacing_mm[1:])} mm; slices keep their own distance"
-    if grid.spacing_reason.startswith(SET_BY_USER):
-        spacing_text = f"{SET_BY_USER}: {_join(grid.spacing_mm[1:])} mm; slices keep their own distance"
+    spacing_text = (
+        f"the median in-plane spacing, {join_numbers(grid.spacing_mm[1:])} mm; slices keep their own distance"
+    )
+    if grid.is_set_by_user:
+        spacing_text = f"{SET_BY_USER}: {join_numbers(grid.spacing_mm[1:])} mm; slices keep their own distance"
     flat, reasons = planner.plan(
         "2d", grid.spacing_mm[1:], grid.median_shape[1:], grid.largest_shape[1:], n_voxels=grid.n_voxels
     )
@@ -56,6 +57,8 @@ def plan_configurations(
         *reasons,
         Reason(subject="configurations.2d.batch_dice", text="on: a slice often lacks a class, a batch seldom does"),
     ]
+    if planner.choices.configurations == ("2d",):
+        return configurations, tuple(reasons)
     if not grid.has_slices:
         text = "there is no 3D configuration because the median case has a single slice along the through-plane axis"
         return configurations, (*reasons, Reason(subject="configurations", text=text))
@@ -101,7 +104,7 @@ class _Planner:
         n_voxels: float,
     ) -> tuple[ConfigurationPlan, list[Reason]]:
         """Patch, batch and network of one configuration. `n_voxels` are those of the whole dataset on this grid."""
-        wanted_patch, wanted_batch = self.choices.patch_sizes.get(name), self.choices.batch_sizes.get(name)
+        wanted_patch, wanted_batch = self.choices.patch_sizes.get(name), self._wanted_batch_size(name)
         if wanted_patch is None:
             fitted = fit_patch(spacing_mm, median_shape, self.n_classes, self.preset)
             patch_text = _explain_patch(fitted, median_shape, self.preset)
@@ -110,7 +113,7 @@ class _Planner:
             fitted = adopt_patch(
                 name, wanted_patch, spacing_mm, largest_shape, self.n_classes, self.preset, batch_size=least
             )
-            patch_text = f"{SET_BY_USER}: {_join(wanted_patch)}, {_millions(fitted.values)} feature-map values"
+            patch_text = f"{SET_BY_USER}: {join_numbers(wanted_patch)}, {_millions(fitted.values)} feature-map values"
         batch_size, batch_text = self._choose_batch_size(name, fitted.patch_size, fitted.values, n_voxels, wanted_batch)
         configuration = ConfigurationPlan(
             name=name,
@@ -162,7 +165,7 @@ class _Planner:
         )
         text = (
             f"{facts}, less than {LOWRES_COVERAGE:g}, so the spacing grew in steps of {LOWRES_SPACING_STEP - 1:.0%}, "
-            f"fine axes first, to {_join(spacing_mm)} mm, where a patch covers that much; the median case has "
+            f"fine axes first, to {join_numbers(spacing_mm)} mm, where a patch covers that much; the median case has "
             f"{reduction:.1f} times fewer voxels there"
         )
         dice_text = "off: a patch covers a large part of a case, so Dice per patch is stable"
@@ -175,7 +178,7 @@ class _Planner:
     def plan_cascade(self, full: ConfigurationPlan, low: ConfigurationPlan) -> tuple[ConfigurationPlan, list[Reason]]:
         """The second stage: full resolution once more, with the prediction of the first as an extra input."""
         name = "3d_cascade_fullres"
-        batch_size = self.choices.batch_sizes.get(name, full.batch_size)
+        batch_size = self._wanted_batch_size(name) or full.batch_size
         if self.choices.patch_sizes.get(name, full.patch_size) != full.patch_size:
             raise PlanError(f"{name}: has the patch of 3d_fullres; set --patch-size 3d_fullres=... instead")
         if batch_size != full.batch_size:
@@ -193,6 +196,11 @@ class _Planner:
         reasons.append(Reason(subject=f"{subject}.batch_size", text=batch_text))
         return cascade, reasons
 
+    def _wanted_batch_size(self, name: str) -> int | None:
+        """What the user has set; what is set for every configuration counts for those that are kept."""
+        kept = self.choices.configurations
+        return self.choices.batch_size_of(name) if kept is None or name in kept else self.choices.batch_sizes.get(name)
+
     def _choose_batch_size(
         self, name: str, patch_size: tuple[int, ...], values: int, n_voxels: float, wanted: int | None
     ) -> tuple[int, str]:
@@ -205,14 +213,17 @@ class _Planner:
         )
         if wanted is not None:
             if wanted > fitting:
+                needed_gib = self.preset.needed_memory_gib(values, batch_size=wanted, n_axes=len(patch_size))
                 raise PlanError(
-                    f"{name}: batch_size {wanted} does not fit: {text}; the nearest valid value is {fitting}. Set it "
-                    f"for one configuration with --batch-size {name}={fitting}, or plan for more with --gpu-memory"
+                    f"{name}: batch_size {wanted} needs about {needed_gib:.3g} GiB, the plan is for "
+                    f"{self.preset.memory_gib:g} GiB; the nearest valid value is {fitting}, --batch-size "
+                    f"{name}={fitting}. For more, use a smaller --patch-size or more --gpu-memory"
                 )
             return wanted, f"{SET_BY_USER}: {wanted}; {text}"
         cap = round(n_voxels * self.preset.max_data_fraction / prod(patch_size))
         if cap < fitting:
-            text += f", but {cap} would cover {self.preset.max_data_fraction:.0%} of all voxels already"
+            covers = f"{cap} would cover" if cap else "one would cover more than"
+            text += f", but {covers} {self.preset.max_data_fraction:.0%} of all voxels already"
         if min(fitting, cap) < MIN_BATCH_SIZE:
             text += f"; {MIN_BATCH_SIZE} is the least that is trained with"
         return max(min(fitting, cap), MIN_BATCH_SIZE), text
@@ -232,12 +243,15 @@ def _explain_patch(fitted: FittedPatch, median_shape: Sequence[float], preset: P
     budget = preset.budgets[len(median_shape)]
     cube = "cube" if len(median_shape) == 3 else "square"
     text = (
-        f"a {cube} in millimetres, cut to the median case of {_join(median_shape)} and padded to the strides, "
-        f"is {_join(fitted.initial_patch_size)}"
+        f"a {cube} in millimetres, cut to the median case of {join_numbers(median_shape)} and padded to the strides, "
+        f"is {join_numbers(fitted.initial_patch_size)}"
     )
     if fitted.n_shrinks:
         times = "once" if fitted.n_shrinks == 1 else f"{fitted.n_shrinks} times"
-        text += f"; shortened {times}, along the axis that is longest against the median case"
+        text += (
+            f"; shortened {times}, along the axis that is longest against the median case, to "
+            f"{join_numbers(fitted.patch_size)}"
+        )
     return (
         f"{text}; with {_millions(fitted.values)} feature-map values it is within the "
         f"{_millions(budget.max_values_per_patch)} that {preset.memory_gib:g} GiB hold at batch size "
@@ -247,8 +261,8 @@ def _explain_patch(fitted: FittedPatch, median_shape: Sequence[float], preset: P
 
 def _explain_network(network: NetworkPlan, spacing_mm: Sequence[float]) -> str:
     text = (
-        f"{len(network.features)} stages shrink the patch by {_join(network.divisor)}, finest axes first, as long as "
-        f"{MIN_BOTTLENECK_SIZE} voxels remain along each axis that is halved"
+        f"{len(network.features)} stages shrink the patch by {join_numbers(network.divisor)}, finest axes first, as "
+        f"long as {MIN_BOTTLENECK_SIZE} voxels remain along each axis that is halved"
     )
     for axis, spacing in enumerate(spacing_mm):
         n_thin = sum(kernel[axis] == 1 for kernel in network.kernel_sizes)
@@ -271,7 +285,3 @@ def _round_shape(shape: Sequence[float]) -> tuple[float, ...]:
 
 def _millions(values: float) -> str:
     return f"{values / 1e6:.4g} million"
-
-
-def _join(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import Problem
+from autoseg.core.geometry import inverse_order, join_numbers, permute3
 from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
-from autoseg.planning.grid import resampled_shapes
+from autoseg.planning.grid import AXES, resampled_shapes
 from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.planning.presets import find_preset
+from autoseg.planning.topology import MAX_SPACING_RATIO
 
 GIB = 2**30
 MAX_GROWTH = 8.0
@@ -35,6 +37,7 @@ class ConfigurationEstimate:
 
     Attributes:
         configuration: its name.
+        grid: the configuration whose preprocessed cases it uses, see `Plan.grid`.
         median_voxels: of a case on its grid.
         largest_voxels: likewise.
         largest_case: which that is.
@@ -43,6 +46,7 @@ class ConfigurationEstimate:
     """
 
     configuration: str
+    grid: str
     median_voxels: float
     largest_voxels: int
     largest_case: str
@@ -74,7 +78,11 @@ def estimate(fingerprint: Fingerprint, plan: Plan) -> Estimates:
         configurations=tuple(
             _estimate_configuration(fingerprint, plan, configuration) for configuration in plan.configurations.values()
         ),
-        warnings=(*find_spacing_outliers(fingerprint.cases), *_find_growth(fingerprint, plan)),
+        warnings=(
+            *find_spacing_outliers(fingerprint.cases),
+            *_find_other_slices(fingerprint.cases, plan.axis_order[0]),
+            *_find_growth(fingerprint, plan),
+        ),
     )
 
 
@@ -87,13 +95,9 @@ def shapes_on_grid(
         (cases, 3) whole numbers, in the plan's `axis_order`.
     """
     order = list(plan.axis_order)
-    in_plane_only = configuration.n_axes == 2
-    spacing_mm = (1.0, *configuration.spacing_mm)[-3:]
-    canonical = [0.0, 0.0, 0.0]
-    for edge_mm, axis in zip(spacing_mm, order, strict=True):
-        canonical[axis] = edge_mm
-    shapes = resampled_shapes(cases, (canonical[0], canonical[1], canonical[2]))[:, order]
-    if in_plane_only:
+    z_mm, y_mm, x_mm = permute3((1.0, *configuration.spacing_mm)[-3:], inverse_order(order))
+    shapes = resampled_shapes(cases, (z_mm, y_mm, x_mm))[:, order]
+    if configuration.n_axes == 2:
         shapes[:, 0] = [case.cropped_shape[order[0]] for case in cases]
     return shapes
 
@@ -104,18 +108,37 @@ def find_spacing_outliers(cases: Sequence[CaseFingerprint]) -> list[Problem]:
     logarithms = np.log(spacings_mm)
     distance = np.abs(logarithms - np.median(logarithms, axis=0))
     allowed = np.maximum(np.log(OUTLIER_FACTOR), OUTLIER_DEVIATIONS * np.median(distance, axis=0))
-    usual = " x ".join(f"{value:.4g}" for value in np.median(spacings_mm, axis=0))
+    usual = join_numbers(np.median(spacings_mm, axis=0))
     return [
         Problem(
             kind="unusual spacing",
             case=case.case,
-            found=" x ".join(f"{value:.4g}" for value in case.spacing_mm) + " mm (z, y, x)",
+            found=f"{join_numbers(case.spacing_mm)} mm (z, y, x)",
             expected=f"about the median of the dataset, {usual} mm",
             advice="see whether the header is right; a wrong spacing deforms the case",
         )
         for case, is_far in zip(cases, (distance > allowed).any(axis=1), strict=True)
         if is_far
     ]
+
+
+def _find_other_slices(cases: Sequence[CaseFingerprint], through_plane: int) -> list[Problem]:
+    """Cases with thick slices along another axis than the plan's."""
+    problems = []
+    for case in cases:
+        coarsest = int(np.argmax(case.spacing_mm))
+        others_mm = max(edge_mm for axis, edge_mm in enumerate(case.spacing_mm) if axis != coarsest)
+        if coarsest != through_plane and case.spacing_mm[coarsest] >= MAX_SPACING_RATIO * others_mm:
+            problems.append(
+                Problem(
+                    kind="thick slices along another axis",
+                    case=case.case,
+                    found=f"{join_numbers(case.spacing_mm)} mm (z, y, x), slices along {AXES[coarsest]}",
+                    expected=f"slices along {AXES[through_plane]}",
+                    advice="plan scans of different directions as datasets of their own, or train in 3D",
+                )
+            )
+    return problems
 
 
 def _find_growth(fingerprint: Fingerprint, plan: Plan) -> list[Problem]:
@@ -131,7 +154,7 @@ def _find_growth(fingerprint: Fingerprint, plan: Plan) -> list[Problem]:
                 Problem(
                     kind=f"resampling multiplies the voxels by more than {MAX_GROWTH:g}",
                     case=case.case,
-                    found=f"{_join(before)} voxels that become {_join(shape)}, {growth:.1f} times as many",
+                    found=f"{join_numbers(before)} voxels that become {join_numbers(shape)}, {growth:.1f} times more",
                     advice="plan with a coarser --spacing, or leave out cases of such low resolution",
                 )
             )
@@ -148,6 +171,7 @@ def _estimate_configuration(
     values = count_feature_map_values(configuration.network, configuration.patch_size, plan.labels.n_classes)
     return ConfigurationEstimate(
         configuration=configuration.name,
+        grid=plan.grid(configuration.name),
         median_voxels=float(np.median(voxels)),
         largest_voxels=int(voxels[largest]),
         largest_case=fingerprint.cases[largest].case,
@@ -156,7 +180,3 @@ def _estimate_configuration(
             values, batch_size=configuration.batch_size, n_axes=configuration.n_axes
         ),
     )
-
-
-def _join(values: Sequence[float] | NDArray[np.float64]) -> str:
-    return " x ".join(f"{value:.0f}" for value in values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -9,7 +10,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import DatasetError
+from autoseg.core.errors import DatasetError, PlanError, Problem, describe_problems
 from autoseg.core.geometry import bounding_box
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import derive_seed
@@ -168,3 +169,33 @@ def _measure_channel(name: str, values: NDArray[np.float32]) -> ChannelFingerpri
         percentile_00_5=low,
         percentile_99_5=high,
     )
+
+
+def check_fingerprint(fingerprint: Fingerprint) -> None:
+    """Refuses numbers that no scan can have.
+
+    Raises:
+        PlanError: with the cases that have them.
+    """
+    if not fingerprint.cases or not fingerprint.channels:
+        raise PlanError(
+            f"the fingerprint has {len(fingerprint.cases)} cases and {len(fingerprint.channels)} channels, "
+            "expected at least one of each; run 'autoseg plan' again"
+        )
+    bad = [case for case in fingerprint.cases if not _is_possible(case)]
+    if bad:
+        problems = [
+            Problem(
+                kind="impossible geometry",
+                case=case.case,
+                found=f"cropped_shape {list(case.cropped_shape)}, spacing_mm {list(case.spacing_mm)}",
+                expected="at least one voxel along each axis, and spacings that are positive and finite",
+                advice="mend or remove these cases",
+            )
+            for case in bad
+        ]
+        raise PlanError(describe_problems("no plan can be made from these cases", problems))
+
+
+def _is_possible(case: CaseFingerprint) -> bool:
+    return min(case.cropped_shape) >= 1 and all(0 < edge_mm < math.inf for edge_mm in case.spacing_mm)

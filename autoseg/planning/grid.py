@@ -9,8 +9,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.geometry import ANISOTROPY_THRESHOLD
+from autoseg.core.geometry import ANISOTROPY_THRESHOLD, inverse_order, join_numbers, permute3
 from autoseg.planning.fingerprint import CaseFingerprint
+from autoseg.planning.plan import SET_BY_USER
 
 AXES = "zyx"
 COARSE_AXIS_PERCENTILE = 10
@@ -26,6 +27,7 @@ class Grid:
         median_shape: median over cases of their size on this grid, in voxels; a half where two cases share the middle.
         largest_shape: likewise, the largest size along each axis.
         n_cases: number of cases.
+        is_set_by_user: whether the spacing is.
         spacing_reason: why the spacing is as it is.
         axis_order_reason: why the axes stand in this order.
     """
@@ -35,6 +37,7 @@ class Grid:
     median_shape: tuple[float, ...]
     largest_shape: tuple[float, ...]
     n_cases: int
+    is_set_by_user: bool
     spacing_reason: str
     axis_order_reason: str
 
@@ -63,10 +66,17 @@ def choose_grid(cases: Sequence[CaseFingerprint], *, spacing_mm: tuple[float, fl
     if spacing_mm is None:
         target_mm, reason = _choose_spacing(shapes, np.array([case.spacing_mm for case in cases], np.float64))
     else:
-        target_mm, reason = np.array(spacing_mm), f"set by user: {_join(spacing_mm)} mm (z, y, x)"
+        target_mm, reason = np.array(spacing_mm), f"{SET_BY_USER}: {join_numbers(spacing_mm)} mm (z, y, x)"
     axis_order, axis_order_reason = _choose_axis_order(shapes, target_mm)
     z_mm, y_mm, x_mm = (float(edge_mm) for edge_mm in target_mm)
-    return _measure_grid(cases, (z_mm, y_mm, x_mm), axis_order, reason=reason, axis_order_reason=axis_order_reason)
+    return _measure_grid(
+        cases,
+        (z_mm, y_mm, x_mm),
+        axis_order,
+        reason=reason,
+        axis_order_reason=axis_order_reason,
+        is_set_by_user=spacing_mm is not None,
+    )
 
 
 def adopt_grid(
@@ -84,10 +94,7 @@ def adopt_grid(
         axis_order: the grid's axes as indices into (Z, Y, X).
         reason: why this grid.
     """
-    canonical = [0.0, 0.0, 0.0]
-    for edge_mm, axis in zip(spacing_mm, axis_order, strict=True):
-        canonical[axis] = edge_mm
-    z_mm, y_mm, x_mm = canonical
+    z_mm, y_mm, x_mm = permute3(spacing_mm, inverse_order(axis_order))
     return _measure_grid(cases, (z_mm, y_mm, x_mm), axis_order, reason=reason, axis_order_reason=reason)
 
 
@@ -116,6 +123,7 @@ def _measure_grid(
     *,
     reason: str,
     axis_order_reason: str,
+    is_set_by_user: bool = False,
 ) -> Grid:
     resampled = resampled_shapes(cases, spacing_mm)
     median, largest = np.median(resampled, axis=0), resampled.max(axis=0)
@@ -125,6 +133,7 @@ def _measure_grid(
         median_shape=tuple(float(median[axis]) for axis in axis_order),
         largest_shape=tuple(float(largest[axis]) for axis in axis_order),
         n_cases=len(cases),
+        is_set_by_user=is_set_by_user,
         spacing_reason=reason,
         axis_order_reason=axis_order_reason,
     )
@@ -146,7 +155,7 @@ def _choose_spacing(shapes: NDArray[np.float64], spacings_mm: NDArray[np.float64
     others = [axis for axis in range(3) if axis != coarse]
     name, median_mm = AXES[coarse], float(target[coarse])
     others_mm, others_size = float(target[others].max()), float(median_shape[others].min())
-    text = f"spacing is the median of each axis, {_join(target)} mm (z, y, x)"
+    text = f"spacing is the median of each axis, {join_numbers(target)} mm (z, y, x)"
     is_coarse = median_mm > ANISOTROPY_THRESHOLD * others_mm
     is_thin = median_shape[coarse] * ANISOTROPY_THRESHOLD < others_size
     if is_coarse and is_thin:
@@ -157,11 +166,11 @@ def _choose_spacing(shapes: NDArray[np.float64], spacings_mm: NDArray[np.float64
             f"spacing of {name} is the {COARSE_AXIS_PERCENTILE}th percentile, {percentile_mm:.4g} mm, because the "
             f"median {median_mm:.4g} mm is more than {ANISOTROPY_THRESHOLD:g} times {others_mm:.4g} mm and the median "
             f"of {median_shape[coarse]:g} slices times {ANISOTROPY_THRESHOLD:g} is less than {others_size:g} voxels: "
-            "the median would blur the half of the cases that has thinner slices"
+            "the median would blur the cases with thinner slices"
         )
         if percentile_mm < others_mm:
             text += f"; as that is finer than the other axes, it is set just above their {others_mm:.4g} mm"
-        text += f"; the other axes have their median, {_join(target[others])} mm"
+        text += f"; the other axes have their median, {join_numbers(target[others])} mm"
     elif is_coarse:
         text += (
             f"; {name} keeps its median although that is more than {ANISOTROPY_THRESHOLD:g} times {others_mm:.4g} mm, "
@@ -192,13 +201,9 @@ def _choose_axis_order(
         first = int(np.argmax(spacing_mm))
         text = (
             f"{AXES[first]} is the through-plane axis because it has the largest target spacing of "
-            f"{_join(spacing_mm)} mm (z, y, x)"
+            f"{join_numbers(spacing_mm)} mm (z, y, x)"
         )
         if (spacing_mm == spacing_mm[first]).sum() > 1:
             text += "; of equal ones the first is taken"
     second, third = (axis for axis in range(3) if axis != first)
     return (first, second, third), text
-
-
-def _join(values: Sequence[float] | NDArray[np.float64]) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)

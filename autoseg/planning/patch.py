@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
 from autoseg.core.errors import PlanError
+from autoseg.core.geometry import join_numbers
 from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.plan import NetworkPlan
 from autoseg.planning.presets import Preset
@@ -70,8 +70,8 @@ def fit_patch(
         if smaller is None:
             needed_gib = preset.needed_memory_gib(values, batch_size=budget.min_batch_size, n_axes=len(spacing_mm))
             raise PlanError(
-                f"even the smallest patch, {_join(topology.patch_size)}, needs about {needed_gib:.2g} GiB at batch "
-                f"size {budget.min_batch_size}, the plan is for {preset.memory_gib:g} GiB; use --gpu-memory "
+                f"even the smallest patch, {join_numbers(topology.patch_size)}, needs about {needed_gib:.2g} GiB at "
+                f"batch size {budget.min_batch_size}, the plan is for {preset.memory_gib:g} GiB; use --gpu-memory "
                 f"{_round_up(needed_gib):g} or more"
             )
         topology = smaller
@@ -119,9 +119,12 @@ def adopt_patch(
     values = count_feature_map_values(network, topology.patch_size, n_classes)
     needed_gib = preset.needed_memory_gib(values, batch_size=batch_size, n_axes=len(patch_size))
     if any(size > most for size, most in zip(patch_size, limit, strict=True)):
-        trouble = f"is larger than the largest case, {_join(largest_shape)}, padded to the strides, {_join(limit)}"
+        trouble = (
+            f"is larger than the largest case, {join_numbers(largest_shape)}, padded to the strides, "
+            f"{join_numbers(limit)}"
+        )
     elif topology.patch_size != patch_size:
-        trouble = f"is not divisible by the network's strides, {_join(topology.divisor)}"
+        trouble = f"is not divisible by the network's strides, {join_numbers(topology.divisor)}"
     elif needed_gib > preset.memory_gib:
         trouble = (
             f"needs about {needed_gib:.3g} GiB at batch size {batch_size}, the plan is for {preset.memory_gib:g} GiB "
@@ -135,7 +138,7 @@ def adopt_patch(
     advice = (
         f"the nearest valid one is {','.join(map(str, nearest))}" if nearest else "no patch fits with this batch size"
     )
-    raise PlanError(f"{name}: patch_size {_join(patch_size)} {trouble}; {advice}")
+    raise PlanError(f"{name}: patch_size {join_numbers(patch_size)} {trouble}; {advice}")
 
 
 def limit_patch(
@@ -242,7 +245,3 @@ def _round_up(value: float) -> float:
     """To two digits, upwards: a value to type that is enough."""
     step = 10.0 ** (len(str(int(value))) - 2)
     return ceil(value / step) * step
-
-
-def _join(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)

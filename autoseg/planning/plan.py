@@ -6,15 +6,19 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from autoseg.core.errors import PlanError
 from autoseg.core.labels import LabelSpec
+from autoseg.core.serialize import digest
 
 PLAN_VERSION = 2
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 """What the planner makes."""
+
+SET_BY_USER = "set by user"
+"""How a reason begins where the user has decided."""
 
 SCHEMES = ("ct", "zscore", "rgb_to_0_1", "rescale_to_0_1", "none")
 """How intensities can be scaled; `autoseg.preprocessing.normalize.NORMALIZERS` does it."""
@@ -109,6 +113,11 @@ class ConfigurationPlan:
                 f"{self.name}: patch_size {_listed(self.patch_size)} is not divisible by the network's strides "
                 f"{_listed(divisor)}; the nearest that is: {_listed(nearest)}"
             )
+        if self.patch_size == divisor:
+            raise PlanError(
+                f"{self.name}: patch_size {_listed(self.patch_size)} leaves a single voxel in the lowest stage, which "
+                f"cannot be normalized; the nearest that leaves more: {_listed((*divisor[:-1], 2 * divisor[-1]))}"
+            )
         if self.batch_size < 1:
             raise PlanError(f"{self.name}: batch_size is {self.batch_size}, expected at least 1")
         if self.lowres_axis is not None and not 0 <= self.lowres_axis < n_axes:
@@ -143,10 +152,13 @@ class ChannelNormalization:
         if self.scheme not in SCHEMES:
             advice = suggest(self.scheme, SCHEMES)
             raise PlanError(f"normalization of '{self.channel}': the scheme '{self.scheme}' is unknown; {advice}")
-        if self.scheme == "ct" and not (self.percentile_00_5 <= self.percentile_99_5 and self.std >= 0):
+        numbers = (self.mean, self.std, self.percentile_00_5, self.percentile_99_5)
+        in_order = self.percentile_00_5 <= self.percentile_99_5 and self.std >= 0
+        if self.scheme == "ct" and not (all(map(math.isfinite, numbers)) and in_order):
             raise PlanError(
-                f"normalization of '{self.channel}': found the percentiles {self.percentile_00_5:g} and "
-                f"{self.percentile_99_5:g} and the standard deviation {self.std:g}, expected finite numbers in order"
+                f"normalization of '{self.channel}': found the mean {self.mean:g}, the standard deviation {self.std:g} "
+                f"and the percentiles {self.percentile_00_5:g} and {self.percentile_99_5:g}, expected finite numbers "
+                "in order"
             )
 
 
@@ -156,13 +168,15 @@ class Measurement:
 
     Attributes:
         configuration: its name.
+        key: digest of all that the figures depend on, see `Plan.measurement_key`.
         device: name of the device.
         peak_memory_gib: at the plan's batch size, all that torch held at once.
-        step_time_s: of one step at the plan's batch size, on a batch that is on the device already.
+        step_time_s: of one step at the plan's batch size, augmentation included, reading not.
         largest_batch_size: that the device could train.
     """
 
     configuration: str
+    key: str
     device: str
     peak_memory_gib: float
     step_time_s: float
@@ -199,7 +213,7 @@ class Plan:
         recommended: the configuration that is used where none is named.
         reasons: why, decision by decision.
         measurements: what was measured on a device, configuration by configuration; empty until then.
-        provenance: what made the plan: autoseg's version, and the digest of the fingerprint.
+        provenance: what made the plan: autoseg's version, and digests of the fingerprint and of the decisions.
     """
 
     version: int
@@ -223,6 +237,8 @@ class Plan:
             )
         if sorted(self.axis_order) != [0, 1, 2]:
             raise PlanError(f"axis_order is {list(self.axis_order)}, expected a permutation of [0, 1, 2]")
+        if self.n_folds < 1:
+            raise PlanError(f"n_folds is {self.n_folds}, expected at least 1")
         if not self.normalization or not 0 < self.gpu_memory_gib < math.inf:
             raise PlanError("the plan needs at least one channel in normalization, and a gpu_memory_gib above 0")
         for name, configuration in self.configurations.items():
@@ -232,8 +248,10 @@ class Plan:
                     f"configurations: found the name '{configuration.name}' under '{name}', expected the same name of "
                     "letters, digits, dots, hyphens and underscores"
                 )
-            if configuration.previous is not None:
-                self.configuration(configuration.previous)
+            if configuration.previous is not None and self.configuration(configuration.previous).previous is not None:
+                raise PlanError(f"{name}: its previous, {configuration.previous}, is a second stage itself")
+            if configuration.previous is not None and self.configuration(configuration.previous).n_axes != 3:
+                raise PlanError(f"{name}: its previous, {configuration.previous}, is not 3D; for none, write null")
         self.configuration(self.recommended)
 
     def configuration(self, name: str) -> ConfigurationPlan:
@@ -249,11 +267,41 @@ class Plan:
     def grid(self, name: str) -> str:
         """The configuration whose preprocessed cases the named one uses: the first one of the same spacing.
 
+        Both stages at full resolution share theirs, whether or not the plan has both.
+
         Raises:
             PlanError: there is no such configuration.
         """
-        wanted = self.configuration(name).spacing_mm
-        return next(other for other, known in self.configurations.items() if known.spacing_mm == wanted)
+        chosen = self.configuration(name)
+        if name == "3d_cascade_fullres" and "3d_fullres" not in self.configurations:
+            return "3d_fullres"
+        return next(other for other, known in self.configurations.items() if known.spacing_mm == chosen.spacing_mm)
+
+    def decisions_digest(self) -> str:
+        """Of what the reasons are about: where it is not the one in the provenance, a person has edited the plan."""
+        return digest((self.configurations, self.normalization, self.axis_order, self.recommended))
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether a person has changed a decision since the plan was made."""
+        return self.provenance.get("decisions", self.decisions_digest()) != self.decisions_digest()
+
+    def signed(self) -> Plan:
+        """The plan with the digest of its decisions in its provenance."""
+        return replace(self, provenance={**self.provenance, "decisions": self.decisions_digest()})
+
+    def measurement_key(self, name: str) -> str:
+        """Digest of all that the time and the memory of a configuration depend on."""
+        return digest((self.configuration(name), self.labels.n_classes, len(self.channels)))
+
+    def measurement(self, name: str) -> Measurement | None:
+        """What was measured of a configuration as it is now.
+
+        Raises:
+            PlanError: there is no such configuration.
+        """
+        key = self.measurement_key(name)
+        return next((known for known in self.measurements if known.key == key), None)
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from math import prod
 
 from autoseg import __version__
-from autoseg.core.errors import PlanError, Problem, describe_problems
+from autoseg.core.errors import PlanError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import digest
-from autoseg.planning.checks import check_plan
 from autoseg.planning.choices import Choices
 from autoseg.planning.configurations import plan_configurations
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
-from autoseg.planning.grid import adopt_grid, choose_grid
-from autoseg.planning.memory import count_feature_map_values
-from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, Plan, Reason
+from autoseg.planning.fingerprint import ChannelFingerprint, Fingerprint, check_fingerprint
+from autoseg.planning.grid import choose_grid
+from autoseg.planning.plan import (
+    PLAN_VERSION,
+    SET_BY_USER,
+    ChannelNormalization,
+    ConfigurationPlan,
+    Plan,
+    Reason,
+)
 from autoseg.planning.presets import find_preset
 from autoseg.planning.topology import MIN_SIZE_TO_HALVE
 
@@ -62,7 +65,7 @@ def make_plan(
     Raises:
         PlanError: the fingerprint is empty or holds impossible numbers, or a choice is not valid.
     """
-    _check(fingerprint)
+    check_fingerprint(fingerprint)
     choices = choices or Choices()
     preset = find_preset(choices.preset, choices.gpu_memory_gib)
     grid = choose_grid(fingerprint.cases, spacing_mm=choices.spacing_mm)
@@ -73,7 +76,7 @@ def make_plan(
     )
     recommended, why = recommend(kept)
     dropped = planned.keys() - kept.keys()
-    by_whom = "set by user" if choices.gpu_memory_gib is not None else f"what preset {preset.name} is made for"
+    by_whom = SET_BY_USER if choices.gpu_memory_gib is not None else f"what preset {preset.name} is made for"
     return Plan(
         version=PLAN_VERSION,
         dataset=dataset,
@@ -94,80 +97,7 @@ def make_plan(
             Reason(subject="recommended", text=why),
         ),
         provenance={"autoseg": __version__, "fingerprint": digest(fingerprint)},
-    )
-
-
-def transfer_plan(
-    source: Plan, fingerprint: Fingerprint, labels: LabelSpec, *, dataset: str, n_folds: int, name: str
-) -> Plan:
-    """The plan of another dataset for this one: its grids, patches, batches and networks.
-
-    Sizes of the cases and normalization are this dataset's own.
-
-    Args:
-        source: the other plan.
-        fingerprint: what the scans of this dataset are like.
-        labels: the classes of this dataset.
-        dataset: this dataset's name.
-        n_folds: folds of cross-validation.
-        name: of the other plan, for the reasons.
-
-    Returns:
-        The plan.
-
-    Raises:
-        PlanError: the fingerprint holds impossible numbers, or not even one patch fits with so many classes.
-    """
-    _check(fingerprint)
-    like = f"as in {name}"
-    preset = find_preset(source.preset, source.gpu_memory_gib)
-    configurations = {}
-    reasons = [Reason(subject=subject, text=like) for subject in ("preset", "gpu_memory_gib", "axis_order")]
-    normalization, normalization_reasons = choose_normalization(
-        fingerprint.channels, fingerprint.median_cropped_fraction
-    )
-    reasons += normalization_reasons
-    for key, configuration in source.configurations.items():
-        # Where slices keep their distance, any spacing along the first axis leaves the in-plane sizes as they are.
-        first, second, third = (*configuration.spacing_mm, *configuration.spacing_mm)[-3:]
-        grid = adopt_grid(
-            fingerprint.cases, spacing_mm=(first, second, third), axis_order=source.axis_order, reason=like
-        )
-        n_axes = configuration.n_axes
-        values = count_feature_map_values(configuration.network, configuration.patch_size, labels.n_classes)
-        fitting = preset.budgets[n_axes].largest_batch_size(values)
-        batch_size = min(configuration.batch_size, max(fitting, 1))
-        configurations[key] = replace(
-            configuration,
-            median_shape=grid.median_shape[-n_axes:],
-            largest_shape=grid.largest_shape[-n_axes:],
-            batch_size=batch_size,
-        )
-        reasons += [
-            Reason(subject=f"configurations.{key}.{decision}", text=like)
-            for decision in ("spacing_mm", "network", "batch_dice")
-        ]
-        largest = grid.largest_shape[-n_axes:]
-        padded = any(size >= 2 * most for size, most in zip(configuration.patch_size, largest, strict=True))
-        text = f"{like}; larger than any case here, so that much of it is padding" if padded else like
-        reasons.append(Reason(subject=f"configurations.{key}.patch_size", text=text))
-        fewer = f", but the {labels.n_classes} classes of this dataset leave room for {batch_size} only"
-        text = like if batch_size == configuration.batch_size else like + fewer
-        reasons.append(Reason(subject=f"configurations.{key}.batch_size", text=text))
-    reasons.append(Reason(subject="recommended", text=like))
-    made = replace(
-        source,
-        dataset=dataset,
-        labels=labels,
-        normalization=normalization,
-        n_folds=n_folds,
-        configurations=configurations,
-        reasons=tuple(reasons),
-        measurements=(),
-        provenance={"autoseg": __version__, "fingerprint": digest(fingerprint), "like": name},
-    )
-    check_plan(made)
-    return made
+    ).signed()
 
 
 def _keep(
@@ -178,8 +108,7 @@ def _keep(
     Raises:
         PlanError: a configuration that the user has named does not suit the dataset.
     """
-    named = (*(choices.configurations or ()), *choices.patch_sizes)
-    for name in named:
+    for name in sorted(choices.named):
         if name not in planned:
             parts = (f"configurations.{name}", "configurations.3d_lowres", "configurations")
             why = next(reason.text for part in parts for reason in reasons if reason.subject == part)
@@ -188,6 +117,8 @@ def _keep(
         return planned
     wanted = set(choices.configurations)
     wanted |= {previous for name in wanted if (previous := planned[name].previous)}
+    if contradicted := choices.named - wanted:
+        raise PlanError(f"{', '.join(sorted(contradicted))} is set but not among the configurations that are chosen")
     return {name: configuration for name, configuration in planned.items() if name in wanted}
 
 
@@ -226,8 +157,9 @@ def choose_normalization(
 def recommend(configurations: dict[str, ConfigurationPlan]) -> tuple[str, str]:
     """The configuration to train where the user names none: 2D, 3D or the cascade.
 
-    - 2D, where the median case has fewer slices than it takes to halve an axis once, or where slices lie so far apart
-      that the network's kernels span them in the bottleneck only. Then 3D spends its memory on a stack whose slices it
+    - 2D, where a 3D patch has fewer slices than it takes to halve an axis once, be it that the cases have no more or
+      that the memory holds no more of their large slices, or where slices lie so far apart that the network's kernels
+      span them in the bottleneck only. Then 3D spends its memory on a stack whose slices it
       treats one by one, where 2D has larger patches and more of them in a batch.
     - The cascade, where a patch at full resolution covers less than a twentieth of the median case, about a third of
       each axis: then it cannot see where in the body it is, and a first look at the whole is worth a second training.
@@ -241,13 +173,14 @@ def recommend(configurations: dict[str, ConfigurationPlan]) -> tuple[str, str]:
     """
     if "3d_fullres" not in configurations:
         order = ("3d_cascade_fullres", "3d_lowres", "2d")
-        return next(name for name in order if name in configurations), "the plan has no 3d_fullres"
+        known = [name for name in order if name in configurations]
+        return (known or list(configurations))[0], "the plan has no 3d_fullres"
     full = configurations["3d_fullres"]
-    n_slices = full.median_shape[0]
+    n_slices = full.patch_size[0]
     n_spanning = sum(kernel[0] > 1 for kernel in full.network.kernel_sizes)
     facts = (
-        f"the median case has {n_slices:g} slices, and the kernels of {n_spanning} of {len(full.network.features)} "
-        "stages of 3d_fullres span slices"
+        f"a patch of 3d_fullres has {n_slices} of the median case's {full.median_shape[0]:g} slices, and the kernels "
+        f"of {n_spanning} of {len(full.network.features)} stages span slices"
     )
     needed = f"which takes at least {MIN_SIZE_TO_HALVE} slices and 2 stages"
     if n_slices < MIN_SIZE_TO_HALVE or n_spanning < 2:
@@ -267,7 +200,7 @@ def recommend(configurations: dict[str, ConfigurationPlan]) -> tuple[str, str]:
 
 def _explain_preset(choices: Choices, architecture: str) -> str:
     if choices.preset != Choices().preset:
-        return f"set by user: {choices.preset}, architecture {architecture}"
+        return f"{SET_BY_USER}: {choices.preset}, architecture {architecture}"
     return f"{choices.preset}, architecture {architecture}: the plain U-Net of the published method is the default"
 
 
@@ -294,29 +227,3 @@ def _explain_scheme(channel: ChannelFingerprint, scheme: str, use_mask: bool, cr
 def _is_about(reason: Reason, names: Collection[str]) -> bool:
     parts = reason.subject.split(".")
     return len(parts) > 1 and parts[0] == "configurations" and parts[1] in names
-
-
-def _check(fingerprint: Fingerprint) -> None:
-    """Refuses numbers that no scan can have."""
-    if not fingerprint.cases or not fingerprint.channels:
-        raise PlanError(
-            f"the fingerprint has {len(fingerprint.cases)} cases and {len(fingerprint.channels)} channels, "
-            "expected at least one of each; run 'autoseg plan' again"
-        )
-    bad = [case for case in fingerprint.cases if not _is_possible(case)]
-    if bad:
-        problems = [
-            Problem(
-                kind="impossible geometry",
-                case=case.case,
-                found=f"cropped_shape {list(case.cropped_shape)}, spacing_mm {list(case.spacing_mm)}",
-                expected="at least one voxel along each axis, and spacings that are positive and finite",
-                advice="mend or remove these cases",
-            )
-            for case in bad
-        ]
-        raise PlanError(describe_problems("no plan can be made from these cases", problems))
-
-
-def _is_possible(case: CaseFingerprint) -> bool:
-    return min(case.cropped_shape) >= 1 and all(0 < edge_mm < math.inf for edge_mm in case.spacing_mm)

@@ -174,13 +174,6 @@ def format_large(value: float) -> str:
     return f"{value:.3g}"
 
 
-def format_memory(gib: float) -> str:
-    """Two or three digits: "36 MiB", "1.4 GiB", "120 GiB"."""
-    if gib < 1:
-        return f"{max(gib * 1024, 1):.0f} MiB"
-    return f"{gib:.1f} GiB" if gib < 10 else f"{gib:,.0f} GiB"
-
-
 def format_size(values: Iterable[float]) -> str:
     """Numbers per axis, with times signs between, on one line."""
     return f"\u00a0{TIMES}\u00a0".join(format_number(value) for value in values)

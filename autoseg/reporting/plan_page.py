@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from autoseg import __version__
-from autoseg.core.errors import MAX_SHOWN_PER_KIND, Problem
+from autoseg.core.errors import MAX_SHOWN_PER_KIND, Problem, group_problems
+from autoseg.core.runtime import format_memory
 from autoseg.core.serialize import atomic_path
 from autoseg.planning.estimates import Estimates
 from autoseg.planning.fingerprint import Fingerprint
@@ -19,7 +20,6 @@ from autoseg.reporting.html import (
     classed,
     element,
     figure,
-    format_memory,
     format_size,
     join,
     page,
@@ -29,6 +29,7 @@ from autoseg.reporting.html import (
 from autoseg.reporting.label_slices import MEDIA_TYPE, colour_of, draw_label_slices
 from autoseg.reporting.plan_figures import show_channels, show_geometry, show_labels
 from autoseg.reporting.plan_tables import (
+    OTHER_PURPOSE,
     PURPOSES,
     RECOMMENDED,
     WHOLE_DATASET,
@@ -41,9 +42,9 @@ from autoseg.reporting.plan_tables import (
     show_stages,
     tell_extent,
 )
+from autoseg.reporting.text import EDITED
 
 MAX_NAMES_SHOWN = 6
-MAX_CASES_SHOWN = 4
 
 
 def write_plan_page(
@@ -52,7 +53,7 @@ def write_plan_page(
     fingerprint: Fingerprint,
     estimates: Estimates,
     *,
-    overlays: Sequence[OverlayRow] = (),
+    overlays: Iterable[OverlayRow] = (),
     epoch_times_s: Mapping[str, float] | None = None,
 ) -> Path:
     """Writes a page that explains a plan to clinicians and to engineers. It is one file that needs no other.
@@ -62,7 +63,7 @@ def write_plan_page(
         plan: what was decided.
         fingerprint: of the dataset that it was decided for.
         estimates: what it will take.
-        overlays: cases to show with their labels, which have the values of the files; at most `MAX_CASES_SHOWN` are.
+        overlays: cases to show with their labels, which have the values of the files; drawn one by one.
         epoch_times_s: what an epoch took in earlier trainings, by configuration.
 
     Returns:
@@ -78,7 +79,7 @@ def write_plan_page(
         "geometry": ("The scans", show_geometry(fingerprint, plan)),
         "intensities": ("Intensities", show_channels(fingerprint.channels)),
         "labels": ("Labels", labels),
-        "examples": ("Examples", _show_examples(plan, overlays) if overlays else None),
+        "examples": ("Examples", _show_examples(plan, overlays)),
         "decisions": ("Decisions", show_general_decisions(plan, reasons[WHOLE_DATASET])),
         **{
             f"configuration-{name}": (name, _show_configuration(plan, configuration, reasons[name]))
@@ -114,6 +115,7 @@ def _show_heading(plan: Plan, fingerprint: Fingerprint, estimates: Estimates, re
         classed("p", "kicker", "autoseg plan"),
         element("h1", plan.dataset),
         classed("dl", "facts", *cards),
+        classed("p", "lead", EDITED) if plan.is_edited else "",
         classed("p", "lead", *_tell_recommendation(plan, estimates)),
         classed("p", "lead", element("strong", "Why: "), *map(show_reason, reasons)) if reasons else "",
     )
@@ -124,7 +126,8 @@ def _tell_recommendation(plan: Plan, estimates: Estimates) -> list[Child]:
     chosen = plan.configuration(plan.recommended)
     kind, part = ("pixels", "patches") if chosen.n_axes == 2 else ("voxels", "blocks")
     text = (
-        f", which {PURPOSES[chosen.name]}. Every scan is first brought to {kind} of {format_size(chosen.spacing_mm)} mm"
+        f", which {PURPOSES.get(chosen.name, OTHER_PURPOSE)}. Every scan is first brought to {kind} of "
+        f"{format_size(chosen.spacing_mm)} mm"
     )
     text += (
         f" ({name_axes(plan, chosen)}); the median case is then {format_size(chosen.median_shape)} {kind} large. "
@@ -143,11 +146,8 @@ def _tell_recommendation(plan: Plan, estimates: Estimates) -> list[Child]:
 
 def _show_warnings(problems: Sequence[Problem]) -> Html | None:
     """Equal kinds together, as `autoseg.core.errors.describe_problems` does."""
-    groups: dict[tuple[str, str], list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault((problem.kind, problem.advice), []).append(problem)
     boxes = []
-    for (kind, advice), members in groups.items():
+    for (kind, advice), members in group_problems(problems).items():
         lines = [member.describe() for member in members[:MAX_SHOWN_PER_KIND] if member.describe()]
         if len(members) > MAX_SHOWN_PER_KIND:
             lines.append(f"... and {len(members) - MAX_SHOWN_PER_KIND} more")
@@ -163,10 +163,10 @@ def _show_warnings(problems: Sequence[Problem]) -> Html | None:
     return join(*boxes) if boxes else None
 
 
-def _show_examples(plan: Plan, overlays: Sequence[OverlayRow]) -> Html:
+def _show_examples(plan: Plan, overlays: Iterable[OverlayRow]) -> Html | None:
     names = dict(zip(plan.labels.values, plan.labels.names, strict=True))
     parts: list[Child] = []
-    for row in overlays[:MAX_CASES_SHOWN]:
+    for row in overlays:
         drawn = draw_label_slices(row, plan.labels.values)
         pictures = [
             picture(data, MEDIA_TYPE, description=f"{row.title}, slice {index}")
@@ -180,10 +180,9 @@ def _show_examples(plan: Plan, overlays: Sequence[OverlayRow]) -> Html:
         ]
         caption = join(element("strong", row.title), classed("ul", "legend", *legend) if legend else ", no labels here")
         parts.append(figure(classed("div", "pictures", *pictures), caption))
-    text = "Slices seen from the feet, anterior up: the patient's right (R) is on the left."
-    if len(overlays) > MAX_CASES_SHOWN:
-        text += f" The first {MAX_CASES_SHOWN} of {len(overlays)} cases."
-    return join(element("p", text), *parts)
+    if not parts:
+        return None
+    return join(element("p", "Slices seen from the feet, anterior up: the patient's right (R) is on the left."), *parts)
 
 
 def _show_configuration(plan: Plan, configuration: ConfigurationPlan, reasons: Sequence[Reason]) -> Html:

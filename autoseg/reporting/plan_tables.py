@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autoseg.core.runtime import format_duration
+from autoseg.core.runtime import format_duration, format_memory
 from autoseg.planning.cost import Stage, list_stages
 from autoseg.planning.estimates import Estimates
 from autoseg.planning.plan import (
@@ -26,7 +26,6 @@ from autoseg.reporting.html import (
     element,
     exact,
     format_large,
-    format_memory,
     format_number,
     format_size,
     join,
@@ -43,6 +42,7 @@ PURPOSES = {
     "3d_lowres": "segments blocks of a scan at a coarser resolution, so that each of them shows more of the body",
     "3d_cascade_fullres": "refines at full resolution what 3d_lowres has found at a coarser one",
 }
+OTHER_PURPOSE = "was added to the plan by hand"
 PURPOSE_NOTES = {
     "2d": "has the largest view within a slice, and none of the slices beside it",
     "3d_fullres": "sees what surrounds a voxel in all directions",
@@ -135,7 +135,7 @@ def show_configuration_decisions(plan: Plan, configuration: ConfigurationPlan, r
         Decision(
             subject=subject,
             title="purpose",
-            value=PURPOSES[configuration.name],
+            value=PURPOSES.get(configuration.name, OTHER_PURPOSE),
             note=PURPOSE_NOTES.get(configuration.name, ""),
         ),
         Decision(
@@ -226,6 +226,7 @@ def show_stages(plan: Plan, configuration: ConfigurationPlan) -> Html:
 
 def show_costs(plan: Plan, estimates: Estimates, epoch_times_s: Mapping[str, float]) -> Html:
     """What each configuration takes, as estimated and as measured."""
+    measured = [known for name in plan.configurations if (known := plan.measurement(name))]
     columns = [Column(title="configuration")]
     columns += [
         Column(title=title, kind="number")
@@ -240,7 +241,8 @@ def show_costs(plan: Plan, estimates: Estimates, epoch_times_s: Mapping[str, flo
             classed("span", "note", f" {entry.largest_case}"),
         )
         row: list[Child] = [entry.configuration, format_large(entry.median_voxels), largest]
-        row += [format_memory(entry.disk_gib), format_memory(entry.training_memory_gib)]
+        disk = format_memory(entry.disk_gib) if entry.grid == entry.configuration else f"that of {entry.grid}"
+        row += [disk, format_memory(entry.training_memory_gib)]
         if epoch_times_s:
             time_s = epoch_times_s.get(entry.configuration)
             row.append(NO_VALUE if time_s is None else format_duration(time_s))
@@ -252,8 +254,8 @@ def show_costs(plan: Plan, estimates: Estimates, epoch_times_s: Mapping[str, flo
     return join(
         element("p", text),
         table(columns, rows, is_stacked=True),
-        element("h3", "Measured") if plan.measurements else "",
-        _show_measurements(plan.measurements) if plan.measurements else "",
+        element("h3", "Measured") if measured else "",
+        _show_measurements(measured) if measured else "",
     )
 
 
@@ -273,8 +275,8 @@ def _show_measurements(measurements: Sequence[Measurement]) -> Html:
         for measured in measurements
     ]
     text = (
-        "Training steps at the plan's batch size that were run on the device, on a batch that was there already: "
-        "reading, augmentation and validation come on top."
+        "Training steps at the plan's batch size that were run on the device, augmentation included: reading and "
+        "validation come on top."
     )
     return join(element("p", text), table(columns, rows, is_stacked=True))
 

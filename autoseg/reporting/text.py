@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoseg.core.errors import describe_problems
+from autoseg.core.geometry import join_numbers
+from autoseg.core.runtime import format_memory
 from autoseg.planning.estimates import ConfigurationEstimate, Estimates
 from autoseg.planning.plan import ConfigurationPlan, Plan
+
+EDITED = (
+    "This plan was edited by hand after it was made: the reasons tell why the planner had decided as it did, and may "
+    "not be true of what stands there now."
+)
 
 
 def describe_plan(plan: Plan) -> str:
@@ -18,8 +25,9 @@ def describe_plan(plan: Plan) -> str:
     for configuration in plan.configurations.values():
         mark = " (recommended)" if configuration.name == plan.recommended else ""
         lines.append(
-            f"  {configuration.name}: {_join(configuration.spacing_mm)} mm, patch {_join(configuration.patch_size)}, "
-            f"batch {configuration.batch_size}, {len(configuration.network.features)} stages{mark}"
+            f"  {configuration.name}: {join_numbers(configuration.spacing_mm)} mm, "
+            f"patch {join_numbers(configuration.patch_size)}, batch {configuration.batch_size}, "
+            f"{len(configuration.network.features)} stages{mark}"
         )
     return "\n".join(lines)
 
@@ -33,14 +41,16 @@ def explain_plan(plan: Plan, estimates: Estimates) -> str:
         subject = ".".join(parts[2:]) if of else reason.subject
         about[of].append(f"  {subject or 'why'}: {reason.text}")
     blocks = [describe_plan(plan), "\n".join(["Dataset", *about[""]])]
+    if plan.is_edited:
+        blocks.insert(1, EDITED)
     taken = {estimate.configuration: estimate for estimate in estimates.configurations}
     for name, configuration in plan.configurations.items():
         lines = [name, *about[name], f"  takes: {_describe_estimate(configuration, taken[name])}"]
         lines += [
             f"  measured: on {known.device} {known.peak_memory_gib:.2f} GiB and {known.step_time_s:.3g} s a step at "
             f"batch size {configuration.batch_size}; the largest batch size is {known.largest_batch_size}"
-            for known in plan.measurements
-            if known.configuration == name
+            for known in (plan.measurement(name),)
+            if known
         ]
         blocks.append("\n".join(lines))
     if estimates.warnings:
@@ -60,10 +70,13 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _describe_estimate(configuration: ConfigurationPlan, taken: ConfigurationEstimate) -> str:
+    disk = f"{format_memory(taken.disk_gib)} of disk for the preprocessed cases"
+    if taken.grid != configuration.name:
+        disk = f"the preprocessed cases of {taken.grid}"
     return (
-        f"{taken.disk_gib:.3g} GiB of disk for the preprocessed cases; a case has {taken.median_voxels:,.0f} "
-        f"voxels (median), {taken.largest_case} has {taken.largest_voxels:,}; training about "
-        f"{taken.training_memory_gib:.2g} GiB at batch size {configuration.batch_size}"
+        f"{disk}; a case has {taken.median_voxels:,.0f} "
+        f"voxels (median), the largest, {taken.largest_case}, {taken.largest_voxels:,}; training "
+        f"about {format_memory(taken.training_memory_gib)} at batch size {configuration.batch_size}"
     )
 
 
@@ -74,7 +87,3 @@ def _count(things: Sequence[str], name: str) -> str:
 def _shorten(names: Sequence[str], most: int = 20) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
-
-
-def _join(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)

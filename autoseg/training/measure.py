@@ -31,6 +31,8 @@ MAX_VALUES = 2**31 - 1
 """In one tensor: some kernels count with 32 bits, and what goes wrong beyond may end the process."""
 
 MAX_SEARCH_S = 120.0
+MIN_FREE_GIB = 0.5
+"""With less, the GPU is busy with something else."""
 
 
 def measure_configuration(
@@ -120,6 +122,7 @@ def _measure(
     logger.info("%s: the largest batch is %d%s", name, largest, "" if in_time else ", as far as there was time to try")
     return Measurement(
         configuration=name,
+        key=plan.measurement_key(name),
         device=torch.cuda.get_device_name(device),
         peak_memory_gib=peak_gib,
         step_time_s=statistics.median(seconds),
@@ -184,7 +187,7 @@ def can_train(
     works = True
     try:
         _train(network, plan, configuration, batch_size=batch_size, recipe=recipe, device=device, n_timed=0)
-    except RuntimeError as error:
+    except (RuntimeError, TrainingError) as error:
         # Memory ends in many ways: torch's own error, those of cuDNN and cuBLAS, kernels that count with 32 bits.
         logger.info("%s: batch %d fails: %s", configuration.name, batch_size, str(error).partition("\n")[0])
         works = False
@@ -328,7 +331,9 @@ def _synchronize(device: torch.device) -> None:
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory was short: libraries below torch say so in their own ways."""
     text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "ALLOC_FAILED" in text
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        sign in text for sign in ("out of memory", "ALLOC_FAILED", "unable to find an engine")
+    )
 
 
 def _explain_misfit(
@@ -337,13 +342,15 @@ def _explain_misfit(
     name = configuration.name
     total_gib = torch.cuda.get_device_properties(device).total_memory / GIB
     planned_gib = plan.gpu_memory_gib
-    # Rounded down: what is rounded up would not be there.
-    smaller = f"{math.floor(10 * free_gib) / 10:g}" if free_gib < planned_gib else f"below {planned_gib:g}"
+    # Three quarters where there seems to be room: the estimate was too low by an unknown part.
+    smaller_gib = math.floor(7.5 * planned_gib if free_gib >= planned_gib else 10 * free_gib) / 10
     patches = f"a batch of {configuration.batch_size} patches of {'x'.join(map(str, configuration.patch_size))} voxels"
     found = f"{torch.cuda.get_device_name(device)} with {total_gib:.1f} GiB, of which {free_gib:.1f} GiB were free"
-    advice = f"plan again with --gpu-memory {smaller}"
+    advice = f"plan again with --gpu-memory {smaller_gib:g}"
     if largest:
         seen, advice = f"a batch of {largest} fits", f"{advice}, or with --batch-size {name}={largest}"
     else:
         seen = "not even one patch fits"
+    if smaller_gib < MIN_FREE_GIB:
+        advice = "end what else runs on the GPU, then measure again"
     return f"{name}: {patches} does not fit {found}; the plan is for {planned_gib:g} GiB; {seen}: {advice}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.core.errors import FormatError
 from autoseg.core.serialize import atomic_path, from_plain, to_plain
 
 
@@ -97,10 +98,17 @@ class EpochFigures:
 
 
 def read_log(path: Path) -> list[EpochFigures]:
-    """The epochs of a log; none where there is no log yet."""
+    """The epochs of a log; none where there is no log yet.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
     if not path.exists():
         return []
-    return [from_plain(EpochFigures, json.loads(line)) for line in path.read_text().splitlines()]
+    try:
+        return [from_plain(EpochFigures, json.loads(line)) for line in path.read_text().splitlines()]
+    except (ValueError, FormatError) as error:
+        raise FormatError(f"{path}: is not a log of epochs ({error}); delete it, or the whole fold") from error
 
 
 def write_log(path: Path, epochs: Sequence[EpochFigures]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ from autoseg.core.errors import AutosegError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline import Workspace
+from autoseg.planning.choices import Choices
+from autoseg.planning.estimates import estimate
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autoseg.planning.plan import Measurement
 from autoseg.planning.planner import make_plan
+from autoseg.reporting.plan_page import write_plan_page
+from autoseg.reporting.text import explain_plan
 
 
 def make_fingerprint() -> Fingerprint:
@@ -75,6 +81,12 @@ def test_valid_edits_are_taken(tmp_path: Path) -> None:
         (lambda plan, full: full.update(spacing_mm=[2, -1, 1]), "expected positive numbers"),
         (lambda plan, full: full.update(lowres_axis=3), "expected null or 0 to 2"),
         (lambda plan, full: full.update(previous="3d_lowres"), "no configuration '3d_lowres'"),
+        (lambda plan, full: full.update(previous="2d"), "its previous, 2d, is not 3D"),
+        (lambda plan, full: full.update(previous="3d_fullres"), "is a second stage itself"),
+        (lambda plan, full: full.update(patch_size=[16, 32, 32]), r"a single voxel .* \[16, 32, 64\]"),
+        (lambda plan, full: full["network"]["features"].__setitem__(0, 32000), "use fewer features"),
+        (lambda plan, full: plan.update(n_folds=-3), "n_folds is -3"),
+        (lambda plan, full: plan["normalization"][0].update(mean=None), "expected finite numbers"),
         (lambda plan, full: full.update(name="other"), "found the name 'other' under '3d_fullres'"),
         (lambda plan, full: full.update(batchsize=3), "unknown key 'batchsize'; did you mean 'batch_size'"),
         (lambda plan, full: full.pop("network"), "key 'network' is missing"),
@@ -115,3 +127,56 @@ def test_more_memory_makes_room(tmp_path: Path) -> None:
         plan["gpu_memory_gib"] = 24
 
     assert edited(tmp_path, edit).read_plan().configuration("3d_fullres").batch_size == 6
+
+
+def test_a_plan_tells_that_it_was_edited(tmp_path: Path) -> None:
+    workspace = edited(tmp_path, lambda plan, full: None)
+    assert not workspace.read_plan().is_edited
+    workspace = edited(tmp_path, lambda plan, full: full.update(batch_size=1))
+    plan = workspace.read_plan()
+    assert plan.is_edited
+    assert "edited by hand" in explain_plan(plan, estimate(make_fingerprint(), plan))
+
+
+def test_a_measurement_counts_only_for_what_was_measured(tmp_path: Path) -> None:
+    plan = edited(tmp_path, lambda plan, full: None).read_plan()
+    known = Measurement(
+        configuration="3d_fullres",
+        key=plan.measurement_key("3d_fullres"),
+        device="GPU",
+        peak_memory_gib=7.0,
+        step_time_s=0.5,
+        largest_batch_size=4,
+    )
+    plan = dataclasses.replace(plan, measurements=(known,))
+    assert plan.measurement("3d_fullres") == known
+    assert plan.measurement("2d") is None
+    assert "the largest batch size is 4" in explain_plan(plan, estimate(make_fingerprint(), plan))
+    other = dataclasses.replace(plan.configuration("3d_fullres"), batch_size=1)
+    changed = dataclasses.replace(plan, configurations={**plan.configurations, "3d_fullres": other})
+    assert changed.measurement("3d_fullres") is None
+    assert "the largest batch size" not in explain_plan(changed, estimate(make_fingerprint(), changed))
+
+
+def test_a_configuration_of_ones_own_is_explained_too(tmp_path: Path) -> None:
+    def edit(plan: dict[str, Any], full: dict[str, Any]) -> None:
+        plan["configurations"]["mine"] = {**full, "name": "mine", "spacing_mm": [3, 1, 1]}
+        plan["recommended"] = "mine"
+
+    plan = edited(tmp_path, edit).read_plan()
+    page = write_plan_page(tmp_path / "plan.html", plan, make_fingerprint(), estimate(make_fingerprint(), plan))
+    assert "added to the plan by hand" in page.read_text()
+    assert "mine" in explain_plan(plan, estimate(make_fingerprint(), plan))
+
+
+def test_both_stages_at_full_resolution_share_their_cases() -> None:
+    large = (400, 512, 512)
+    fingerprint = make_fingerprint()
+    cases = tuple(dataclasses.replace(case, cropped_shape=large) for case in fingerprint.cases)
+    fingerprint = dataclasses.replace(fingerprint, cases=cases)
+    labels = LabelSpec(names=("organ",), values=(1,))
+    for configurations in (None, ("3d_cascade_fullres",)):
+        choices = Choices(configurations=configurations)
+        plan = make_plan(fingerprint, labels, dataset="d", n_folds=5, choices=choices)
+        assert plan.grid("3d_cascade_fullres") == "3d_fullres"
+        assert plan.grid("3d_lowres") == "3d_lowres"

@@ -58,7 +58,8 @@ def test_what_is_typed_is_understood() -> None:
     assert parse_choices(spacing="1.5").spacing_mm == (1.5, 1.5, 1.5)
     typed = parse_choices(patch_sizes=["64x128x128", "256,512", "3d_lowres=32,32,32"], batch_sizes=["4", "2d=12"])
     assert typed.patch_sizes == {"3d_fullres": (64, 128, 128), "2d": (256, 512), "3d_lowres": (32, 32, 32)}
-    assert typed.batch_sizes == {"2d": 12, "3d_fullres": 4, "3d_lowres": 4, "3d_cascade_fullres": 4}
+    assert [typed.batch_size_of(name) for name in ("2d", "3d_fullres", "3d_lowres")] == [12, 4, 4]
+    assert typed.named == {"3d_fullres", "2d", "3d_lowres"}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,8 @@ def test_what_is_typed_is_understood() -> None:
         ({"patch_sizes": ["3d_fulres=64,64,64"]}, "did you mean '3d_fullres'"),
         ({"batch_sizes": ["2,3"]}, "for instance 4 or 2d=12"),
         ({"batch_sizes": ["0"]}, "at least 1"),
+        ({"configurations": [""]}, "no configuration is named"),
+        ({"preset": "resenc"}, "no preset 'resenc'"),
         ({"configurations": ["4d"]}, "choose one of 2d, 3d_fullres"),
         ({"gpu_memory_gib": 0.0}, "more than 0"),
         ({"gpu_memory_gib": math.nan}, "more than 0"),
@@ -108,6 +111,15 @@ def test_patch_is_taken_with_the_network_that_suits_it() -> None:
     assert made.configurations["3d_lowres"] == default.configurations["3d_lowres"]
 
 
+def test_what_is_set_for_others_than_the_chosen_does_not_count_or_is_refused() -> None:
+    made = plan(configurations=["2d"], batch_sizes=["12"])
+    assert made.configurations["2d"].batch_size == 12
+    with pytest.raises(PlanError, match="2d is set but not among the configurations that are chosen"):
+        plan(configurations=["3d_fullres"], patch_sizes=["2d=256,256"])
+    with pytest.raises(PlanError, match="3d_lowres does not suit this dataset: none is needed"):
+        plan(SMALL, batch_sizes=["3d_lowres=2"])
+
+
 def test_batch_is_taken() -> None:
     made = plan(SMALL, batch_sizes=["3", "2d=5"])
     assert {name: known.batch_size for name, known in made.configurations.items()} == {"2d": 5, "3d_fullres": 3}
@@ -124,7 +136,10 @@ def test_batch_is_taken() -> None:
         ({"patch_sizes": ["100,130,130"]}, "is not divisible by the network's strides.* 96,128,128"),
         ({"patch_sizes": ["256,256,256"]}, r"needs about 5\d.*--gpu-memory 5\d would do.* 128,128,128"),
         ({"patch_sizes": ["2d=4096,4096"]}, "larger than the largest case, 512 x 512.* 512,512"),
-        ({"batch_sizes": ["3d_fullres=7"]}, "3d_fullres: batch_size 7 does not fit.* nearest valid value is 2"),
+        (
+            {"batch_sizes": ["3d_fullres=7"]},
+            r"3d_fullres: batch_size 7 needs about 2\d.* the plan is for 8 GiB.* valid value is 2",
+        ),
         ({"preset": "resenc-xl", "gpu_memory_gib": 0.0005}, "even the smallest patch.*use --gpu-memory"),
     ],
 )

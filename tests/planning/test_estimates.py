@@ -70,7 +70,7 @@ def test_a_case_whose_voxels_multiply_is_warned_of() -> None:
     coarse = make_fingerprint(*usual, ((10, 100, 100), (8.3, 1.0, 1.0)))
     (problem,) = [p for p in estimate(coarse, plan(coarse)).warnings if "multiplies" in p.kind]
     assert problem.case == "c9"
-    assert problem.found == "10 x 100 x 100 voxels that become 83 x 100 x 100, 8.3 times as many"
+    assert problem.found == "10 x 100 x 100 voxels that become 83 x 100 x 100, 8.3 times more"
 
 
 def test_outliers_stand_apart_from_the_spread() -> None:

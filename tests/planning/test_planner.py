@@ -312,6 +312,8 @@ def test_configurations_can_be_chosen() -> None:
         ((7, 256, 256), (3.0, 1.0, 1.0), "2d"),
         ((8, 256, 256), (3.0, 1.0, 1.0), "3d_fullres"),
         ((20, 30, 30), (50.0, 1.0, 1.0), "2d"),
+        # Large slices leave memory for four of them only.
+        ((20, 3000, 3000), (5.0, 0.05, 0.05), "2d"),
         ((96, 96, 96), (1.0, 1.0, 1.0), "3d_fullres"),
         # A patch of 128^3 covers 5.1 % of 345^3 and 4.9 % of 349^3.
         ((345, 345, 345), (1.0, 1.0, 1.0), "3d_fullres"),
@@ -323,7 +325,7 @@ def test_recommended_follows_from_the_context_that_a_patch_sees(
 ) -> None:
     made = plan(make_fingerprint((shape, spacing_mm)))
     assert made.recommended == recommended
-    assert f"{shape[0]} slices" in reason(made, "recommended")
+    assert f"the median case's {shape[0]} slices" in reason(made, "recommended")
 
 
 def test_lowres_axis_needs_more_than_three_times_and_no_equal() -> None:
@@ -340,7 +342,7 @@ def test_every_decision_has_one_reason() -> None:
         for decision in ("spacing_mm", "patch_size", "network", "batch_size", "batch_dice"):
             assert f"configurations.{name}.{decision}" in subjects
     assert {"axis_order", "normalization[0]", "normalization[1]", "recommended"} <= set(subjects)
-    assert made.provenance.keys() == {"autoseg", "fingerprint"}
+    assert made.provenance.keys() == {"autoseg", "fingerprint", "decisions"}
 
 
 def test_unknown_preset_names_the_known_ones() -> None:

@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 
+from autoseg.core.runtime import format_memory
 from autoseg.planning.fingerprint import ChannelFingerprint
-from autoseg.reporting.html import escape, format_large, format_memory, format_number
+from autoseg.reporting.html import escape, format_large, format_number
 from autoseg.reporting.plots import WIDTH, Scale, draw_box, draw_channel, draw_histogram, fit_scale
 
 
