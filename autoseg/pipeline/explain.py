@@ -10,11 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import AutosegError, TrainingError, WorkspaceError, describe_problems
+from autoseg.core.errors import AutosegError, TrainingError
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json, write_json
-from autoseg.data.check import LoadedCase, load_case
 from autoseg.data.dataset import Case, Dataset
+from autoseg.data.io import read_label, read_raw
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.estimates import Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint
@@ -95,22 +95,18 @@ def write_report(
         fingerprint,
         estimates,
         # One after the other: of large scans no more than one should be in memory.
-        overlays=(_load_overlay(index, index.cases[number]) for number in shown),
+        overlays=(_load_overlay(index.cases[number]) for number in shown),
         epoch_times_s=_epoch_times_s(workspace, made),
     )
 
 
-def _load_overlay(index: Dataset, case: Case) -> OverlayRow:
-    """The first channel of a case and its labels."""
+def _load_overlay(case: Case) -> OverlayRow:
+    """The first channel of a case and its labels. They have been checked; only the slices to show are converted."""
     from autoseg.reporting.figures import OverlayRow
 
-    assert index.labels is not None
-    loaded = load_case(case, n_channels=len(index.channels), labels=index.labels)
-    if not isinstance(loaded, LoadedCase):
-        raise WorkspaceError(describe_problems("a case has changed since it was checked; plan again", loaded))
-    return OverlayRow(
-        title=case.id, image=loaded.image[0], spacing_mm=loaded.geometry.spacing_mm, reference=loaded.label
-    )
+    raw = read_raw(case.images[0])
+    label, _ = read_label(case.label)
+    return OverlayRow(title=case.id, image=raw.load()[0], spacing_mm=raw.geometry.spacing_mm, reference=label)
 
 
 def _epoch_times_s(workspace: Workspace, made: Plan) -> dict[str, float]:
