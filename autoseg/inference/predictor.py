@@ -15,6 +15,7 @@ from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json
 from autoseg.inference.sliding_window import WindowConfig, predict_logits
 from autoseg.networks.build import build_network
+from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, record_case, restore_classes
 from autoseg.training.checkpoint import load_weights
@@ -72,7 +73,7 @@ class Predictor:
         if mirroring is None:
             mirroring = all(_read_record(folder, fold).mirrored for fold in self.folds)
         self.mirroring = mirroring
-        self._window = window_config(self.configuration, mirroring=mirroring, step_fraction=step_fraction)
+        self._window = window_config(self.plan, self.configuration, mirroring=mirroring, step_fraction=step_fraction)
 
     def predict(
         self, image: NDArray, *, spacing_mm: Sequence[float], affine: NDArray | None = None
@@ -148,11 +149,17 @@ class Predictor:
 
 
 def window_config(
-    configuration: ConfigurationPlan, *, mirroring: bool = True, step_fraction: float = 0.5
+    plan: Plan, configuration: ConfigurationPlan, *, mirroring: bool = True, step_fraction: float = 0.5
 ) -> WindowConfig:
     """How volumes are covered by the patches of a configuration."""
-    axes = tuple(range(configuration.n_axes)) if mirroring else ()
-    return WindowConfig(patch_size=configuration.patch_size, step_fraction=step_fraction, mirror_axes=axes)
+    mirrored = plan_mirroring(plan, configuration)
+    return WindowConfig(
+        patch_size=configuration.patch_size,
+        step_fraction=step_fraction,
+        mirror_axes=mirrored.axes if mirroring else (),
+        side_axis=mirrored.side_axis,
+        opposite=mirrored.opposite,
+    )
 
 
 def fold_folder(model: Path, fold: int) -> Path:

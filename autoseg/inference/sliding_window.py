@@ -29,11 +29,16 @@ class WindowConfig:
         patch_size: of a tile, ([Z,] Y, X); two axes tile each slice of a volume by itself.
         step_fraction: distance of neighbouring tiles, as a fraction of the patch, over 0 and at most 1.
         mirror_axes: axes of the patch over which mirrored copies are averaged; 0 is its first axis.
+        side_axis: the one of them that runs from left to right; in copies that are mirrored along it, classes with a
+            side have changed places.
+        opposite: the class that each class becomes then; empty where all stay.
     """
 
     patch_size: tuple[int, ...]
     step_fraction: float = 0.5
     mirror_axes: tuple[int, ...] = ()
+    side_axis: int | None = None
+    opposite: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.step_fraction <= 1:
@@ -125,6 +130,8 @@ def _predict_tiles(
         tiles = torch.stack([_flip(_tile(image, start, config.tile, n_axes), axes) for start, axes in part])
         for (start, axes), logits in zip(part, _average(networks, tiles), strict=True):
             copy = _flip(logits, axes)
+            if config.side_axis in axes and config.opposite:
+                copy = copy[list(config.opposite)]
             collected = copy if collected is None else collected + copy
             n_collected += 1
             if n_collected == len(mirrorings):

@@ -13,6 +13,7 @@ from autoseg.planning.choices import Choices
 from autoseg.planning.configurations import plan_configurations
 from autoseg.planning.fingerprint import ChannelFingerprint, Fingerprint, check_fingerprint
 from autoseg.planning.grid import choose_grid
+from autoseg.planning.mirroring import explain_mirroring
 from autoseg.planning.plan import (
     PLAN_VERSION,
     SET_BY_USER,
@@ -93,6 +94,7 @@ def make_plan(
             Reason(subject="gpu_memory_gib", text=f"{preset.memory_gib:g} GiB, {by_whom}"),
             Reason(subject="axis_order", text=grid.axis_order_reason),
             *normalization_reasons,
+            Reason(subject="mirroring", text=explain_mirroring(labels)),
             *(reason for reason in reasons if not _is_about(reason, dropped)),
             Reason(subject="recommended", text=why),
         ),

@@ -12,6 +12,7 @@ from autoseg.core.serialize import digest
 from autoseg.planning.fingerprint import Fingerprint, check_fingerprint
 from autoseg.planning.grid import Grid, adopt_grid, choose_grid
 from autoseg.planning.memory import count_feature_map_values
+from autoseg.planning.mirroring import explain_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
 from autoseg.planning.planner import choose_normalization, recommend
 from autoseg.planning.presets import Preset, find_preset
@@ -58,6 +59,7 @@ def transfer_plan(
         Reason(subject="gpu_memory_gib", text=like),
         Reason(subject="axis_order", text=axis_text),
         *normalization_reasons,
+        Reason(subject="mirroring", text=explain_mirroring(labels)),
     ]
     preset = find_preset(source.preset, source.gpu_memory_gib)
     configurations = {}

@@ -49,6 +49,9 @@ class AugmentConfig:
         gamma_probability: of gamma.
         gamma_range: of the exponent for both, drawn as for brightness.
         mirror_probability: of mirroring, for each axis on its own.
+        mirror_axes: of the patch that may be mirrored; None for all.
+        side_axis: the axis that runs from left to right, whose mirroring makes another class of some classes.
+        opposite: the class that each class becomes then; empty where all stay.
     """
 
     anisotropic: bool = False
@@ -72,6 +75,9 @@ class AugmentConfig:
     gamma_probability: float = 0.3
     gamma_range: tuple[float, float] = (0.7, 1.5)
     mirror_probability: float = 0.5
+    mirror_axes: tuple[int, ...] | None = None
+    side_axis: int | None = None
+    opposite: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -123,6 +129,8 @@ class AugmentParameters:
         inverted_gamma: (N, C).
         gamma: (N, C).
         keep_first_axis: low resolution leaves the first spatial axis as it is, so that slices do not mix.
+        changes_sides: (N,) bool: whether left and right are mirrored.
+        opposite: (K,) the class that each class becomes then; empty where all stay.
     """
 
     angles_rad: Tensor
@@ -137,6 +145,8 @@ class AugmentParameters:
     inverted_gamma: Tensor
     gamma: Tensor
     keep_first_axis: bool
+    changes_sides: Tensor
+    opposite: Tensor
 
 
 def draw_parameters(
@@ -167,12 +177,18 @@ def draw_parameters(
     noise_std = uniform(config.noise_std_range, (n_samples, 1))
     blurred = chosen(config.blur_probability) & chosen(config.blur_channel_probability, each)
     lowered = chosen(config.low_resolution_probability) & chosen(config.low_resolution_channel_probability, each)
+    angles_rad = torch.where(chosen(config.rotation_probability), angles, 0.0)
+    zoom = torch.where(
+        chosen(config.scaling_probability, (n_samples,)), uniform(config.scaling_range, (n_samples,)), 1.0
+    )
+    flip = chosen(config.mirror_probability, (n_samples, n_axes))
+    if config.mirror_axes is not None:
+        flip &= torch.tensor([axis in config.mirror_axes for axis in range(n_axes)])
+    sides = torch.zeros(n_samples, dtype=torch.bool) if config.side_axis is None else flip[:, config.side_axis]
     return AugmentParameters(
-        angles_rad=torch.where(chosen(config.rotation_probability), angles, 0.0),
-        zoom=torch.where(
-            chosen(config.scaling_probability, (n_samples,)), uniform(config.scaling_range, (n_samples,)), 1.0
-        ),
-        flip=chosen(config.mirror_probability, (n_samples, n_axes)),
+        angles_rad=angles_rad,
+        zoom=zoom,
+        flip=flip,
         noise_std=torch.where(chosen(config.noise_probability), noise_std, 0.0).expand(each),
         noise_seed=int(torch.randint(2**62, (1,), generator=generator)),
         blur_sigma=torch.where(blurred, uniform(config.blur_sigma_range, each), 0.0),
@@ -182,6 +198,8 @@ def draw_parameters(
         inverted_gamma=torch.where(chosen(config.inverted_gamma_probability), factor(config.gamma_range), 1.0),
         gamma=torch.where(chosen(config.gamma_probability), factor(config.gamma_range), 1.0),
         keep_first_axis=config.anisotropic,
+        changes_sides=sides,
+        opposite=torch.tensor(config.opposite, dtype=torch.int64),
     )
 
 
@@ -237,6 +255,9 @@ def apply_parameters(
             zoom=parameters.zoom,
             flip=parameters.flip,
         )
+        changed = torch.nonzero(parameters.changes_sides).flatten().to(classes.device)
+        if len(changed) and len(parameters.opposite):
+            classes[changed] = parameters.opposite.to(classes.device)[classes[changed]]
         planes = patches.flatten(0, 1)
         noise = torch.Generator(device=planes.device).manual_seed(parameters.noise_seed)
 

@@ -19,6 +19,7 @@ from autoseg import __version__
 from autoseg.core.errors import TrainingError
 from autoseg.core.runtime import derive_seed, format_duration, n_cpus, track
 from autoseg.core.serialize import digest, write_json
+from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.augment import AugmentConfig, apply_parameters
@@ -252,7 +253,12 @@ class _Run:
             limit = self.recipe.min_samples_to_mirror
             logger.info(text, self.files.folder.name, expected, "" if self.mirror else "not ", limit)
         config = AugmentConfig.for_patch(self.configuration.patch_size)
-        return config if self.mirror else dataclasses.replace(config, mirror_probability=0.0)
+        if not self.mirror:
+            return dataclasses.replace(config, mirror_probability=0.0)
+        mirroring = plan_mirroring(self.plan, self.configuration)
+        return dataclasses.replace(
+            config, mirror_axes=mirroring.axes, side_axis=mirroring.side_axis, opposite=mirroring.opposite
+        )
 
     def _time_steps(self) -> float:
         """Seconds of a step, from a few that change nothing; they count as training time."""

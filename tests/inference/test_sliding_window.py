@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -218,3 +219,23 @@ def test_gaussian_weight_has_a_sigma_of_an_eighth_of_the_patch() -> None:
 def test_step_fraction_is_checked(step_fraction: float) -> None:
     with pytest.raises(ValueError, match=r"step_fraction is .*, expected more than 0 and at most 1"):
         WindowConfig(patch_size=PATCH, step_fraction=step_fraction)
+
+
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_a_mirrored_image_gives_the_mirrored_prediction_with_the_sides_changed(n_axes: int) -> None:
+    """Whatever the network: it need not know left from right for this to hold."""
+    torch.manual_seed(0)
+    convolution = nn.Conv3d if n_axes == 3 else nn.Conv2d
+    network = convolution(1, 4, 3, padding=1).eval()
+    window = WindowConfig(
+        patch_size=PATCH[-n_axes:],
+        mirror_axes=tuple(range(n_axes)),
+        side_axis=n_axes - 1,
+        opposite=(0, 2, 1, 3),
+    )
+    image = torch.randn(1, *SHAPES[0])
+    direct = predict_logits(image, [network], n_classes=4, config=window)
+    mirrored = predict_logits(image.flip(3), [network], n_classes=4, config=window)
+    torch.testing.assert_close(mirrored, direct.flip(3)[[0, 2, 1, 3]], atol=2e-2, rtol=1e-2)
+    unaware = predict_logits(image, [network], n_classes=4, config=dataclasses.replace(window, opposite=()))
+    assert not torch.allclose(unaware, direct, atol=0.1)

@@ -329,3 +329,30 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         apply_parameters(images, labels, patch_size=(8, 8, 9), parameters=parameters)
     with pytest.raises(ValueError, match="do not fit"):
         apply_parameters(images, labels[..., :7], patch_size=(4, 4, 4), parameters=parameters)
+
+
+@pytest.mark.parametrize("patch", [(12, 16), (8, 12, 16)])
+def test_labels_with_a_side_change_places_where_left_and_right_are_mirrored(patch: tuple[int, ...]) -> None:
+    last = len(patch) - 1
+    config = dataclasses.replace(NOTHING, mirror_probability=0.5, side_axis=last, opposite=(0, 2, 1, 3))
+    images = smooth((8, 1, *patch))
+    labels = classes_like(images, 4)
+    parameters = draw(patch, config, n_samples=8)
+    flipped = parameters.flip[:, last]
+    assert flipped.any()
+    assert not flipped.all()
+    patches, classes = apply_parameters(images, labels, patch_size=patch, parameters=parameters)
+    unaware = dataclasses.replace(parameters, changes_sides=torch.zeros(8, dtype=torch.bool))
+    plain_patches, plain = apply_parameters(images, labels, patch_size=patch, parameters=unaware)
+    assert torch.equal(patches, plain_patches)
+    assert torch.equal(classes[~flipped], plain[~flipped])
+    assert torch.equal(classes[flipped], torch.tensor([0, 2, 1, 3])[plain[flipped]])
+
+
+def test_axes_that_must_not_be_mirrored_are_not_and_the_others_draw_as_before() -> None:
+    config = dataclasses.replace(NOTHING, mirror_probability=0.5)
+    every = draw((8, 12, 16), config, n_samples=50).flip
+    some = draw((8, 12, 16), dataclasses.replace(config, mirror_axes=(0, 1)), n_samples=50).flip
+    assert torch.equal(some[:, :2], every[:, :2])
+    assert every[:, 2].any()
+    assert not some[:, 2].any()

@@ -1,0 +1,71 @@
+"""Left and right in the names of labels: what a class becomes in a mirror."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+OPPOSITES = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+
+# Left and right chambers of the heart are organs of different shape: a mirrored left ventricle is no right ventricle.
+HEART = frozenset({"heart", "cardiac", "atrium", "atria", "atrial", "myocardium", "myocardial"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """What mirroring left and right does to the classes of a dataset.
+
+    Attributes:
+        opposite: for each class, the background included, the class that it becomes; a class without a side stays.
+        unpaired: names that have a side but no counterpart that mirrors them; where there are any, left and right must
+            not be mirrored at all.
+    """
+
+    opposite: tuple[int, ...]
+    unpaired: tuple[str, ...]
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether any class becomes another one."""
+        return self.opposite != tuple(range(len(self.opposite)))
+
+
+def find_sides(names: Sequence[str]) -> Sides:
+    """Finds pairs such as "kidney_left" and "kidney_right", "Left-Hippocampus", "lung L", "caudateLeft".
+
+    Args:
+        names: of the foreground classes, in order.
+
+    Returns:
+        The sides. The left and right sides of a heart count as unpaired, and so does one side alone.
+    """
+    words = [_split(name) for name in names]
+    has_heart = any(HEART & set(of_name) for of_name in words)
+    classes = {of_name: number for number, of_name in enumerate(words, start=1)}
+    opposite = list(range(len(names) + 1))
+    unpaired = []
+    for number, of_name in enumerate(words, start=1):
+        mirrored = tuple(OPPOSITES.get(word, word) for word in of_name)
+        if mirrored == of_name:
+            continue
+        if mirrored in classes and not (has_heart and _is_chamber(of_name)):
+            opposite[number] = classes[mirrored]
+        elif _is_written_out(of_name) or mirrored in classes:
+            unpaired.append(names[number - 1])
+    return Sides(opposite=tuple(opposite), unpaired=tuple(unpaired))
+
+
+def _split(name: str) -> tuple[str, ...]:
+    """Words in lower case: parted by what is no letter, and where a capital follows a small letter."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return tuple(re.findall(r"[^\W\d_]+|\d+", parted.lower()))
+
+
+def _is_chamber(words: tuple[str, ...]) -> bool:
+    return bool(HEART & set(words)) or "ventricle" in words
+
+
+def _is_written_out(words: tuple[str, ...]) -> bool:
+    """A lone "r" or "l" may stand for anything."""
+    return "left" in words or "right" in words

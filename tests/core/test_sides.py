@@ -1,0 +1,55 @@
+"""Left and right in the names of labels."""
+
+from __future__ import annotations
+
+import pytest
+
+from autoseg.core.sides import find_sides
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("kidney_left", "kidney_right"),
+        ("Left-Hippocampus", "Right-Hippocampus"),
+        ("left lung", "right lung"),
+        ("lung_L", "lung_R"),
+        ("caudateLeft", "caudateRight"),
+        ("ctx-lh-1", "ctx-rh-1"),
+        ("rib_left_10", "rib_right_10"),
+        ("LEFT EYE", "right eye"),
+    ],
+)
+def test_pairs_become_each_other(left: str, right: str) -> None:
+    sides = find_sides(("liver", left, "spine", right))
+    assert sides.opposite == (0, 1, 4, 3, 2)
+    assert sides.has_pairs
+    assert sides.unpaired == ()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("liver", "tumour"), ("LV", "RV", "myo"), ("cleft", "bright"), ("vertebrae_L1", "l"), ("label 1", "label 2")],
+)
+def test_names_without_a_side_stay(names: tuple[str, ...]) -> None:
+    sides = find_sides(names)
+    assert not sides.has_pairs
+    assert sides.unpaired == ()
+
+
+def test_one_side_alone_has_no_mirror_image() -> None:
+    sides = find_sides(("lung_upper_lobe_left", "lung_upper_lobe_right", "lung_middle_lobe_right"))
+    assert sides.opposite == (0, 2, 1, 3)
+    assert sides.unpaired == ("lung_middle_lobe_right",)
+
+
+def test_sides_of_the_heart_are_different_organs() -> None:
+    heart = find_sides(("heart_atrium_left", "heart_atrium_right", "kidney_left", "kidney_right"))
+    assert heart.opposite == (0, 1, 2, 4, 3)
+    assert heart.unpaired == ("heart_atrium_left", "heart_atrium_right")
+    assert find_sides(("left ventricle", "right ventricle", "myocardium")).unpaired == (
+        "left ventricle",
+        "right ventricle",
+    )
+    # Those of the brain are alike.
+    assert find_sides(("lateral ventricle left", "lateral ventricle right")).opposite == (0, 2, 1)
