@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,7 +33,7 @@ app = typer.Typer(
 
 Work = Annotated[Path, typer.Option("-w", "--work", help="The work folder.")]
 Configuration = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time on Python 3.10)
+    str | None,
     typer.Option("-c", "--configuration", help="2d, 3d_fullres, ...; the recommended one by default."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -69,12 +69,12 @@ def _configure(
 @app.command()
 def plan(
     dataset: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Argument(help="A folder or manifest; the layout is recognised.", show_default=False),
     ] = None,
     work: Work = DEFAULT_WORK,
     configurations: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "-c",
             "--configurations",
@@ -85,26 +85,26 @@ def plan(
     ] = None,
     preset: Annotated[str, typer.Option(help="unet, resenc-m, resenc-l or resenc-xl (residual encoder).")] = "unet",
     gpu_memory: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(metavar="GIB", help="Memory of the GPU to plan for; default: the preset's 8, 8, 24 or 40."),
     ] = None,
     spacing: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(metavar="MM", help="Target spacing (z, y, x) such as 3,0.8,0.8, or one number for all axes."),
     ] = None,
     patch_size: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             metavar="VOXELS",
             help="64,192,192 for 3d_fullres, 512,512 for 2d, 3d_lowres=96,96,96 for another; through-plane axis first.",
         ),
     ] = None,
     batch_size: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(metavar="N", help="Patches per step: 4 for every configuration, 2d=12 for one."),
     ] = None,
     like: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(metavar="PLAN", help="Take spacing, patch and network from plans/NAME.json or another plan.json."),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
@@ -112,11 +112,11 @@ def plan(
     explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
     fingerprint: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(metavar="FILE", help="Plan without images, from autoseg's or nnU-Net's fingerprint."),
     ] = None,
     dataset_json: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(metavar="FILE", help="With --fingerprint: channels and labels; default: dataset.json beside it."),
     ] = None,
     measure: Annotated[
@@ -199,10 +199,10 @@ def train(
     fold: Annotated[str, typer.Option("--fold", help="0..4, 0,2, 3 or all.")] = "all",
     configuration: Configuration = None,
     work: Work = DEFAULT_WORK,
-    epochs: Annotated[Optional[int], typer.Option(min=1, help="Budget: epochs of 250 steps.")] = None,  # noqa: UP045
-    iterations: Annotated[Optional[int], typer.Option(min=1, help="Budget: training steps.")] = None,  # noqa: UP045
+    epochs: Annotated[int | None, typer.Option(min=1, help="Budget: epochs of 250 steps.")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Budget: training steps.")] = None,
     max_time: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             help="Budget: training time of each fold, such as 15m, 1h30m or 90s; the validation comes on top."
         ),
@@ -215,10 +215,14 @@ def train(
         int | None, typer.Option(min=1, help="Patches per step; default: the plan's, on a CPU at most 2.")
     ] = None,
     validate: Annotated[bool, typer.Option(help="Score the validation cases on whole volumes afterwards.")] = True,
+    checkpoint_interval: Annotated[
+        str, typer.Option(help="Save the state at the end of each epoch, and after this time at the latest.")
+    ] = "10m",
 ) -> None:
     """Train folds of the cross-validation and score each on its validation cases.
 
-    Ctrl-C (SIGINT) and SIGTERM save and stop with the exit codes 130 and 143; the same command goes on from there.
+    Ctrl-C (SIGINT), SIGTERM and SIGUSR1 save and stop with the exit codes 130, 143 and 138; the same command goes on
+    from there. Whatever else ends the training loses what came after the last checkpoint.
     """
     from autoseg import pipeline
     from autoseg.data.splits import parse_folds
@@ -244,6 +248,7 @@ def train(
                 device=device,
                 resume=resume,
                 validate=validate,
+                checkpoint_interval_s=parse_duration(checkpoint_interval),
                 stop=stop,
             )
         except TrainingInterrupted as error:
@@ -262,10 +267,10 @@ def predict(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the label maps.", show_default=False)],
     work: Work = DEFAULT_WORK,
     configuration: Configuration = None,
-    folds: Annotated[Optional[str], typer.Option(help="0..4, 0,2, 3; default: all trained.")] = None,  # noqa: UP045
+    folds: Annotated[str | None, typer.Option(help="0..4, 0,2, 3; default: all trained.")] = None,
     device: Device = "auto",
     mirroring: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--mirroring/--no-mirroring", help="Average over mirrored copies; default: if trained on such."),
     ] = None,
     step: Annotated[
@@ -340,7 +345,9 @@ def parse_duration(text: str) -> float:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[tuple[Callable[[], bool], Callable[[], int]]]:
-    """While the block runs, SIGINT and SIGTERM only ask it to stop; a second one ends it at once.
+    """While the block runs, SIGINT, SIGTERM and SIGUSR1 only ask it to stop; a second one ends it at once.
+
+    Clusters send SIGUSR1 some time before they end a job.
 
     Yields:
         Whether to stop, and the exit code for the signal that came.
@@ -353,7 +360,9 @@ def _stop_on_signals() -> Iterator[tuple[Callable[[], bool], Callable[[], int]]]
         logger.info("stopping after this step; once more ends at once")
         signal.signal(number, before[number])
 
-    before: dict[int, Any] = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Windows has no SIGUSR1.
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before: dict[int, Any] = {int(number): signal.signal(number, note) for number in known}
     try:
         yield lambda: bool(received), lambda: 128 + received[0]
     finally:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -315,24 +316,35 @@ def test_an_unreadable_image_does_not_stop_the_others(trained: Path, tiny_datase
 # -- interruption ------------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tiny_dataset: Path, tmp_path: Path) -> None:
+OPTIONS = ("--fold", "0", "--iterations", "40", "--device", "cpu", "--no-validate")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a training that was left alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    autoseg("plan", tiny_dataset, cwd=folder)
+    autoseg("train", *OPTIONS, cwd=folder)
+    return (folder / "autoseg-work" / "models" / "3d_fullres" / "fold_0" / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_training_that_was_ended_goes_on(
+    number: int, code: int, uninterrupted: bytes, tiny_dataset: Path, tmp_path: Path
+) -> None:
     autoseg("plan", tiny_dataset, cwd=tmp_path)
-    options = ("--fold", "0", "--iterations", "40", "--device", "cpu", "--no-validate")
-    process = subprocess.Popen([COMMAND, "train", *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([COMMAND, "train", *OPTIONS], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
+        # By then the first epoch is on the disk.
         if "epoch 2" in line:
-            process.terminate()
+            process.send_signal(number)
             break
     process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == code
     fold = tmp_path / "autoseg-work" / "models" / "3d_fullres" / "fold_0"
     assert not (fold / "weights.safetensors").exists()
-    assert "resuming" in autoseg("train", *options, cwd=tmp_path).stderr
-    whole = tmp_path / "whole"
-    autoseg("plan", tiny_dataset, "-w", whole, cwd=tmp_path)
-    autoseg("train", *options, "-w", whole, cwd=tmp_path)
-    resumed, uninterrupted = (
-        (folder / "weights.safetensors").read_bytes() for folder in (fold, whole / "models" / "3d_fullres" / "fold_0")
-    )
-    assert resumed == uninterrupted
+    assert "resuming" in autoseg("train", *OPTIONS, cwd=tmp_path).stderr
+    assert (fold / "weights.safetensors").read_bytes() == uninterrupted

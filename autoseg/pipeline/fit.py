@@ -37,6 +37,7 @@ def train(
     device: str = "auto",
     resume: bool = True,
     validate: bool = True,
+    checkpoint_interval_s: float = 600.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[int, Evaluation | None]:
     """Trains folds of a configuration one after the other and validates each on whole volumes.
@@ -56,6 +57,7 @@ def train(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         resume: go on from checkpoints where there are some.
         validate: predict and score the validation cases of each fold.
+        checkpoint_interval_s: the state is saved at the end of each epoch, and after this time at the latest.
         stop: asked after every step; True saves and raises.
 
     Returns:
@@ -106,6 +108,7 @@ def train(
             config=settings,
             device=where,
             resume=resume,
+            checkpoint_interval_s=checkpoint_interval_s,
             stop=stop,
             on_epoch=_curve_drawer(folder),
         )

@@ -50,7 +50,7 @@ def explain_mirroring(labels: LabelSpec) -> str:
     sides = find_sides(labels.names)
     if sides.unpaired:
         return (
-            f"left and right are not mirrored, because nothing mirrors {_list_some(sides.unpaired)}; the other axes are, "
+            f"left and right are not mirrored, because nothing mirrors {_list_some(sides.unpaired)}; other axes are, "
             "where the recipe mirrors"
         )
     if sides.has_pairs:

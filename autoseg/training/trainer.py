@@ -40,7 +40,7 @@ from autoseg.training.record import EpochFigures, FoldFiles, TrainingRecord, rea
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_INTERVAL_S = 60.0
+CHECKPOINT_INTERVAL_S = 600.0
 MAX_BAD_STEPS = 20
 # One validation batch per so many training steps keeps validation to a few percent of the time.
 STEPS_PER_VALIDATION_BATCH = 20
@@ -64,6 +64,7 @@ def train_fold(
     config: TrainConfig,
     device: torch.device,
     resume: bool = True,
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
     stop: Stop = lambda: False,
     on_epoch: Callable[[Sequence[EpochFigures]], None] = lambda figures: None,
 ) -> nn.Module:
@@ -78,6 +79,7 @@ def train_fold(
         config: budget, recipe, seed.
         device: to train on.
         resume: go on from the checkpoint where there is one; otherwise start anew.
+        checkpoint_interval_s: the state is saved at the end of each epoch, and after this time at the latest.
         stop: asked after every step; True saves and raises `TrainingInterrupted`.
         on_epoch: called with all epochs so far after each.
 
@@ -94,7 +96,7 @@ def train_fold(
     else:
         run.discard()
     if not run.finished:
-        run.train(stop, on_epoch)
+        run.train(stop, on_epoch, checkpoint_interval_s=checkpoint_interval_s)
     return run.learner.network.eval()
 
 
@@ -209,7 +211,9 @@ class _Run:
     def fraction_done(self) -> float:
         return self.config.budget.fraction_done(self.iteration, self.elapsed_s)
 
-    def train(self, stop: Stop, on_epoch: Callable[[Sequence[EpochFigures]], None]) -> None:
+    def train(
+        self, stop: Stop, on_epoch: Callable[[Sequence[EpochFigures]], None], *, checkpoint_interval_s: float
+    ) -> None:
         """Steps until the budget is used up."""
         sampler = self._sampler("training", self._choose_augmentation())
         self._announce()
@@ -225,7 +229,7 @@ class _Run:
                 ):
                     self._end_epoch()
                     on_epoch(self.epochs)
-                if time.monotonic() - saved_at > CHECKPOINT_INTERVAL_S:
+                if not self.epoch_losses or time.monotonic() - saved_at > checkpoint_interval_s:
                     self.save()
                     saved_at = time.monotonic()
                 now_shown = int(1000 * self.fraction_done)
