@@ -215,6 +215,9 @@ def train(
         int | None, typer.Option(min=1, help="Patches per step; default: the plan's, on a CPU at most 2.")
     ] = None,
     validate: Annotated[bool, typer.Option(help="Score the validation cases on whole volumes afterwards.")] = True,
+    sampling: Annotated[
+        str, typer.Option(help="published, or balanced: patches centred on each class of the dataset equally often.")
+    ] = "published",
     checkpoint_interval: Annotated[
         str, typer.Option(help="Save the state at the end of each epoch, and after this time at the latest.")
     ] = "10m",
@@ -237,7 +240,7 @@ def train(
     if budget is None:
         budget = Budget.make(epochs=RECIPES[recipe].default_epochs if recipe in RECIPES else 1)
     assert budget is not None
-    config = TrainConfig(budget=budget, recipe=recipe, batch_size=batch_size, seed=seed)
+    config = TrainConfig(budget=budget, recipe=recipe, batch_size=batch_size, seed=seed, sampling=sampling)
     with _stop_on_signals() as (stop, exit_code):
         try:
             scores = pipeline.train(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from autoseg.training.record import EpochFigures
 
 CURVES_INTERVAL_S = 30.0
+MEMORY_BUDGET_GIB = 1.0
+"""Cases to train on and those to validate on are each kept in memory up to this; what is beyond is read from disk."""
 
 
 def train(
@@ -69,7 +71,7 @@ def train(
         TrainingInterrupted: `stop` said so.
     """
     from autoseg.inference.predictor import fold_folder
-    from autoseg.preprocessing.store import PreprocessedCase
+    from autoseg.preprocessing.store import PreprocessedCase, load_into_memory
     from autoseg.training.config import Budget, TrainConfig
     from autoseg.training.recipe import RECIPES
     from autoseg.training.record import FoldFiles, read_log
@@ -96,7 +98,8 @@ def train(
     for fold in wanted:
 
         def open_cases(ids: Iterable[str]) -> list[PreprocessedCase]:
-            return [PreprocessedCase(workspace.preprocessed(grid, case)) for case in ids]
+            stored = [PreprocessedCase(workspace.preprocessed(grid, case)) for case in ids]
+            return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
 
         folder = fold_folder(model, fold)
         train_fold(

@@ -6,6 +6,9 @@ A case is a folder with `image.npy` (float16, (C, Z, Y, X)), `label.npy` (uint8 
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import FormatError, WorkspaceError
-from autoseg.core.runtime import derive_seed
+from autoseg.core.runtime import derive_seed, map_threads, n_cpus
 from autoseg.core.serialize import atomic_path, read_json, write_json
 from autoseg.preprocessing.preprocess import CaseRecord
+
+logger = logging.getLogger(__name__)
 
 STORE_VERSION = 1
 # Enough voxels that a class' shape is represented, few enough that the index of a CT is a few hundred kilobytes.
@@ -104,7 +109,7 @@ def is_current(folder: Path, key: str) -> bool:
 
 
 class _ArrayFile:
-    """An array on disk that is mapped anew at each use.
+    """An array on disk that is mapped anew at each use, until it is loaded.
 
     A map holds its file open, and with three for each of a few hundred cases a process comes to its limit of open files
     (256 on macOS, 1024 on most of Linux). Mapping takes some 40 microseconds.
@@ -114,9 +119,20 @@ class _ArrayFile:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         self._path, self._dtype, self._shape, self._offset = path, array.dtype, array.shape, array.offset
         self._order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+        self._loaded: NDArray | None = None
+        self.n_bytes: int = array.nbytes
+
+    def load(self) -> _ArrayFile:
+        """The same array, read as a whole; read-only, as threads share it."""
+        result = copy.copy(self)
+        result._loaded = np.load(self._path, allow_pickle=False)
+        result._loaded.flags.writeable = False
+        return result
 
     def open(self) -> NDArray:
         """The array, read where it is indexed."""
+        if self._loaded is not None:
+            return self._loaded
         return np.memmap(self._path, self._dtype, "r", self._offset, self._shape, self._order)
 
 
@@ -130,25 +146,43 @@ class PreprocessedCase:
             WorkspaceError: it is missing or not readable.
         """
         self.id = folder.name
+        self._folder = folder
         try:
             self.stored: StoredCase = read_json(folder / "case.json", StoredCase)
             self._image, self._label, self._positions = (
                 _ArrayFile(folder / name) for name in ("image.npy", "label.npy", "foreground.npy")
             )
         except (OSError, ValueError, EOFError, FormatError) as error:
-            message = (
-                f"{folder}: the preprocessed case cannot be read ({error}); delete the folder and run 'autoseg plan'"
+            raise _unreadable(folder, error) from error
+
+    def load(self) -> PreprocessedCase:
+        """The same case with its arrays in memory; its files are not needed any more.
+
+        Raises:
+            WorkspaceError: a file is not readable.
+        """
+        result = copy.copy(self)
+        try:
+            result._image, result._label, result._positions = (
+                array.load() for array in (self._image, self._label, self._positions)
             )
-            raise WorkspaceError(message) from error
+        except (OSError, ValueError, EOFError) as error:
+            raise _unreadable(self._folder, error) from error
+        return result
+
+    @property
+    def memory_gib(self) -> float:
+        """What the arrays take in memory, known from their headers."""
+        return sum(array.n_bytes for array in (self._image, self._label, self._positions)) / 2**30
 
     @property
     def image(self) -> NDArray[np.float16]:
-        """(C, Z, Y, X), memory-mapped."""
+        """(C, Z, Y, X), memory-mapped or loaded; read-only."""
         return self._image.open()
 
     @property
     def label(self) -> NDArray:
-        """(Z, Y, X) uint8 or uint16, memory-mapped."""
+        """(Z, Y, X) uint8 or uint16, memory-mapped or loaded; read-only."""
         return self._label.open()
 
     @property
@@ -166,3 +200,38 @@ class PreprocessedCase:
         counts = self.stored.foreground_counts
         start = sum(counts[: class_index - 1])
         return self._positions.open()[start : start + counts[class_index - 1]]
+
+
+def _unreadable(folder: Path, error: Exception) -> WorkspaceError:
+    return WorkspaceError(
+        f"{folder}: the preprocessed case cannot be read ({error}); delete the folder and run 'autoseg plan'"
+    )
+
+
+def load_into_memory(cases: Sequence[PreprocessedCase], *, budget_gib: float) -> list[PreprocessedCase]:
+    """Loads cases into memory, in order, each that still fits the budget; the others stay memory-mapped.
+
+    Mapping a file and its page faults cost time even where it is in the page cache: on a local disk, two threads read
+    large 3D patches 1.2 to 2 times as fast from memory, slices and small 3D patches 2 to 4 times. On a network file
+    system it also saves asking the server at every patch, and other jobs cannot push the cases out of the page cache.
+
+    Args:
+        cases: opened; they stay as they are.
+        budget_gib: for the arrays of all loaded cases together; 0 loads none.
+
+    Returns:
+        The same cases in the same order.
+
+    Raises:
+        WorkspaceError: a file is not readable.
+    """
+    fits, left_gib = [], budget_gib
+    for case in cases:
+        fits.append(case.memory_gib <= left_gib)
+        left_gib -= case.memory_gib if fits[-1] else 0
+    chosen = [case for case, fit in zip(cases, fits, strict=True) if fit]
+    loaded = iter(
+        map_threads(PreprocessedCase.load, chosen, n_threads=n_cpus(), description="loading") if chosen else []
+    )
+    logger.debug("%d of %d cases in memory, %.1f GiB", len(chosen), len(cases), budget_gib - left_gib)
+    return [next(loaded) if fit else case for case, fit in zip(cases, fits, strict=True)]

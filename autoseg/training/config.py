@@ -85,6 +85,8 @@ class TrainConfig:
         batch_size: patches per step; None for the plan's, or the recipe's limit on a CPU.
         seed: of weights, patches and augmentation.
         foreground_fraction: part of each batch that is centred on a foreground voxel.
+        sampling: how a foreground-centred patch is found, a name in `autoseg.training.patches.SAMPLING`: "published"
+            draws a case, then one of its classes; "balanced" a class, then a case that has it.
         augment: whether to augment.
         mirror: whether mirroring is part of the augmentation; None leaves it to the recipe.
     """
@@ -94,6 +96,7 @@ class TrainConfig:
     batch_size: int | None = None
     seed: int = 0
     foreground_fraction: float = 1 / 3
+    sampling: str = "published"
     augment: bool = True
     mirror: bool | None = None
 
@@ -104,3 +107,8 @@ class TrainConfig:
             raise TrainingError(f"the batch size is {self.batch_size}, expected at least 1")
         if not 0 <= self.foreground_fraction <= 1:
             raise TrainingError(f"foreground_fraction is {self.foreground_fraction}, expected 0 to 1")
+        # Here, because it brings torch, and this module is read where nothing is trained.
+        from autoseg.training.patches import SAMPLING
+
+        if self.sampling not in SAMPLING:
+            raise TrainingError(f"sampling '{self.sampling}' is unknown; known are {', '.join(SAMPLING)}")

@@ -6,16 +6,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.core.errors import TrainingError
 from autoseg.core.runtime import derive_seed
 from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.augment import AugmentConfig, AugmentParameters, draw_parameters, read_size
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +38,64 @@ class Batch:
     augmentation: AugmentParameters | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CasePool:
+    """Cases to draw from.
+
+    Attributes:
+        cases: all of them.
+        cases_with: the foreground classes that at least one case has, and the cases that have each.
+    """
+
+    cases: tuple[PreprocessedCase, ...]
+    cases_with: dict[int, tuple[PreprocessedCase, ...]]
+
+    @classmethod
+    def of(cls, cases: Sequence[PreprocessedCase]) -> CasePool:
+        """The pool of these cases."""
+        classes = sorted({class_index for case in cases for class_index in case.classes})
+        having = {class_index: tuple(case for case in cases if class_index in case.classes) for class_index in classes}
+        return cls(cases=tuple(cases), cases_with=having)
+
+
+def draw_case_then_class(pool: CasePool, rng: np.random.Generator) -> tuple[PreprocessedCase, int | None]:
+    """A case, every one with equal chance, then one of its classes evenly; None where it has none.
+
+    A class that one case in a hundred has is centred on in less than one foreground-centred patch in a hundred. The
+    rule of nnU-Net (Isensee et al., Nature Methods 2021).
+    """
+    case = _pick(pool.cases, rng)
+    return case, _pick(case.classes, rng) if case.classes else None
+
+
+def draw_class_then_case(pool: CasePool, rng: np.random.Generator) -> tuple[PreprocessedCase, int | None]:
+    """A class evenly from those that any case has, then a case that has it; any case and None where there is none.
+
+    A rare lesion is centred on as often as the liver. The few cases that have it are then seen more often than others.
+    """
+    if not pool.cases_with:
+        return _pick(pool.cases, rng), None
+    class_index = _pick(tuple(pool.cases_with), rng)
+    return _pick(pool.cases_with[class_index], rng), class_index
+
+
+def _pick(items: Sequence[T], rng: np.random.Generator) -> T:
+    return items[int(rng.integers(len(items)))]
+
+
+SAMPLING: dict[str, Callable[[CasePool, np.random.Generator], tuple[PreprocessedCase, int | None]]] = {
+    "published": draw_case_then_class,
+    "balanced": draw_class_then_case,
+}
+"""How a foreground-centred patch finds its case and its class, by name."""
+
+
 class PatchSampler:
     """Draws batches of patches. A batch depends on its number alone, so training can resume anywhere.
 
     A patch lies inside its case, or is centred on it along axes where the case is smaller; outside the case there is
-    zero and background. The last samples of each batch are centred on a voxel of a class drawn evenly from those the
-    case has.
+    zero and background. The first samples of each batch are of any case and any place; the last are centred on a voxel
+    of a class, which `SAMPLING` finds.
     """
 
     def __init__(
@@ -52,24 +107,33 @@ class PatchSampler:
         foreground_fraction: float,
         seed: int | str,
         augmentation: AugmentConfig | None = None,
+        sampling: str = "published",
     ) -> None:
         """Prepares drawing; reads nothing.
 
         Args:
-            cases: to draw from, with equal chance.
+            cases: to draw from.
             patch_size: ([Z,] Y, X): what the network gets.
             batch_size: patches per batch.
-            foreground_fraction: part of the batch, at its end, that is centred on foreground.
+            foreground_fraction: part of the batch, at its end, that is centred on foreground, rounded to whole
+                samples. Where that would be none in every batch, it is one in as many batches as make the fraction.
             seed: of every draw.
             augmentation: what the batch will be augmented with, drawn here so that just the voxels it needs are read.
+            sampling: a name in `SAMPLING`.
+
+        Raises:
+            TrainingError: the sampling is unknown.
         """
-        self._cases = tuple(cases)
+        if sampling not in SAMPLING:
+            raise TrainingError(f"sampling '{sampling}' is unknown; known are {', '.join(SAMPLING)}")
+        self._pool = CasePool.of(cases)
+        self._draw_foreground = SAMPLING[sampling]
         # A 2D patch is one voxel thick.
         self._patch_size = patch_size
         self._patch = (1, *patch_size)[-3:]
         self._augmentation = augmentation
         self._batch_size = batch_size
-        self._first_foreground = round(batch_size * (1 - foreground_fraction))
+        self._foreground_fraction = foreground_fraction
         self._seed = seed
 
     def batch(self, number: int) -> Batch:
@@ -78,10 +142,14 @@ class PatchSampler:
         augmentation = self._draw_augmentation(number)
         size = self._patch_size if augmentation is None else read_size(self._patch_size, augmentation)
         read = (1, *size)[-3:]
+        first_foreground = self._batch_size - self._count_foreground(number)
         images, classes, names = [], [], []
         for sample in range(self._batch_size):
-            case = self._cases[int(rng.integers(len(self._cases)))]
-            start = self._draw_start(case, rng, foreground=sample >= self._first_foreground)
+            if sample >= first_foreground:
+                case, class_index = self._draw_foreground(self._pool, rng)
+            else:
+                case, class_index = _pick(self._pool.cases, rng), None
+            start = self._draw_start(case, class_index, rng)
             start = tuple(s - (r - p) // 2 for s, r, p in zip(start, read, self._patch, strict=True))
             images.append(read_region(case.image, start, read).astype(np.float32))
             classes.append(read_region(case.label, start, read).astype(np.int64))
@@ -91,22 +159,32 @@ class PatchSampler:
             image, label = image.squeeze(2), label.squeeze(1)
         return Batch(images=image, classes=label, cases=tuple(names), augmentation=augmentation)
 
+    def _count_foreground(self, number: int) -> int:
+        """How many samples of this batch are centred on foreground."""
+        n_foreground = self._batch_size - round(self._batch_size * (1 - self._foreground_fraction))
+        if n_foreground > 0:
+            return n_foreground
+        # Rounding leaves none, as in batches of one: then no patch of the whole training would be centred. The draw has
+        # its own generator, so that patches that are not centred are the same as without it.
+        rng = np.random.default_rng(derive_seed("centred", self._seed, number))
+        return int(rng.random() < self._batch_size * self._foreground_fraction)
+
     def _draw_augmentation(self, number: int) -> AugmentParameters | None:
         if self._augmentation is None:
             return None
         return draw_parameters(
             n_samples=self._batch_size,
-            n_channels=self._cases[0].image.shape[0],
+            n_channels=self._pool.cases[0].image.shape[0],
             n_axes=len(self._patch_size),
             config=self._augmentation,
             generator=torch.Generator().manual_seed(derive_seed("augment", self._seed, number)),
         )
 
-    def _draw_start(self, case: PreprocessedCase, rng: np.random.Generator, *, foreground: bool) -> tuple[int, ...]:
+    def _draw_start(self, case: PreprocessedCase, class_index: int | None, rng: np.random.Generator) -> tuple[int, ...]:
         shape = case.label.shape
         slack = [size - patch for size, patch in zip(shape, self._patch, strict=True)]
-        if foreground and case.classes:
-            positions = case.foreground(case.classes[int(rng.integers(len(case.classes)))])
+        if class_index is not None:
+            positions = case.foreground(class_index)
             voxel = positions[int(rng.integers(len(positions)))]
             wanted = [int(v) - patch // 2 for v, patch in zip(voxel, self._patch, strict=True)]
         else:

@@ -144,6 +144,8 @@ class _Run:
             patch_size=self.configuration.patch_size,
             batch_size=self.batch_size,
             foreground_fraction=self.config.foreground_fraction,
+            # What is followed stays comparable, whatever is trained on.
+            sampling=self.config.sampling if name == "training" else "published",
             seed=f"{name}/{self.seed}",
             augmentation=augmentation,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from autoseg.preprocessing.store import (
     MAX_FOREGROUND_PER_CLASS,
     PreprocessedCase,
     is_current,
+    load_into_memory,
     sample_foreground,
     write_case,
 )
@@ -186,3 +188,88 @@ def test_open_cases_hold_no_files_open(tmp_path: Path) -> None:
     total = sum(int(case.label[0, 0, 0]) + float(case.image[0, 0, 0, 0]) for case in cases)
     assert np.isfinite(total)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def in_memory(case: PreprocessedCase) -> bool:
+    arrays = (case.image, case.label)
+    mapped = [isinstance(array, np.memmap) for array in arrays]
+    assert mapped[0] == mapped[1]
+    return not mapped[0]
+
+
+def write_sizes(folder: Path, n_slices: list[int]) -> list[PreprocessedCase]:
+    """Cases of so many slices of 8 x 8 voxels, without foreground: 192 bytes a slice."""
+    for index, n in enumerate(n_slices):
+        image, label = np.full((1, n, 8, 8), index, np.float32), np.zeros((n, 8, 8), np.uint8)
+        write_case(folder / str(index), image, label, key="key", record=RECORD, n_classes=2)
+    return [PreprocessedCase(folder / str(index)) for index in range(len(n_slices))]
+
+
+def test_memory_of_a_case_is_that_of_its_arrays(tmp_path: Path) -> None:
+    image, label = write(tmp_path / "case")
+    n_foreground = int((label > 0).sum())
+    expected = image.size * 2 + label.size + n_foreground * 3 * 4
+    assert PreprocessedCase(tmp_path / "case").memory_gib == expected / 2**30
+
+
+def test_loaded_case_is_the_same_and_needs_its_files_no_more(tmp_path: Path) -> None:
+    image, label = write(tmp_path / "case")
+    case = PreprocessedCase(tmp_path / "case")
+    (loaded,) = load_into_memory([case], budget_gib=1)
+    shutil.rmtree(tmp_path / "case")
+    np.testing.assert_array_equal(loaded.image, image.astype(np.float16))
+    np.testing.assert_array_equal(loaded.label, label)
+    assert (loaded.image.dtype, loaded.label.dtype) == (np.float16, np.uint8)
+    assert (loaded.id, loaded.stored, loaded.classes) == (case.id, case.stored, (1, 3))
+    assert loaded.memory_gib == case.memory_gib
+    for value in (1, 2, 3):
+        assert sorted(map(tuple, loaded.foreground(value).tolist())) == [tuple(p) for p in np.argwhere(label == value)]
+    # One copy for all threads, which none of them can change.
+    assert loaded.image is loaded.image
+    for array in (loaded.image, loaded.label, loaded.foreground(1)):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+
+
+@pytest.mark.parametrize(
+    ("n_slices_of_budget", "loaded"),
+    [
+        (0, [False, False, False, False]),
+        (4, [False, False, False, True]),
+        (5, [True, False, False, False]),
+        (12, [True, False, True, False]),
+        (29, [True, True, False, True]),
+        (30, [True, True, False, True]),
+        (36, [True, True, True, True]),
+        (float("inf"), [True, True, True, True]),
+    ],
+)
+def test_cases_are_loaded_in_order_as_far_as_they_fit(
+    tmp_path: Path, n_slices_of_budget: float, loaded: list[bool]
+) -> None:
+    cases = write_sizes(tmp_path, [5, 20, 7, 4])
+    result = load_into_memory(cases, budget_gib=n_slices_of_budget * 192 / 2**30)
+    assert [in_memory(case) for case in result] == loaded
+    assert not any(in_memory(case) for case in cases)
+    assert [case.id for case in result] == ["0", "1", "2", "3"]
+    assert [float(case.image[0, 0, 0, 0]) for case in result] == [0, 1, 2, 3]
+    used = sum(case.memory_gib for case in result if in_memory(case))
+    assert used <= n_slices_of_budget * 192 / 2**30
+
+
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "foreground.npy"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage"])
+def test_case_that_is_damaged_after_it_was_opened_is_named(tmp_path: Path, name: str, damage: str) -> None:
+    for case in ("first", "second"):
+        write(tmp_path / case)
+    cases = [PreprocessedCase(tmp_path / case) for case in ("first", "second")]
+    file = tmp_path / "second" / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "garbage": b"\x00\xff" * 100}[damage])
+    with pytest.raises(WorkspaceError, match=r"second: the preprocessed case cannot be read .* 'autoseg plan'"):
+        load_into_memory(cases, budget_gib=1)
+    assert in_memory(load_into_memory(cases[:1], budget_gib=1)[0])
+    # What is not loaded is not read either.
+    load_into_memory(cases, budget_gib=0)

@@ -57,3 +57,9 @@ def test_cosine_schedule_warms_up_and_ends_at_zero() -> None:
 def test_unknown_recipe_is_named_with_those_that_exist() -> None:
     with pytest.raises(TrainingError, match=r"'slow'.*fast, published"):
         TrainConfig(budget=Budget(iterations=1), recipe="slow")
+
+
+def test_unknown_sampling_is_named_with_those_that_exist() -> None:
+    assert TrainConfig(budget=Budget(iterations=1)).sampling == "published"
+    with pytest.raises(TrainingError, match=r"'best'.*published, balanced"):
+        TrainConfig(budget=Budget(iterations=1), sampling="best")

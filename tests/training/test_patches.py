@@ -8,22 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from autoseg.core.errors import TrainingError
 from autoseg.core.geometry import Box, Geometry
+from autoseg.core.runtime import derive_seed
 from autoseg.preprocessing.preprocess import CaseRecord
-from autoseg.preprocessing.store import PreprocessedCase, write_case
+from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case
 from autoseg.training.augment import AugmentConfig
-from autoseg.training.patches import Batch, PatchSampler, read_ahead, read_region
+from autoseg.training.patches import SAMPLING, Batch, PatchSampler, read_ahead, read_region
 
 SHAPE = (10, 30, 20)
 
 
-@pytest.fixture
-def case(tmp_path: Path) -> PreprocessedCase:
-    """Every voxel holds its own index, so that a patch says where it is from; one small class in a corner."""
+def make_case(folder: Path, label: NDArray, *, n_classes: int) -> PreprocessedCase:
+    """Every voxel of the image holds its own index, so that a patch says where it is from."""
     image = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(1, *SHAPE) / 8
-    label = np.zeros(SHAPE, np.uint8)
-    label[8:, 25:28, 3] = 1
     record = CaseRecord(
         geometry=Geometry(
             shape=SHAPE, spacing_mm=(1, 1, 1), affine=((1.0, 0, 0, 0),) * 4, file_axcodes=("R", "A", "S")
@@ -34,8 +34,25 @@ def case(tmp_path: Path) -> PreprocessedCase:
         spacing_mm=(1, 1, 1),
         nearest_axis=None,
     )
-    write_case(tmp_path / "case", image, label, key="k", record=record, n_classes=2)
-    return PreprocessedCase(tmp_path / "case")
+    write_case(folder, image, label, key="k", record=record, n_classes=n_classes)
+    return PreprocessedCase(folder)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> PreprocessedCase:
+    """One small class in a corner."""
+    label = np.zeros(SHAPE, np.uint8)
+    label[8:, 25:28, 3] = 1
+    return make_case(tmp_path / "case", label, n_classes=2)
+
+
+@pytest.fixture
+def liver_and_lesion(tmp_path: Path) -> list[PreprocessedCase]:
+    """Class 1 in three of four cases, class 2 in one of these, class 3 in none; the last case has no class."""
+    labels = np.zeros((4, *SHAPE), np.uint8)
+    labels[:3, 2:6, 5:20, 5:15] = 1
+    labels[2, 7:9, 22:24, 2] = 2
+    return [make_case(tmp_path / name, label, n_classes=4) for name, label in zip("abcd", labels, strict=True)]
 
 
 def make_sampler(case: PreprocessedCase, *, patch: tuple[int, ...], fraction: float = 0.0) -> PatchSampler:
@@ -69,6 +86,157 @@ def test_the_last_third_of_a_batch_holds_foreground(case: PreprocessedCase) -> N
     found = np.array([[bool(c.any()) for c in sampler.batch(number).classes] for number in range(60)])
     assert found[:, 2].all()
     assert found[:, :2].mean() < 0.3
+
+
+def count_centres(
+    cases: list[PreprocessedCase], *, sampling: str, n_batches: int = 600, batch_size: int = 5
+) -> tuple[dict[int, float], dict[str, float]]:
+    """How often each class is in the middle of a patch, and each case is drawn; the patches are one voxel each."""
+    sampler = PatchSampler(
+        cases, patch_size=(1, 1, 1), batch_size=batch_size, foreground_fraction=1, seed=0, sampling=sampling
+    )
+    batches = [sampler.batch(number) for number in range(n_batches)]
+    voxels = np.concatenate([batch.classes.numpy().ravel() for batch in batches])
+    names = np.array([name for batch in batches for name in batch.cases])
+    return (
+        {class_index: float(np.mean(voxels == class_index)) for class_index in range(4)},
+        {case.id: float(np.mean(names == case.id)) for case in cases},
+    )
+
+
+# Five standard errors of a fraction of 3000 draws.
+TOLERANCE = 5 * 0.5 / 3000**0.5
+
+
+def test_published_sampling_draws_cases_evenly_then_their_classes(liver_and_lesion: list[PreprocessedCase]) -> None:
+    classes, cases = count_centres(liver_and_lesion, sampling="published")
+    assert classes == pytest.approx({0: 1 / 4, 1: 5 / 8, 2: 1 / 8, 3: 0}, abs=TOLERANCE)
+    assert cases == pytest.approx(dict.fromkeys("abcd", 1 / 4), abs=TOLERANCE)
+
+
+def test_balanced_sampling_draws_classes_evenly_then_their_cases(liver_and_lesion: list[PreprocessedCase]) -> None:
+    """A class that no case has takes nothing from the others, and a case without classes is not centred on."""
+    classes, cases = count_centres(liver_and_lesion, sampling="balanced")
+    assert classes == pytest.approx({0: 0, 1: 1 / 2, 2: 1 / 2, 3: 0}, abs=TOLERANCE)
+    assert cases == pytest.approx({"a": 1 / 6, "b": 1 / 6, "c": 2 / 3, "d": 0}, abs=TOLERANCE)
+    assert classes[0] == classes[3] == cases["d"] == 0
+
+
+def test_balanced_sampling_leaves_the_rest_of_a_batch_to_any_case(liver_and_lesion: list[PreprocessedCase]) -> None:
+    def sampler(sampling: str) -> PatchSampler:
+        return PatchSampler(
+            liver_and_lesion, patch_size=(2, 4, 4), batch_size=3, foreground_fraction=1 / 3, seed=0, sampling=sampling
+        )
+
+    balanced, again, published = sampler("balanced"), sampler("balanced"), sampler("published")
+    drawn = set()
+    for number in reversed(range(60)):
+        batch = balanced.batch(number)
+        assert batch.images.equal(again.batch(number).images)
+        assert batch.images[:2].equal(published.batch(number).images[:2])
+        drawn |= set(batch.cases[:2])
+        assert batch.cases[2] != "d"
+        assert batch.classes[2].any()
+    assert drawn == set("abcd")
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_without_any_foreground_patches_are_of_any_place(tmp_path: Path, sampling: str) -> None:
+    empty = make_case(tmp_path / "empty", np.zeros(SHAPE, np.uint8), n_classes=3)
+    sampler = PatchSampler(
+        [empty], patch_size=(1, 1, 1), batch_size=4, foreground_fraction=1, seed=0, sampling=sampling
+    )
+    places = {float(voxel) for number in range(20) for voxel in sampler.batch(number).images.ravel()}
+    assert len(places) > 70
+
+
+def test_unknown_sampling_is_named_with_those_that_exist(case: PreprocessedCase) -> None:
+    with pytest.raises(TrainingError, match=r"'best'.*published, balanced"):
+        PatchSampler([case], patch_size=(4, 4), batch_size=1, foreground_fraction=0, seed=0, sampling="best")
+
+
+def test_published_draws_are_these(liver_and_lesion: list[PreprocessedCase]) -> None:
+    """The rule written down once more, so that a training that was begun earlier goes on with the same patches."""
+    patch = (3, 6, 4)
+    sampler = PatchSampler(liver_and_lesion, patch_size=patch, batch_size=7, foreground_fraction=1 / 3, seed=8)
+    for number in range(20):
+        rng = np.random.default_rng(derive_seed("patches", 8, number))
+        batch = sampler.batch(number)
+        for sample in range(7):
+            case = liver_and_lesion[rng.integers(4)]
+            room = np.subtract(SHAPE, patch)
+            if sample >= 5 and case.classes:
+                positions = case.foreground(case.classes[rng.integers(len(case.classes))])
+                start = np.clip(positions[rng.integers(len(positions))] - np.array(patch) // 2, 0, room)
+            else:
+                start = np.array([rng.integers(r + 1) for r in room])
+            z, y, x = (slice(s, s + p) for s, p in zip(start, patch, strict=True))
+            assert batch.cases[sample] == case.id
+            np.testing.assert_array_equal(batch.images[sample, 0].numpy(), case.image[0, z, y, x])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "fraction", "n_fewest", "n_most", "n_mean"),
+    [
+        (1, 1 / 3, 0, 1, 1 / 3),
+        (2, 0.1, 0, 1, 0.2),
+        (3, 0.1, 0, 1, 0.3),
+        # Rounded as published, always the same number, also where the fraction is then not met.
+        (2, 1 / 3, 1, 1, 1),
+        (4, 1 / 3, 1, 1, 1),
+        (5, 1 / 3, 2, 2, 2),
+        (12, 1 / 3, 4, 4, 4),
+        (1, 0.8, 1, 1, 1),
+        (1, 0, 0, 0, 0),
+        (1, 1, 1, 1, 1),
+    ],
+)
+def test_how_many_of_a_batch_are_centred_on_foreground(
+    case: PreprocessedCase, batch_size: int, fraction: float, n_fewest: int, n_most: int, n_mean: float
+) -> None:
+    """One voxel of a thousand is foreground, so a patch of one voxel is hardly ever foreground by chance."""
+    (case,) = load_into_memory([case], budget_gib=1)
+    n_batches = 100 if n_fewest == n_most else 1500
+    sampler, again = (
+        PatchSampler([case], patch_size=(1, 1, 1), batch_size=batch_size, foreground_fraction=fraction, seed=1)
+        for _ in range(2)
+    )
+    random = PatchSampler([case], patch_size=(1, 1, 1), batch_size=batch_size, foreground_fraction=0, seed=1)
+    counts = []
+    for number in range(n_batches):
+        batch, other = sampler.batch(number), random.batch(number)
+        # Patches that are not centred do not depend on how many are.
+        assert batch.images[: batch_size - n_most].equal(other.images[: batch_size - n_most])
+        counts.append(int((batch.classes[batch_size - n_most :] > 0).sum()))
+    assert min(counts) == n_fewest
+    assert max(counts) == n_most
+    assert np.mean(counts) == pytest.approx(n_mean, abs=0 if n_fewest == n_most else 5 * 0.5 / n_batches**0.5)
+    for number in (90, 3, 70):
+        assert sampler.batch(number).images.equal(again.batch(number).images)
+
+
+@pytest.mark.parametrize("n_loaded", [0, 2, 4])
+def test_patches_from_memory_are_those_from_disk(liver_and_lesion: list[PreprocessedCase], n_loaded: int) -> None:
+    """Read in threads, as in training, and of cases that are partly in memory."""
+
+    def sampler(cases: list[PreprocessedCase]) -> PatchSampler:
+        config = AugmentConfig(rotation_probability=1)
+        return PatchSampler(
+            cases, patch_size=(4, 8, 8), batch_size=3, foreground_fraction=1 / 3, seed=0, augmentation=config
+        )
+
+    budget_gib = sum(case.memory_gib for case in liver_and_lesion[:n_loaded])
+    loaded = load_into_memory(liver_and_lesion, budget_gib=budget_gib)
+    assert [isinstance(case.image, np.memmap) for case in loaded] == [index >= n_loaded for index in range(4)]
+    mapped = sampler(liver_and_lesion)
+    numbers = range(30)
+    for number, batch in zip(
+        numbers, read_ahead(sampler(loaded).batch, iter(numbers), n_threads=3, depth=5), strict=True
+    ):
+        expected = mapped.batch(number)
+        assert batch.cases == expected.cases
+        assert batch.images.equal(expected.images)
+        assert batch.classes.equal(expected.classes)
 
 
 def test_a_case_smaller_than_the_patch_is_centred_and_padded(case: PreprocessedCase) -> None:
