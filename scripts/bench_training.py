@@ -18,8 +18,8 @@ a busy machine hurts both; the figures are medians over all rounds. What is comp
   original took cubic splines, which take longer. Where they train, each of their loading processes has one thread.
 - The largest sum of the memory of a training process and of its children (proportional set size, so only on Linux).
 
-The processors that other programs kept busy meanwhile are printed: with more than a few hundredths of one, take the
-figures for what they are.
+The processors that other programs kept busy meanwhile are printed: two sides that were disturbed unequally can't be
+compared.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ RECIPE = "published"
 FOLD = 0
 RESULT = "RESULT "
 MEMORY_INTERVAL_S = 0.2
+# Processors, on average over a measurement; above, it counts as disturbed.
+MAX_OTHERS_BUSY = 0.1
 N_AUGMENT_WARM_UP = 5
 # nnU-Net starts as many loading processes as there are processors, but no more than this.
 MAX_PEER_WORKERS = 12
@@ -630,7 +632,11 @@ def main() -> None:
     for side, about in sides.items():
         print(f"{side}: " + ", ".join(f"{key} {value}" for key, value in about.items()))
     print(f"rounds: {arguments.rounds}, steps in each: {arguments.steps}; took {time.monotonic() - started:.0f} s")
-    print(f"processors that others kept busy: {others:.2f} of {os.cpu_count()}\n")
+    print(f"processors that others kept busy: {others:.2f} of {os.cpu_count()}")
+    disturbed = sum(known.others_busy > MAX_OTHERS_BUSY for known in runs)
+    print(
+        f"{disturbed} of {len(runs)} measurements were disturbed, so the figures are not final\n" if disturbed else ""
+    )
     print(format_rows(rows))
     if arguments.json:
         report = {
