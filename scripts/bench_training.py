@@ -299,7 +299,7 @@ def measure_network(options: dict[str, Any]) -> dict[str, Any]:
         learner.step(lambda: learner.loss(images, classes), learning_rate=recipe.learning_rate)
         seconds.append(time.monotonic() - started)
     n_weights = sum(weight.numel() for weight in learner.network.parameters())
-    precision = str(learner.precision or torch.float32).removeprefix("torch.")
+    precision = learner.precision_name
     return {
         "values": {"step": seconds[options["n_warm_up"] :]},
         "about": {"weights": n_weights, "precision": precision},
@@ -379,15 +379,15 @@ def write_raw_dataset(source: Path, target: Path) -> None:
 
 
 def write_samples(work: Path, images_file: Path, labels_file: Path) -> None:
-    """Writes one batch of preprocessed cases, each amid enough around it for every rotation and zoom.
+    """Writes one batch of preprocessed cases, each amid enough around it for every rotation and scale.
 
     Images are (N, C, Z, Y, X) float32, labels (N, 1, Z, Y, X) int16.
     """
     workspace = Workspace(root=work)
     plan = workspace.read_plan()
     configuration, grid = plan.configuration(CONFIGURATION), plan.grid(CONFIGURATION)
-    smallest_zoom = AugmentConfig.for_patch(configuration.patch_size).scaling_range[0]
-    size = (ceil(hypot(*configuration.patch_size) / smallest_zoom) + 2,) * 3
+    largest_scale = AugmentConfig.for_patch(configuration.patch_size).scaling_range[1]
+    size = (ceil(hypot(*configuration.patch_size) * largest_scale) + 2,) * 3
     images, labels = [], []
     for name in workspace.read_splits().folds[FOLD].training[: configuration.batch_size]:
         case = PreprocessedCase(workspace.preprocessed(grid, name))

@@ -8,9 +8,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from autoseg.core.errors import AutosegError
@@ -24,6 +26,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 PLAIN_PROGRESS_INTERVAL_S = 10.0
+N_TIMED_CONVOLUTIONS = 5
 
 
 def n_cpus() -> int:
@@ -65,6 +68,28 @@ def map_threads(function: Callable[[S], T], items: Iterable[S], *, n_threads: in
             return [future.result() for future in futures]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_ahead(
+    function: Callable[[S], T], items: Iterable[S], *, n_threads: int = 1, depth: int
+) -> Generator[T, None, None]:
+    """Applies `function` to items in threads, in order, at most `depth` ahead of the one that is worked on.
+
+    An error surfaces where its result would have come; what is waiting then is dropped, as when the generator is
+    closed.
+    """
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="ahead") as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 @contextmanager
@@ -152,6 +177,16 @@ def machine_memory_gib() -> float:
         return math.inf
 
 
+def peak_memory_gib() -> float:
+    """The most memory that this process has held so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / 2**30 if sys.platform == "darwin" else largest / 2**20
+
+
 def resolve_device(name: str) -> torch.device:
     """The device of that name: "auto", "cpu", "cuda", "cuda:1" or "mps".
 
@@ -186,7 +221,49 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    # Without bf16 instructions, a CPU emulates them and is slower than in float32.
-    if device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
-        return torch.bfloat16
-    return None
+    return torch.bfloat16 if device.type == "cpu" and _cpu_gains_from_bfloat16() else None
+
+
+@cache
+def _cpu_gains_from_bfloat16() -> bool:
+    """Whether a convolution, which is what networks spend their time in, is faster than in float32: it is timed.
+
+    Processors without the instructions emulate them and are slower; some that have them gain nothing.
+    """
+    import torch
+
+    if not getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return False
+    volume = torch.ones(1, 32, 16, 24, 24).to(memory_format=torch.channels_last_3d)
+    weight = torch.ones(32, 32, 3, 3, 3)
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    with torch.inference_mode():
+        for _ in range(N_TIMED_CONVOLUTIONS):
+            for dtype in seconds:
+                x, w = volume.to(dtype), weight.to(dtype)
+                started = time.perf_counter()
+                torch.nn.functional.conv3d(x, w, padding=1)
+                seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
+@contextmanager
+def computing(*, deterministic: bool) -> Iterator[None]:
+    """While the block runs, torch repeats its results bit for bit, or else picks the fastest kernels by trying them.
+
+    An operation that can't be repeated on this device then raises torch's own error. On a CPU all are repeated anyway,
+    with the same number of threads.
+    """
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if deterministic:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

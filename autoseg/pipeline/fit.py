@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from autoseg.inference.predictor import Predictor
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.config import TrainConfig
-    from autoseg.training.record import EpochFigures
+    from autoseg.training.record import EpochFigures, ValidationSlice
 
 CURVES_INTERVAL_S = 30.0
 MEMORY_BUDGET_GIB = 1.0
@@ -40,6 +41,7 @@ def train(
     resume: bool = True,
     validate: bool = True,
     checkpoint_interval_s: float = 600.0,
+    track_with: Sequence[str] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[int, Evaluation | None]:
     """Trains folds of a configuration one after the other and validates each on whole volumes.
@@ -60,6 +62,7 @@ def train(
         resume: go on from checkpoints where there are some.
         validate: predict and score the validation cases of each fold.
         checkpoint_interval_s: the state is saved at the end of each epoch, and after this time at the latest.
+        track_with: names of trackers to send each epoch to, see `autoseg.reporting.trackers.TRACKERS`.
         stop: asked after every step; True saves and raises.
 
     Returns:
@@ -70,7 +73,7 @@ def train(
         TrainingError: see `autoseg.training.trainer.train_fold`.
         TrainingInterrupted: `stop` said so.
     """
-    from autoseg.inference.predictor import fold_folder
+    from autoseg.inference.model import fold_folder
     from autoseg.preprocessing.store import PreprocessedCase, load_into_memory
     from autoseg.training.config import Budget, TrainConfig
     from autoseg.training.recipe import RECIPES
@@ -102,19 +105,20 @@ def train(
             return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
 
         folder = fold_folder(model, fold)
-        train_fold(
-            folder,
-            made,
-            chosen,
-            training=open_cases(splits.folds[fold].training),
-            validation=open_cases(splits.folds[fold].validation),
-            config=settings,
-            device=where,
-            resume=resume,
-            checkpoint_interval_s=checkpoint_interval_s,
-            stop=stop,
-            on_epoch=_curve_drawer(folder),
-        )
+        with _followers(folder, track_with, labels=made.labels.names) as on_epoch:
+            train_fold(
+                folder,
+                made,
+                chosen,
+                training=open_cases(splits.folds[fold].training),
+                validation=open_cases(splits.folds[fold].validation),
+                config=settings,
+                device=where,
+                resume=resume,
+                checkpoint_interval_s=checkpoint_interval_s,
+                stop=stop,
+                on_epoch=on_epoch,
+            )
         _draw_curves(folder, read_log(FoldFiles(folder=folder).log))
         results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop) if validate else None
     return results
@@ -126,10 +130,10 @@ def _write_model_plan(model: Path, plan: Plan) -> None:
     Raises:
         TrainingError: there are such weights.
     """
-    from autoseg.inference.predictor import trained_folds
+    from autoseg.inference.model import usable_folds
 
     file = model / "plan.json"
-    if file.exists() and trained_folds(model):
+    if file.exists() and usable_folds(model):
         known: Plan = read_json(file, Plan)
         if _what_weights_depend_on(known) != _what_weights_depend_on(plan):
             raise TrainingError(
@@ -140,6 +144,27 @@ def _write_model_plan(model: Path, plan: Plan) -> None:
 
 def _what_weights_depend_on(plan: Plan) -> tuple[object, ...]:
     return plan.configuration(plan.recommended), plan.labels, plan.normalization, plan.axis_order
+
+
+@contextmanager
+def _followers(
+    folder: Path, trackers: Sequence[str], *, labels: Sequence[str]
+) -> Iterator[Callable[[Sequence[EpochFigures], Sequence[ValidationSlice]], None]]:
+    """What is to be called after each epoch: it draws the curves and tells the trackers."""
+    from autoseg.reporting.trackers import make_tracker
+
+    draw = _curve_drawer(folder)
+    with ExitStack() as stack:
+        made = [make_tracker(name, folder, labels) for name in trackers]
+        for tracker in made:
+            stack.callback(tracker.close)
+
+        def on_epoch(epochs: Sequence[EpochFigures], slices: Sequence[ValidationSlice]) -> None:
+            draw(epochs)
+            for tracker in made:
+                tracker.log(epochs, slices)
+
+        yield on_epoch
 
 
 def _curve_drawer(folder: Path) -> Callable[[Sequence[EpochFigures]], None]:
@@ -181,7 +206,8 @@ def validate_fold(
         stop: asked after every case; True raises.
     """
     from autoseg.evaluation.evaluate import Evaluation, score_case, summarise_scores
-    from autoseg.inference.predictor import Predictor, fold_folder
+    from autoseg.inference.model import fold_folder
+    from autoseg.inference.predictor import Predictor
     from autoseg.training.record import FoldFiles
     from autoseg.training.trainer import TrainingInterrupted
 

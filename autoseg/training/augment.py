@@ -27,11 +27,13 @@ class AugmentConfig:
     """The augmentation table. Probabilities are per sample; the defaults are the published ones for a 3D patch.
 
     Attributes:
-        anisotropic: 3D only: rotate only in the plane of the last two axes, and keep the first at full resolution.
+        anisotropic: 3D only: rotate and scale only in the plane of the last two axes, and keep the first at full
+            resolution, so that slices never mix.
         rotation_probability: of a rotation, about all axes at once.
         rotation_max_deg: angles are drawn from minus to plus this, about each axis; 180 at most.
-        scaling_probability: of a zoom about the centre.
-        scaling_range: of the zoom, one for all axes; above 1 enlarges structures.
+        scaling_probability: of scaling about the centre, all axes alike.
+        scaling_range: of the factor on distances in the patch: below 1 enlarges structures; drawn below or above 1 with
+            equal chance.
         noise_probability: of Gaussian noise.
         noise_std_range: of the noise, the same for all channels; the published table calls it variance, but its
             implementation uses it as standard deviation.
@@ -118,7 +120,7 @@ class AugmentParameters:
 
     Attributes:
         angles_rad: (N, 1) for 2D, (N, 3) for 3D: about Z, Y and X; 0 leaves it.
-        zoom: (N,), 1 leaves it.
+        scale: (N, D), the factor on distances along each axis of the patch; 1 leaves it.
         flip: (N, D) bool.
         noise_std: (N, C), 0 leaves it, as for the blur; for all that follow 1 does.
         noise_seed: of the noise field.
@@ -134,7 +136,7 @@ class AugmentParameters:
     """
 
     angles_rad: Tensor
-    zoom: Tensor
+    scale: Tensor
     flip: Tensor
     noise_std: Tensor
     noise_seed: int
@@ -161,12 +163,12 @@ def draw_parameters(
     def uniform(bounds: tuple[float, float], shape: tuple[int, ...]) -> Tensor:
         return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(shape, generator=generator)
 
-    def factor(bounds: tuple[float, float]) -> Tensor:
+    def factor(bounds: tuple[float, float], shape: tuple[int, ...] = each) -> Tensor:
         """Below or above 1 with equal chance, where the bounds allow both."""
         low, high = bounds
-        below, above = uniform((low, min(high, 1.0)), each), uniform((max(low, 1.0), high), each)
+        below, above = uniform((low, min(high, 1.0)), shape), uniform((max(low, 1.0), high), shape)
         return torch.where(
-            torch.rand(each, generator=generator) < (0.5 if low < 1 < high else float(low < 1)), below, above
+            torch.rand(shape, generator=generator) < (0.5 if low < 1 < high else float(low < 1)), below, above
         )
 
     def chosen(probability: float, shape: tuple[int, ...] = (n_samples, 1)) -> Tensor:
@@ -178,16 +180,17 @@ def draw_parameters(
     blurred = chosen(config.blur_probability) & chosen(config.blur_channel_probability, each)
     lowered = chosen(config.low_resolution_probability) & chosen(config.low_resolution_channel_probability, each)
     angles_rad = torch.where(chosen(config.rotation_probability), angles, 0.0)
-    zoom = torch.where(
-        chosen(config.scaling_probability, (n_samples,)), uniform(config.scaling_range, (n_samples,)), 1.0
-    )
+    scale = torch.where(chosen(config.scaling_probability), factor(config.scaling_range, (n_samples, 1)), 1.0)
+    scale = scale.repeat(1, n_axes)
+    if config.anisotropic:
+        scale[:, 0] = 1.0
     flip = chosen(config.mirror_probability, (n_samples, n_axes))
     if config.mirror_axes is not None:
         flip &= torch.tensor([axis in config.mirror_axes for axis in range(n_axes)])
     sides = torch.zeros(n_samples, dtype=torch.bool) if config.side_axis is None else flip[:, config.side_axis]
     return AugmentParameters(
         angles_rad=angles_rad,
-        zoom=zoom,
+        scale=scale,
         flip=flip,
         noise_std=torch.where(chosen(config.noise_probability), noise_std, 0.0).expand(each),
         noise_seed=int(torch.randint(2**62, (1,), generator=generator)),
@@ -214,7 +217,7 @@ def read_size(patch_size: tuple[int, ...], parameters: AugmentParameters) -> tup
         Size in voxels, same axes: the smallest that will do for all samples, nowhere smaller than the patch. It exceeds
         the patch by an even number, equally on both sides.
     """
-    return covering_size(patch_size, angles_rad=parameters.angles_rad, zoom=parameters.zoom)
+    return covering_size(patch_size, angles_rad=parameters.angles_rad, scale=parameters.scale)
 
 
 @torch.no_grad()
@@ -252,7 +255,7 @@ def apply_parameters(
             labels,
             patch_size=patch_size,
             angles_rad=parameters.angles_rad,
-            zoom=parameters.zoom,
+            scale=parameters.scale,
             flip=parameters.flip,
         )
         changed = torch.nonzero(parameters.changes_sides).flatten().to(classes.device)

@@ -36,29 +36,30 @@ def rotation_matrices(angles_rad: Tensor) -> Tensor:
     return total
 
 
-def covering_size(patch_size: tuple[int, ...], *, angles_rad: Tensor, zoom: Tensor) -> tuple[int, ...]:
+def covering_size(patch_size: tuple[int, ...], *, angles_rad: Tensor, scale: Tensor) -> tuple[int, ...]:
     """The smallest region around the patch that holds every voxel these samples ask for.
 
     Args:
         patch_size: in voxels, (Y, X) or (Z, Y, X).
         angles_rad: (N, 1) for 2D, (N, 3) for 3D, see `rotation_matrices`.
-        zoom: (N,), below 1 asks for more than the patch.
+        scale: (N, D), the factor on distances along each axis of the patch; above 1 asks for more than the patch.
 
     Returns:
         Size in voxels, same axes. It exceeds the patch by an even number, equally on both sides.
     """
     half_patch = (torch.tensor(patch_size, dtype=torch.float64) - 1) / 2
-    corners = rotation_matrices(angles_rad.to(torch.float64)).abs() @ half_patch / zoom.to(torch.float64)[:, None]
+    half_scaled = half_patch * scale.to(torch.float64)
+    corners = (rotation_matrices(angles_rad.to(torch.float64)).abs() @ half_scaled[..., None])[..., 0]
     margins = (corners.amax(0) - half_patch - ROUNDING_VOXELS).ceil().clamp(min=0).to(torch.int64)
     return tuple(size + 2 * margin for size, margin in zip(patch_size, margins.tolist(), strict=True))
 
 
 def resample(
-    images: Tensor, labels: Tensor, *, patch_size: tuple[int, ...], angles_rad: Tensor, zoom: Tensor, flip: Tensor
+    images: Tensor, labels: Tensor, *, patch_size: tuple[int, ...], angles_rad: Tensor, scale: Tensor, flip: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cuts the central patch out of each sample, rotated, zoomed and mirrored about its centre.
+    """Cuts the central patch out of each sample, rotated, scaled and mirrored about its centre.
 
-    Samples that are neither rotated nor zoomed keep their exact voxels. What lies outside the read region is 0 and
+    Samples that are neither rotated nor scaled keep their exact voxels. What lies outside the read region is 0 and
     background. Images are interpolated linearly, labels take the nearest voxel.
 
     Args:
@@ -66,7 +67,7 @@ def resample(
         labels: (N, *read), integers below 2**24.
         patch_size: in voxels, nowhere larger than the read region.
         angles_rad: (N, 1) for 2D, (N, 3) for 3D, see `rotation_matrices`; on the CPU, as are the next two.
-        zoom: (N,), above 1 enlarges structures.
+        scale: (N, D), the factor on distances along each axis of the patch; below 1 enlarges structures.
         flip: (N, D) bool, the axes to mirror.
 
     Returns:
@@ -75,11 +76,11 @@ def resample(
     n_samples, n_channels = images.shape[:2]
     patches = images.new_empty((n_samples, n_channels, *patch_size))
     classes = torch.empty((n_samples, *patch_size), dtype=torch.int64, device=labels.device)
-    moved = (angles_rad != 0).any(1) | (zoom != 1)
+    moved = (angles_rad != 0).any(1) | (scale != 1).any(1)
     _crop(images, labels, patches, classes, samples=torch.nonzero(~moved).flatten(), flip=flip)
     samples = torch.nonzero(moved).flatten()
     if len(samples):
-        theta = _affine(images.shape[2:], patch_size, angles_rad[samples], zoom[samples], flip[samples])
+        theta = _affine(images.shape[2:], patch_size, angles_rad[samples], scale[samples], flip[samples])
         grid = F.affine_grid(theta.to(images.device), [len(samples), 1, *patch_size], align_corners=False)
         chosen = samples.to(images.device)
         patches[chosen] = F.grid_sample(_take(images, samples), grid, mode="bilinear", align_corners=False)
@@ -117,12 +118,12 @@ def _take(batch: Tensor, samples: Tensor) -> Tensor:
 
 
 def _affine(
-    read_size: tuple[int, ...], patch_size: tuple[int, ...], angles_rad: Tensor, zoom: Tensor, flip: Tensor
+    read_size: tuple[int, ...], patch_size: tuple[int, ...], angles_rad: Tensor, scale: Tensor, flip: Tensor
 ) -> Tensor:
     """What `torch.nn.functional.affine_grid` wants: normalised patch coordinates to normalised read coordinates.
 
-    In voxels: read = centre + rotation @ mirroring @ (patch - (size - 1) / 2) / zoom. With edges at -1 and 1, a patch
-    coordinate u is u * size / 2 voxels from the centre, and voxel v of the read region is at (2 v + 1) / read - 1.
+    In voxels: read = centre + rotation @ mirroring @ (scale * (patch - (size - 1) / 2)). With edges at -1 and 1, a
+    patch coordinate u is u * size / 2 voxels from the centre; voxel v of the read region is at (2 v + 1) / read - 1.
 
     Returns:
         (N, D, D + 1) float32, rows and columns in torch's order, last spatial axis first.
@@ -131,7 +132,7 @@ def _affine(
     # Not the centre of the read region: where the sizes differ by an odd number, this agrees with the exact crop.
     centre = torch.tensor(_starts(read_size, patch_size), dtype=torch.float64) + (patch - 1) / 2
     signs = 1 - 2 * flip.to(torch.float64)
-    matrix = rotation_matrices(angles_rad.to(torch.float64)) * (signs / zoom[:, None])[:, None, :]
+    matrix = rotation_matrices(angles_rad.to(torch.float64)) * (signs * scale)[:, None, :]
     linear = matrix * patch / read[:, None]
-    offset = ((2 * centre + 1) / read - 1).expand(len(zoom), -1)
+    offset = ((2 * centre + 1) / read - 1).expand(len(scale), -1)
     return torch.cat([linear.flip(1, 2), offset.flip(1)[..., None]], dim=2).to(torch.float32)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.core.errors import FormatError, TrainingError
+from autoseg.core.runtime import format_memory
 from autoseg.core.serialize import atomic_path, from_plain, to_plain
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
@@ -28,6 +29,8 @@ class RunState:
         epoch_losses: losses of the epoch that has begun, step by step.
         epoch_time_s: time spent in that epoch.
         loss_scale: of float16 training; None otherwise.
+        device: the kind of device that trained, such as "cpu".
+        precision: that it computed in, such as "bfloat16".
         mirror: whether patches are mirrored; None before that is decided.
         finished: whether the budget is used up.
     """
@@ -39,18 +42,32 @@ class RunState:
     epoch_losses: tuple[float, ...]
     epoch_time_s: float
     loss_scale: float | None
+    device: str
+    precision: str
     mirror: bool | None
     finished: bool
 
 
-def save_weights(path: Path, network: nn.Module) -> None:
-    """Writes the weights of a network atomically."""
-    from safetensors.torch import save_file
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far the training of a network had come.
 
-    with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, temporary
-        )
+    Attributes:
+        step: steps done.
+        epoch: epochs done.
+    """
+
+    step: int
+    epoch: int
+
+
+def save_weights(path: Path, network: nn.Module) -> None:
+    """Writes the weights of a network atomically.
+
+    Raises:
+        TrainingError: the disk is full or cannot be written to; an older file is as it was.
+    """
+    _write(path, network.state_dict())
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
@@ -59,22 +76,19 @@ def load_weights(path: Path, network: nn.Module) -> None:
     Raises:
         TrainingError: missing, damaged, or of another network.
     """
-    _load_into(network, _read(path)[0], path)
+    load_into(network, _read(path)[0], path)
 
 
 def save_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> None:
-    """Writes everything needed to go on, in one file, atomically."""
-    from safetensors.torch import save_file
+    """Writes everything needed to go on, in one file, atomically.
 
+    Raises:
+        TrainingError: the disk is full or cannot be written to; an older file is as it was.
+    """
     tensors = {_NETWORK + name: tensor for name, tensor in network.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in values.items()}
-    with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={_STATE: json.dumps(to_plain(state))},
-        )
+    _write(path, tensors, metadata={_STATE: json.dumps(to_plain(state))})
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
@@ -86,7 +100,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
     tensors, metadata = _read(path)
     state = _parse_state(path, metadata)
     network_part = {name[len(_NETWORK) :]: tensor for name, tensor in tensors.items() if name.startswith(_NETWORK)}
-    _load_into(network, network_part, path)
+    load_into(network, network_part, path)
     values: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(_OPTIMIZER):
@@ -121,6 +135,48 @@ def read_state(path: Path) -> RunState:
     return _parse_state(path, metadata)
 
 
+def read_network(path: Path) -> tuple[dict[str, Tensor], Progress]:
+    """What a checkpoint has learned so far, without the optimizer; whichever version of autoseg has written it.
+
+    Returns:
+        The weights of the network, and how far it had come.
+
+    Raises:
+        TrainingError: missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(_NETWORK)]  # noqa: SIM118
+            tensors = {name[len(_NETWORK) :]: file.get_tensor(name) for name in names}
+            state = json.loads((file.metadata() or {})[_STATE])
+        return tensors, Progress(step=state["iteration"], epoch=state["epoch"])
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with atomic_path(path) as temporary:
+            on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            # safetensors makes files that nobody else may read; these get the rights of any other file.
+            temporary.touch()
+            rights = temporary.stat().st_mode
+            save_file(on_cpu, temporary, metadata=metadata)
+            temporary.chmod(rights)
+    except (OSError, SafetensorError) as error:
+        size = format_memory(sum(tensor.nbytes for tensor in tensors.values()) / 2**30)
+        older = "; the older one is whole" if path.exists() else ""
+        raise TrainingError(
+            f"{path}: could not be written ({error}){older}; make {size} free or mend the disk, then the same command "
+            "goes on"
+        ) from error
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
@@ -140,7 +196,12 @@ def _parse_state(path: Path, metadata: dict[str, str]) -> RunState:
         raise _damaged(path, error) from error
 
 
-def _load_into(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def load_into(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Gives a network weights that were read from `path`.
+
+    Raises:
+        TrainingError: they are of another network.
+    """
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -11,6 +11,8 @@ from autoseg.training.recipe import RECIPES
 ITERATIONS_PER_EPOCH = 250
 # A budget shorter than this many full epochs is cut into as many shorter ones, so that there is a curve to look at.
 MIN_EPOCHS_SHOWN = 20
+AUGMENTATIONS = ("torch", "batchgenerators", "none")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +89,14 @@ class TrainConfig:
         foreground_fraction: part of each batch that is centred on a foreground voxel.
         sampling: how a foreground-centred patch is found, a name in `autoseg.training.patches.SAMPLING`: "published"
             draws a case, then one of its classes; "balanced" a class, then a case that has it.
-        augment: whether to augment.
+        augment: "torch", in batches on the device of the network; "batchgenerators", the same table in the classic
+            pipeline on the CPU, one batch at a time, for comparison; or "none".
         mirror: whether mirroring is part of the augmentation; None leaves it to the recipe.
+        precision: of the network's arithmetic: "float32", "bfloat16", "float16", or "auto" for the fastest that the
+            device trains well in.
+        compile: whether the network is compiled (`torch.compile`); None does it on a GPU where the training is long
+            enough to gain by it. May be changed when a run is resumed.
+        deterministic: only operations that repeat their results bit for bit; then nothing is compiled unless asked.
     """
 
     budget: Budget
@@ -97,12 +105,19 @@ class TrainConfig:
     seed: int = 0
     foreground_fraction: float = 1 / 3
     sampling: str = "published"
-    augment: bool = True
+    augment: str = "torch"
     mirror: bool | None = None
+    precision: str = "auto"
+    compile: bool | None = None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise TrainingError(f"recipe '{self.recipe}' is unknown; known are {', '.join(RECIPES)}")
+        if self.augment not in AUGMENTATIONS:
+            raise TrainingError(f"augmentation '{self.augment}' is unknown; known are {', '.join(AUGMENTATIONS)}")
+        if self.precision not in PRECISIONS:
+            raise TrainingError(f"precision '{self.precision}' is unknown; known are {', '.join(PRECISIONS)}")
         if self.batch_size is not None and self.batch_size < 1:
             raise TrainingError(f"the batch size is {self.batch_size}, expected at least 1")
         if not 0 <= self.foreground_fraction <= 1:

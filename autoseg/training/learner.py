@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +16,12 @@ from autoseg.core.runtime import autocast_dtype
 from autoseg.networks.build import build_network, channels_last
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.losses import deep_supervision_loss
+from autoseg.training.patches import Batch
 from autoseg.training.recipe import Recipe, make_optimizer
+
+logger = logging.getLogger(__name__)
+
+N_TIMED_STEPS = 3
 
 
 def build_trainable(plan: Plan, configuration: ConfigurationPlan) -> nn.Module:
@@ -23,10 +30,24 @@ def build_trainable(plan: Plan, configuration: ConfigurationPlan) -> nn.Module:
 
 
 class Learner:
-    """A network and all that changes its weights."""
+    """A network and all that changes its weights.
+
+    Attributes:
+        network: its weights are what is learned; in the mode that the last call left it in.
+        optimizer: of the recipe.
+        device: that both are on.
+        precision: of the network's arithmetic.
+        scaler: of the loss, in use in float16 only, whose small gradients would be zero without.
+    """
 
     def __init__(
-        self, network: nn.Module, configuration: ConfigurationPlan, *, recipe: Recipe, device: torch.device
+        self,
+        network: nn.Module,
+        configuration: ConfigurationPlan,
+        *,
+        recipe: Recipe,
+        device: torch.device,
+        precision: str = "auto",
     ) -> None:
         """Moves the network to the device and makes its optimizer.
 
@@ -35,23 +56,37 @@ class Learner:
             configuration: says how the loss is taken.
             recipe: how the weights are optimised.
             device: to train on.
+            precision: "float32", "bfloat16", "float16", or "auto" for the fastest that trains well on the device.
         """
         self.network = network.to(device)
         self.optimizer = make_optimizer(self.network, recipe, device)
-        self.precision = autocast_dtype(device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
         self.device = device
-        self.memory_format = channels_last(configuration.n_axes)
+        self.use_precision(precision)
+        self._forward: Callable[[Tensor], Any] = self.network
+        self._memory_format = channels_last(configuration.n_axes)
         self._batch_dice = configuration.batch_dice
         self._max_gradient_norm = recipe.max_gradient_norm
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision in which the network is run."""
-        enabled = self.precision is not None
-        return torch.autocast(self.device.type, dtype=self.precision or torch.float32, enabled=enabled)
+    def use_precision(self, name: str) -> None:
+        """Computes in this precision from now on; see `__init__`."""
+        chosen = autocast_dtype(self.device) if name == "auto" else getattr(torch, name)
+        self.precision: torch.dtype = chosen or torch.float32
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+
+    @property
+    def precision_name(self) -> str:
+        """Such as "bfloat16"."""
+        return str(self.precision).removeprefix("torch.")
+
+    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images and classes of a batch on the device of the network."""
+        if self.device.type == "cuda":
+            images, classes = batch.images.pin_memory(), batch.classes.pin_memory()
+            return images.to(self.device, non_blocking=True), classes.to(self.device, non_blocking=True)
+        return batch.images.to(self.device), batch.classes.to(self.device)
 
     def loss(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Runs the network on a batch.
+        """Runs the network on a batch, to learn from it.
 
         Args:
             images: (N, C, *patch) float32, on the device.
@@ -61,9 +96,17 @@ class Learner:
             The loss over all supervised outputs, a scalar.
         """
         self.network.train()
-        with self.autocast():
-            outputs = self.network(images.to(memory_format=self.memory_format))
+        with self._autocast():
+            outputs = self._forward(images.to(memory_format=self._memory_format))
         return deep_supervision_loss(outputs, classes, batch_dice=self._batch_dice)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits (N, K, *patch) at full resolution, of images as for `loss`."""
+        self.network.eval()
+        with self._autocast():
+            logits: Tensor = self.network(images.to(memory_format=self._memory_format))
+        return logits
 
     def step(self, compute_loss: Callable[[], Tensor], *, learning_rate: float) -> float:
         """Takes the gradient of a loss and changes the weights.
@@ -93,3 +136,39 @@ class Learner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return value
+
+    def time_step(self, images: Tensor, classes: Tensor) -> float:
+        """Seconds of a step, from a few on this batch that change nothing."""
+        seconds = []
+        for _ in range(N_TIMED_STEPS):
+            started = time.monotonic()
+            self._try_step(images, classes)
+            seconds.append(time.monotonic() - started)
+        return min(seconds)
+
+    def compile(self, images: Tensor, classes: Tensor) -> bool:
+        """Compiles the network for learning and tries it on this batch; a failure leaves it as it was.
+
+        Returns:
+            Whether it worked.
+        """
+        self._forward = torch.compile(self.network, dynamic=False)
+        try:
+            self._try_step(images, classes)
+        except Exception as error:  # whatever goes wrong in a compiler, its back end or a missing tool
+            self._forward = self.network
+            reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+            logger.warning("the network could not be compiled, so training goes on without, slower (%s)", reason)
+            return False
+        return True
+
+    def _try_step(self, images: Tensor, classes: Tensor) -> None:
+        """Forward and backward, without a change of the weights."""
+        self.loss(images, classes).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        reduced = self.precision is not torch.float32
+        return torch.autocast(self.device.type, dtype=self.precision if reduced else None, enabled=reduced)

@@ -246,15 +246,15 @@ def run_steps(
 
 
 def strongest_augmentation(patch_size: tuple[int, ...]) -> AugmentConfig:
-    """Every transform for every sample, and the zoom that reads most: about the most memory that augmentation takes.
+    """Every transform for every sample, and the scale that reads most: about the most memory that augmentation takes.
 
     Args:
         patch_size: in voxels, (Y, X) or (Z, Y, X).
     """
     table = AugmentConfig.for_patch(patch_size)
-    smallest_zoom = table.scaling_range[0]
+    largest_scale = table.scaling_range[1]
     certain = {field.name: 1.0 for field in dataclasses.fields(table) if field.name.endswith("_probability")}
-    return dataclasses.replace(table, scaling_range=(smallest_zoom, smallest_zoom), **certain)  # type: ignore[arg-type]
+    return dataclasses.replace(table, scaling_range=(largest_scale, largest_scale), **certain)  # type: ignore[arg-type]
 
 
 def _train(

@@ -1,12 +1,10 @@
-"""Patches for training: which ones, and reading them ahead of the network."""
+"""Patches for training: which ones, and reading them."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -90,6 +88,17 @@ SAMPLING: dict[str, Callable[[CasePool, np.random.Generator], tuple[Preprocessed
 """How a foreground-centred patch finds its case and its class, by name."""
 
 
+class PatchTransform(Protocol):
+    """Changes patches on the CPU while they are loaded."""
+
+    @property
+    def read_size(self) -> tuple[int, ...]:
+        """Of the region it wants around each patch."""
+
+    def __call__(self, images: NDArray, classes: NDArray, *, seed: int) -> tuple[NDArray, NDArray]:
+        """Patches of what was read, (N, C, *read_size) and (N, *read_size); the same for the same seed."""
+
+
 class PatchSampler:
     """Draws batches of patches. A batch depends on its number alone, so training can resume anywhere.
 
@@ -107,6 +116,7 @@ class PatchSampler:
         foreground_fraction: float,
         seed: int | str,
         augmentation: AugmentConfig | None = None,
+        transform: PatchTransform | None = None,
         sampling: str = "published",
     ) -> None:
         """Prepares drawing; reads nothing.
@@ -119,6 +129,7 @@ class PatchSampler:
                 samples. Where that would be none in every batch, it is one in as many batches as make the fraction.
             seed: of every draw.
             augmentation: what the batch will be augmented with, drawn here so that just the voxels it needs are read.
+            transform: augments here and now instead.
             sampling: a name in `SAMPLING`.
 
         Raises:
@@ -132,6 +143,7 @@ class PatchSampler:
         self._patch_size = patch_size
         self._patch = (1, *patch_size)[-3:]
         self._augmentation = augmentation
+        self._transform = transform
         self._batch_size = batch_size
         self._foreground_fraction = foreground_fraction
         self._seed = seed
@@ -140,8 +152,7 @@ class PatchSampler:
         """Draws and reads the batch of that number."""
         rng = np.random.default_rng(derive_seed("patches", self._seed, number))
         augmentation = self._draw_augmentation(number)
-        size = self._patch_size if augmentation is None else read_size(self._patch_size, augmentation)
-        read = (1, *size)[-3:]
+        read = (1, *self._read_size(augmentation))[-3:]
         first_foreground = self._batch_size - self._count_foreground(number)
         images, classes, names = [], [], []
         for sample in range(self._batch_size):
@@ -154,10 +165,22 @@ class PatchSampler:
             images.append(read_region(case.image, start, read).astype(np.float32))
             classes.append(read_region(case.label, start, read).astype(np.int64))
             names.append(case.id)
-        image, label = torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(classes))
+        image, label = np.stack(images), np.stack(classes)
         if len(self._patch_size) == 2:
-            image, label = image.squeeze(2), label.squeeze(1)
-        return Batch(images=image, classes=label, cases=tuple(names), augmentation=augmentation)
+            image, label = image[:, :, 0], label[:, 0]
+        if self._transform is not None:
+            image, label = self._transform(image, label, seed=derive_seed("augment", self._seed, number))
+        return Batch(
+            images=torch.from_numpy(image),
+            classes=torch.from_numpy(label),
+            cases=tuple(names),
+            augmentation=augmentation,
+        )
+
+    def _read_size(self, augmentation: AugmentParameters | None) -> tuple[int, ...]:
+        if self._transform is not None:
+            return self._transform.read_size
+        return self._patch_size if augmentation is None else read_size(self._patch_size, augmentation)
 
     def _count_foreground(self, number: int) -> int:
         """How many samples of this batch are centred on foreground."""
@@ -216,21 +239,3 @@ def read_region(array: NDArray, start: Sequence[int], size: Sequence[int]) -> ND
         target.append(slice(low - begin, high - begin))
     result[tuple(target)] = array[tuple(source)]
     return result
-
-
-def read_ahead(
-    read: Callable[[int], Batch], numbers: Iterator[int], *, n_threads: int, depth: int
-) -> Generator[Batch, None, None]:
-    """Reads batches in threads, in order, at most `depth` ahead. An error surfaces where its batch would have come."""
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="patches") as pool:
-        waiting: deque[Future[Batch]] = deque()
-        try:
-            for number in numbers:
-                waiting.append(pool.submit(read, number))
-                if len(waiting) >= depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

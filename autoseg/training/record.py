@@ -6,9 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError
 from autoseg.core.serialize import atomic_path, from_plain, to_plain
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,23 @@ class EpochFigures:
     learning_rate: float
     step_s: float
     data_wait_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValidationSlice:
+    """One slice of a validation patch and what the network makes of it, to look at while it learns.
+
+    Attributes:
+        case: it is from.
+        image: (Y, X) float32, the first channel, normalized.
+        reference: (Y, X) classes, 0 is background.
+        predicted: (Y, X) classes.
+    """
+
+    case: str
+    image: NDArray[np.float32]
+    reference: NDArray[np.integer]
+    predicted: NDArray[np.integer]
 
 
 def read_log(path: Path) -> list[EpochFigures]:

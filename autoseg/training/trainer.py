@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autoseg import __version__
 from autoseg.core.errors import TrainingError
-from autoseg.core.runtime import derive_seed, format_duration, n_cpus, track
+from autoseg.core.runtime import computing, derive_seed, format_duration, n_cpus, run_ahead, track
 from autoseg.core.serialize import digest, write_json
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
@@ -33,10 +33,17 @@ from autoseg.training.checkpoint import (
 )
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.learner import Learner, build_trainable
-from autoseg.training.losses import dice_ce_loss
-from autoseg.training.patches import Batch, PatchSampler, read_ahead
+from autoseg.training.patches import Batch, PatchSampler, PatchTransform
 from autoseg.training.recipe import RECIPES, choose_batch_size
-from autoseg.training.record import EpochFigures, FoldFiles, TrainingRecord, read_log, write_log
+from autoseg.training.record import (
+    EpochFigures,
+    FoldFiles,
+    TrainingRecord,
+    ValidationSlice,
+    read_log,
+    write_log,
+)
+from autoseg.training.validation import score_patches
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +52,12 @@ MAX_BAD_STEPS = 20
 # One validation batch per so many training steps keeps validation to a few percent of the time.
 STEPS_PER_VALIDATION_BATCH = 20
 SMOOTHING = 0.9
-N_TIMED_STEPS = 3
+MAX_DATA_WAIT = 0.05
+# Compiling takes a minute or two and saves perhaps a fifth of the time afterwards.
+MIN_TIME_TO_COMPILE_S = 900.0
 
 Stop = Callable[[], bool]
+OnEpoch = Callable[[Sequence[EpochFigures], Sequence[ValidationSlice]], None]
 
 
 class TrainingInterrupted(TrainingError):
@@ -66,7 +76,7 @@ def train_fold(
     resume: bool = True,
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
     stop: Stop = lambda: False,
-    on_epoch: Callable[[Sequence[EpochFigures]], None] = lambda figures: None,
+    on_epoch: OnEpoch = lambda epochs, slices: None,
 ) -> nn.Module:
     """Trains the network of a configuration on one fold, or goes on where an earlier call was stopped.
 
@@ -81,7 +91,7 @@ def train_fold(
         resume: go on from the checkpoint where there is one; otherwise start anew.
         checkpoint_interval_s: the state is saved at the end of each epoch, and after this time at the latest.
         stop: asked after every step; True saves and raises `TrainingInterrupted`.
-        on_epoch: called with all epochs so far after each.
+        on_epoch: called after each epoch with all so far, and slices of validation patches as the network sees them.
 
     Returns:
         The trained network, in evaluation mode, on `device`.
@@ -96,7 +106,8 @@ def train_fold(
     else:
         run.discard()
     if not run.finished:
-        run.train(stop, on_epoch, checkpoint_interval_s=checkpoint_interval_s)
+        with computing(deterministic=config.deterministic):
+            run.train(stop, on_epoch, checkpoint_interval_s=checkpoint_interval_s)
     return run.learner.network.eval()
 
 
@@ -124,10 +135,10 @@ class _Run:
         self.seed = seed
         torch.manual_seed(derive_seed("weights", seed))
         network = build_trainable(plan, configuration)
-        self.learner = Learner(network, configuration, recipe=self.recipe, device=device)
+        self.learner = Learner(network, configuration, recipe=self.recipe, device=device, precision=config.precision)
         self.cases = {"training": tuple(training), "validation": tuple(validation)}
-        # The budget may grow when a run is resumed; whatever else shapes the result may not change.
-        fixed = dataclasses.replace(config, budget=Budget(iterations=1), batch_size=self.batch_size)
+        # The budget may grow when a run is resumed, and compiling may fail; what else shapes the result may not change.
+        fixed = dataclasses.replace(config, budget=Budget(iterations=1), batch_size=self.batch_size, compile=None)
         learned_from = (plan.labels, plan.normalization, plan.axis_order, [case.stored.key for case in training])
         self.config_digest = digest((configuration, fixed, seed, learned_from))
         self.mirror: bool | None = config.mirror
@@ -136,9 +147,12 @@ class _Run:
         self.epochs: list[EpochFigures] = []
         self.n_bad_steps = 0
         self.wait_s = 0.0
+        self.warned_of_waiting = False
         self.finished = False
 
-    def _sampler(self, name: str, augmentation: AugmentConfig | None) -> PatchSampler:
+    def _sampler(
+        self, name: str, *, augmentation: AugmentConfig | None = None, transform: PatchTransform | None = None
+    ) -> PatchSampler:
         return PatchSampler(
             self.cases[name],
             patch_size=self.configuration.patch_size,
@@ -148,6 +162,7 @@ class _Run:
             sampling=self.config.sampling if name == "training" else "published",
             seed=f"{name}/{self.seed}",
             augmentation=augmentation,
+            transform=transform,
         )
 
     # -- state ---------------------------------------------------------------------------------------------------------
@@ -174,6 +189,9 @@ class _Run:
                 "give the same options again, or --no-resume to start anew"
             )
         load_checkpoint(self.files.checkpoint, self.learner.network, self.learner.optimizer)
+        if state.device == self.device.type:
+            # What is fastest was measured when the run began, and may come out otherwise on a busy machine.
+            self.learner.use_precision(state.precision)
         self.iteration, self.elapsed_s, self.epoch_time_s = state.iteration, state.elapsed_s, state.epoch_time_s
         self.epoch_losses, self.mirror = list(state.epoch_losses), state.mirror
         if state.loss_scale is not None and self.learner.scaler.is_enabled():
@@ -201,6 +219,8 @@ class _Run:
             epoch_losses=tuple(self.epoch_losses),
             epoch_time_s=self.epoch_time_s,
             loss_scale=self.learner.scaler.get_scale() if self.learner.scaler.is_enabled() else None,
+            device=self.device.type,
+            precision=self.learner.precision_name,
             mirror=self.mirror,
             finished=self.finished,
         )
@@ -213,14 +233,12 @@ class _Run:
     def fraction_done(self) -> float:
         return self.config.budget.fraction_done(self.iteration, self.elapsed_s)
 
-    def train(
-        self, stop: Stop, on_epoch: Callable[[Sequence[EpochFigures]], None], *, checkpoint_interval_s: float
-    ) -> None:
+    def train(self, stop: Stop, on_epoch: OnEpoch, *, checkpoint_interval_s: float) -> None:
         """Steps until the budget is used up."""
-        sampler = self._sampler("training", self._choose_augmentation())
+        sampler = self._prepare()
         self._announce()
         saved_at = time.monotonic()
-        batches = read_ahead(sampler.batch, count(self.iteration), n_threads=max(1, n_cpus() // 2), depth=4)
+        batches = run_ahead(sampler.batch, count(self.iteration), n_threads=max(1, n_cpus() // 2), depth=4)
         with track(f"training {self.files.folder.name}", total=1000) as advance, closing(batches):
             shown = 0
             while self.fraction_done < 1:
@@ -229,8 +247,7 @@ class _Run:
                     self.config.budget.epoch_is_over(len(self.epoch_losses), self.epoch_time_s)
                     or self.fraction_done >= 1
                 ):
-                    self._end_epoch()
-                    on_epoch(self.epochs)
+                    on_epoch(self.epochs, self._end_epoch())
                 if not self.epoch_losses or time.monotonic() - saved_at > checkpoint_interval_s:
                     self.save()
                     saved_at = time.monotonic()
@@ -246,40 +263,53 @@ class _Run:
         self.finished = True
         self.save()
 
-    def _choose_augmentation(self) -> AugmentConfig | None:
-        """The augmentation of this run; whether it mirrors is decided once, by how many patches it will see."""
-        if not self.config.augment:
+    def _prepare(self) -> PatchSampler:
+        """Decides what depends on how long this will take, and makes the batches to learn from."""
+        on_gpu = self.device.type == "cuda"
+        may_compile = self.config.compile is None and on_gpu and not self.config.deterministic
+        must_decide = self.config.augment != "none" and self.mirror is None
+        step_s = 1.0
+        if self.config.compile or may_compile or (must_decide and self.config.budget.max_time_s):
+            started = time.monotonic()
+            images, classes = self.learner.to_device(self._sampler("training").batch(0))
+            step_s = self.learner.time_step(images, classes)
+            left_s = step_s * self.config.budget.expected_iterations(step_s) * (1 - self.fraction_done)
+            if self.config.compile or (may_compile and left_s > MIN_TIME_TO_COMPILE_S):
+                logger.info("%s: compiling the network, which can take minutes", self.files.folder.name)
+                self.learner.compile(images, classes)
+            # A user who gives 15 minutes waits 15 minutes.
+            self.elapsed_s += time.monotonic() - started
+        if must_decide:
+            self._decide_mirroring(step_s)
+        return self._training_sampler()
+
+    def _decide_mirroring(self, step_s: float) -> None:
+        """Once for a run, by how many patches it will see."""
+        expected, limit = (
+            self.config.budget.expected_iterations(step_s) * self.batch_size,
+            self.recipe.min_samples_to_mirror,
+        )
+        self.mirror = expected >= limit
+        text = "%s: about %.0f patches will be seen, so they are %smirrored (%d or more would be)"
+        logger.info(text, self.files.folder.name, expected, "" if self.mirror else "not ", limit)
+
+    def _training_sampler(self) -> PatchSampler:
+        if self.config.augment == "none":
             self.mirror = False
-            return None
-        if self.mirror is None:
-            step_s = self._time_steps() if self.config.budget.max_time_s is not None else 1.0
-            expected = self.config.budget.expected_iterations(step_s) * self.batch_size
-            self.mirror = expected >= self.recipe.min_samples_to_mirror
-            text = "%s: about %.0f patches will be seen, so they are %smirrored (%d or more would be)"
-            limit = self.recipe.min_samples_to_mirror
-            logger.info(text, self.files.folder.name, expected, "" if self.mirror else "not ", limit)
+            return self._sampler("training")
         config = AugmentConfig.for_patch(self.configuration.patch_size)
         if not self.mirror:
-            return dataclasses.replace(config, mirror_probability=0.0)
-        mirroring = plan_mirroring(self.plan, self.configuration)
-        return dataclasses.replace(
-            config, mirror_axes=mirroring.axes, side_axis=mirroring.side_axis, opposite=mirroring.opposite
-        )
+            config = dataclasses.replace(config, mirror_probability=0.0)
+        else:
+            mirroring = plan_mirroring(self.plan, self.configuration)
+            config = dataclasses.replace(
+                config, mirror_axes=mirroring.axes, side_axis=mirroring.side_axis, opposite=mirroring.opposite
+            )
+        if self.config.augment == "torch":
+            return self._sampler("training", augmentation=config)
+        from autoseg.training.augment_classic import ClassicAugmentation
 
-    def _time_steps(self) -> float:
-        """Seconds of a step, from a few that change nothing; they count as training time."""
-        started = time.monotonic()
-        batch = self._sampler("training", None).batch(0)
-        seconds = []
-        for _ in range(N_TIMED_STEPS):
-            step_started = time.monotonic()
-            self._loss(batch).backward()
-            self.learner.optimizer.zero_grad(set_to_none=True)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            seconds.append(time.monotonic() - step_started)
-        self.elapsed_s += time.monotonic() - started
-        return min(seconds)
+        return self._sampler("training", transform=ClassicAugmentation(self.configuration.patch_size, config))
 
     def _announce(self) -> None:
         """Says what is about to be trained, and writes it down."""
@@ -287,7 +317,7 @@ class _Run:
             autoseg=__version__,
             torch=torch.__version__,
             device=str(self.device),
-            precision=str(self.learner.precision or torch.float32).removeprefix("torch."),
+            precision=self.learner.precision_name,
             recipe=self.config.recipe,
             seed=self.config.seed,
             batch_size=self.batch_size,
@@ -328,17 +358,11 @@ class _Run:
 
     def _loss(self, batch: Batch) -> Tensor:
         """Augments a batch and runs the network on it."""
-        images, classes = self._to_device(batch)
+        images, classes = self.learner.to_device(batch)
         if batch.augmentation is not None:
             patch_size = self.configuration.patch_size
             images, classes = apply_parameters(images, classes, patch_size=patch_size, parameters=batch.augmentation)
         return self.learner.loss(images, classes)
-
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self.device.type == "cuda":
-            images, classes = batch.images.pin_memory(), batch.classes.pin_memory()
-            return images.to(self.device, non_blocking=True), classes.to(self.device, non_blocking=True)
-        return batch.images.to(self.device), batch.classes.to(self.device)
 
     def _count_bad_step(self, batch: Batch, value: float) -> None:
         self.n_bad_steps += 1
@@ -353,11 +377,18 @@ class _Run:
 
     # -- epochs --------------------------------------------------------------------------------------------------------
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> tuple[ValidationSlice, ...]:
+        """Validates on patches and writes the epoch down; returns what there is to look at."""
         started = time.monotonic()
         n_steps = len(self.epoch_losses)
-        loss, class_dice = self._validate(n_batches=math.ceil(n_steps / STEPS_PER_VALIDATION_BATCH))
-        dice = float(np.nanmean(class_dice)) if np.isfinite(class_dice).any() else math.nan
+        scores = score_patches(
+            self.learner,
+            self._sampler("validation"),
+            n_batches=math.ceil(n_steps / STEPS_PER_VALIDATION_BATCH),
+            n_classes=self.plan.labels.n_classes,
+            batch_dice=self.configuration.batch_dice,
+        )
+        dice = scores.mean_dice
         previous = self.epochs[-1].smoothed_dice if self.epochs else dice
         step_time_s = self.epoch_time_s / n_steps
         # Validation on patches belongs to the budget: a user who gives 15 minutes waits 15 minutes.
@@ -367,10 +398,10 @@ class _Run:
             iteration=self.iteration,
             time_s=self.elapsed_s,
             train_loss=float(np.nanmean(self.epoch_losses)) if np.isfinite(self.epoch_losses).any() else math.nan,
-            validation_loss=loss,
+            validation_loss=scores.loss,
             validation_dice=dice,
             smoothed_dice=SMOOTHING * previous + (1 - SMOOTHING) * dice if math.isfinite(previous) else dice,
-            class_dice=tuple(class_dice.tolist()),
+            class_dice=tuple(scores.class_dice.tolist()),
             learning_rate=self.learner.optimizer.param_groups[0]["lr"],
             step_s=step_time_s,
             data_wait_fraction=self.wait_s / max(self.epoch_time_s, 1e-9),
@@ -388,27 +419,15 @@ class _Run:
             format_duration(self.elapsed_s),
             self._time_left(),
         )
-
-    def _validate(self, *, n_batches: int) -> tuple[float, np.ndarray]:
-        """Mean loss and Dice per foreground class over the same patches every time, without augmentation."""
-        n_classes = self.plan.labels.n_classes
-        counts = torch.zeros(3, n_classes, dtype=torch.float64)
-        losses = []
-        self.learner.network.eval()
-        numbers = iter(range(n_batches))
-        sampler = self._sampler("validation", None)
-        for batch in read_ahead(sampler.batch, numbers, n_threads=1, depth=2):
-            images, classes = self._to_device(batch)
-            with torch.inference_mode(), self.learner.autocast():
-                logits = self.learner.network(images.to(memory_format=self.learner.memory_format))
-            losses.append(float(dice_ce_loss(logits, classes, batch_dice=self.configuration.batch_dice)))
-            predicted = logits.argmax(dim=1)
-            for row, voxels in enumerate((classes[predicted == classes], predicted, classes)):
-                counts[row] += torch.bincount(voxels.flatten(), minlength=n_classes).cpu()
-        overlap, predicted_sum, reference_sum = counts.numpy()
-        with np.errstate(invalid="ignore"):
-            dice = 2 * overlap / (predicted_sum + reference_sum)
-        return float(np.mean(losses)), dice[1:]
+        if figures.data_wait_fraction > MAX_DATA_WAIT and not self.warned_of_waiting:
+            self.warned_of_waiting = True
+            logger.warning(
+                "%s: %.0f%% of the time is spent waiting for data; a faster disk for the work folder, or more "
+                "processors, would speed it up",
+                self.files.folder.name,
+                100 * figures.data_wait_fraction,
+            )
+        return scores.slices
 
     def _status(self) -> str:
         recent = [loss for loss in self.epoch_losses[-20:] if math.isfinite(loss)]

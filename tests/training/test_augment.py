@@ -102,11 +102,13 @@ def test_probabilities_and_ranges_are_those_of_the_table() -> None:
     def fraction(mask: Tensor) -> float:
         return float(mask.float().mean())
 
-    rotated, scaled = (drawn.angles_rad != 0).any(1), drawn.zoom != 1
+    rotated, scaled = (drawn.angles_rad != 0).any(1), drawn.scale[:, 0] != 1
     noisy, blurred = drawn.noise_std > 0, drawn.blur_sigma > 0
     expected = {
         "rotated": (rotated, 0.2),
         "scaled": (scaled, 0.2),
+        "scaled by another factor along another axis": ((drawn.scale != drawn.scale[:, :1]).any(1), 0.0),
+        "enlarged": (drawn.scale[:, 0] < 1, 0.1),
         "rotated and scaled": (rotated & scaled, 0.04),
         "noisy": (noisy[:, 0], 0.1),
         "noisy in one channel only": (noisy[:, 0] != noisy[:, 1], 0.0),
@@ -126,7 +128,7 @@ def test_probabilities_and_ranges_are_those_of_the_table() -> None:
         assert fraction(mask) == pytest.approx(probability, abs=0.012), name
     assert torch.rad2deg(drawn.angles_rad[rotated]).abs().amax(0).tolist() == pytest.approx([30, 30, 30], abs=0.1)
     for values, (low, high) in [
-        (drawn.zoom[scaled], (0.7, 1.4)),
+        (drawn.scale[scaled], (0.7, 1.4)),
         (drawn.noise_std[noisy], (0, 0.1)),
         (drawn.blur_sigma[blurred], (0.5, 1)),
         (drawn.brightness, (0.75, 1.25)),
@@ -139,6 +141,38 @@ def test_probabilities_and_ranges_are_those_of_the_table() -> None:
         assert values.max() <= high
         assert values.min() == pytest.approx(low, abs=0.01)
         assert values.max() == pytest.approx(high, abs=0.01)
+
+
+def test_a_transform_leaves_what_is_drawn_for_the_others() -> None:
+    every = draw((8, 9, 7), EVERYTHING, n_samples=20, n_channels=2)
+
+    def changed(**changes: Any) -> tuple[AugmentParameters, set[str]]:
+        """What is drawn then, and the names of what differs."""
+        drawn = draw((8, 9, 7), dataclasses.replace(EVERYTHING, **changes), n_samples=20, n_channels=2)
+        pairs = {name: (torch.as_tensor(vars(every)[name]), torch.as_tensor(vars(drawn)[name])) for name in vars(every)}
+        return drawn, {name for name, pair in pairs.items() if not torch.equal(*pair)}
+
+    drawn_by = {
+        "rotation": "angles_rad",
+        "scaling": "scale",
+        "noise": "noise_std",
+        "blur": "blur_sigma",
+        "brightness": "brightness",
+        "contrast": "contrast",
+        "low_resolution": "low_resolution",
+        "inverted_gamma": "inverted_gamma",
+        "gamma": "gamma",
+        "mirror": "flip",
+    }
+    assert {f"{name}_probability" for name in drawn_by} == set(NEVER)
+    for name, parameter in drawn_by.items():
+        assert changed(**{f"{name}_probability": 0.0})[1] == {parameter}
+    assert changed(scaling_range=(0.8, 0.9))[1] == {"scale"}
+    in_plane, names = changed(anisotropic=True)
+    assert names == {"angles_rad", "scale", "keep_first_axis"}
+    assert torch.equal(in_plane.angles_rad[:, 0], every.angles_rad[:, 0])
+    assert torch.equal(in_plane.scale[:, 1:], every.scale[:, 1:])
+    assert (in_plane.scale[:, 0] == 1).all()
 
 
 # What is read
@@ -171,11 +205,11 @@ def test_read_size_leaves_no_empty_corner_and_no_idle_margin(patch: tuple[int, .
 
 def test_read_size_is_the_patch_unless_something_turns_or_shrinks() -> None:
     patch = (10, 14, 12)
-    still = dataclasses.replace(EVERYTHING, rotation_probability=0, scaling_range=(1.0, 1.4))
+    still = dataclasses.replace(EVERYTHING, rotation_probability=0, scaling_range=(0.7, 1.0))
     assert read_size(patch, draw(patch, still, n_samples=20)) == patch
-    shrinking = dataclasses.replace(still, scaling_range=(0.7, 0.7))
+    shrinking = dataclasses.replace(still, scaling_range=(1.4, 1.4))
     assert read_size(patch, draw(patch, shrinking, n_samples=20)) == (14, 20, 18)
-    in_plane = AugmentConfig(anisotropic=True, rotation_probability=1, rotation_max_deg=180, scaling_probability=0)
+    in_plane = AugmentConfig(anisotropic=True, rotation_probability=1, rotation_max_deg=180, scaling_probability=1)
     size = read_size(patch, draw(patch, in_plane, n_samples=20))
     assert size[0] == 10
     assert min(size[1:]) > 14
@@ -259,27 +293,28 @@ def test_labels_keep_their_classes() -> None:
 
 
 def test_anisotropic_patches_never_mix_slices() -> None:
-    """Slices of constant value stay constant, unless rotation or low resolution reach across them."""
+    """Slices of constant value stay constant, unless rotation, scale or low resolution reach across them."""
     patch = (5, 24, 20)
     table = dataclasses.replace(AugmentConfig.for_patch(patch), **NEVER)
     turning = dataclasses.replace(table, rotation_probability=1)
+    scaling = dataclasses.replace(table, scaling_probability=1)
     lowering = dataclasses.replace(table, low_resolution_probability=1, low_resolution_channel_probability=1)
-    both = dataclasses.replace(lowering, rotation_probability=1)
+    all_three = dataclasses.replace(lowering, rotation_probability=1, scaling_probability=1)
 
     def slices_before_and_after(config: AugmentConfig) -> tuple[Tensor, Tensor]:
         parameters = draw(patch, config, n_samples=8, n_channels=2)
-        # As much as half a turn in the plane needs, for all configurations.
-        slices = torch.tensor([3.0, -1.0, 4.0, 0.5, -2.0]).view(1, 1, 5, 1, 1).expand(8, 2, 5, 36, 36)
-        labels = torch.arange(5).view(1, 5, 1, 1).expand(8, 5, 36, 36)
+        # As much as a turned and shrunk plane needs, for all configurations.
+        slices = torch.tensor([3.0, -1.0, 4.0, 0.5, -2.0]).view(1, 1, 5, 1, 1).expand(8, 2, 5, 44, 44)
+        labels = torch.arange(5).view(1, 5, 1, 1).expand(8, 5, 44, 44)
         images, classes = apply_parameters(slices, labels, patch_size=patch, parameters=parameters)
         if config.anisotropic:
             assert read_size(patch, parameters)[0] == 5
             assert torch.equal(classes, labels[..., :24, :20])
         return slices[..., :24, :20].contiguous(), images
 
-    before, after = slices_before_and_after(both)
+    before, after = slices_before_and_after(all_three)
     torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
-    for mixing in (turning, lowering):
+    for mixing in (turning, scaling, lowering):
         before, after = slices_before_and_after(dataclasses.replace(mixing, anisotropic=False))
         assert (after - before).abs().mean() > 0.1, "the same check notices a mixture"
 

@@ -29,12 +29,15 @@ def smooth(shape: tuple[int, ...], seed: int = 0, sigma: float = 2.0) -> Tensor:
 
 
 def test_covering_size_known_answers() -> None:
-    def size(patch: tuple[int, ...], degrees: list[tuple[float, ...]], zoom: list[float]) -> tuple[int, ...]:
+    def size(
+        patch: tuple[int, ...], degrees: list[tuple[float, ...]], scale: list[float | tuple[float, ...]]
+    ) -> tuple[int, ...]:
         angles = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
-        return covering_size(patch, angles_rad=angles, zoom=torch.tensor(zoom))
+        per_axis = [np.broadcast_to(factor, len(patch)) for factor in scale]
+        return covering_size(patch, angles_rad=angles, scale=torch.from_numpy(np.array(per_axis)))
 
     patch, still = (10, 30, 41), (0.0, 0.0, 0.0)
-    assert size(patch, [still, still], [1, 1.4]) == patch
+    assert size(patch, [still, still], [1, 0.7]) == patch
     # A quarter turn puts 20 voxels where 14.5 were (about Z), or 4.5 (about Y).
     assert size(patch, [(90, 0, 0)], [1]) == (10, 30 + 2 * 6, 41)
     assert size(patch, [(0, -90, 0)], [1]) == (10 + 2 * 16, 30, 41)
@@ -43,10 +46,13 @@ def test_covering_size_known_answers() -> None:
     onto_y, onto_x = np.rad2deg(np.arctan2(40, 29)), np.rad2deg(np.arctan2(29, 40))
     assert size(patch, [(onto_y, 0, 0), (-onto_x, 0, 0)], [1, 1]) == (10, 30 + 2 * 11, 41 + 2 * 5)
     assert size(patch[1:], [(onto_y,), (-onto_x,)], [1, 1]) == (30 + 2 * 11, 41 + 2 * 5)
-    # Zoom 0.7: 4.5, 14.5, 20 voxels from the centre become 6.4, 20.7, 28.6.
-    assert size(patch, [still, still], [1, 0.7]) == (10 + 2 * 2, 30 + 2 * 7, 41 + 2 * 9)
-    # Both: 14.5 and 20 become 20 / 0.7 = 28.6 and 14.5 / 0.7 = 20.7.
-    assert size(patch, [(90, 0, 0)], [0.7]) == (10 + 2 * 2, 30 + 2 * 15, 41 + 2 * 1)
+    # Scale 1.4: 4.5, 14.5, 20 voxels from the centre become 6.3, 20.3, 28.
+    assert size(patch, [still, still], [1, 1.4]) == (10 + 2 * 2, 30 + 2 * 6, 41 + 2 * 8)
+    # Both: 14.5 and 20 become 20 * 1.4 = 28 and 14.5 * 1.4 = 20.3.
+    assert size(patch, [(90, 0, 0)], [1.4]) == (10 + 2 * 2, 30 + 2 * 14, 41 + 2 * 1)
+    # Each axis of the patch by its own factor, and then turned: 20 * 1.5 = 30 along Y, 14.5 * 1.4 = 20.3 along X.
+    assert size(patch, [still], [(1, 1.4, 1.5)]) == (10, 30 + 2 * 6, 41 + 2 * 10)
+    assert size(patch, [(90, 0, 0)], [(1, 1.4, 1.5)]) == (10, 30 + 2 * 16, 41 + 2 * 1)
 
 
 # Resampling
@@ -69,16 +75,20 @@ def about(axis: int, degrees: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("degrees", "zoom", "flip"),
+    ("degrees", "scale", "flip"),
     [
-        ((20, 0, 0), 1.0, (False, False, False)),
-        ((0, -25, 0), 1.0, (False, False, False)),
-        ((0, 0, 30), 0.8, (False, True, False)),
-        ((15, -20, 10), 1.3, (True, False, True)),
-        ((0, 0, 0), 0.73, (False, False, True)),
+        ((20, 0, 0), (1, 1, 1), (False, False, False)),
+        ((0, -25, 0), (1, 1, 1), (False, False, False)),
+        ((0, 0, 30), (1.25, 1.25, 1.25), (False, True, False)),
+        ((15, -20, 10), (0.77, 0.77, 0.77), (True, False, True)),
+        ((0, 0, 0), (1.37, 1.37, 1.37), (False, False, True)),
+        ((25, 0, 0), (1, 0.8, 0.8), (True, False, False)),
+        ((15, -20, 10), (0.8, 1.2, 0.9), (False, True, False)),
     ],
 )
-def test_geometry_3d_against_scipy(degrees: tuple[float, ...], zoom: float, flip: tuple[bool, ...]) -> None:
+def test_geometry_3d_against_scipy(
+    degrees: tuple[float, ...], scale: tuple[float, ...], flip: tuple[bool, ...]
+) -> None:
     read, patch = (13, 40, 29), (8, 31, 20)
     image = smooth((1, 2, *read))
     label = torch.randint(0, 4, (1, *read), generator=generator())
@@ -87,11 +97,11 @@ def test_geometry_3d_against_scipy(degrees: tuple[float, ...], zoom: float, flip
         label,
         patch_size=patch,
         angles_rad=torch.deg2rad(torch.tensor([degrees], dtype=torch.float64)),
-        zoom=torch.tensor([zoom]),
+        scale=torch.tensor([scale]),
         flip=torch.tensor([flip]),
     )
     rotation = about(0, degrees[0]) @ about(1, degrees[1]) @ about(2, degrees[2])
-    matrix = rotation @ np.diag(np.where(flip, -1.0, 1.0)) / zoom
+    matrix = rotation @ np.diag(np.where(flip, -1.0, 1.0) * scale)
     for channel in range(2):
         expected = by_scipy(image[0, channel].numpy(), matrix, patch, order=1)
         np.testing.assert_allclose(new_image[0, channel].numpy(), expected, atol=2e-4)
@@ -102,17 +112,17 @@ def test_geometry_3d_against_scipy(degrees: tuple[float, ...], zoom: float, flip
 def test_geometry_2d_against_scipy() -> None:
     read, patch = (40, 61), (21, 48)
     image, label = smooth((1, 1, *read)), torch.randint(0, 4, (1, *read), generator=generator())
-    angle, zoom = np.deg2rad(37.0), 1.2
+    angle, scale = np.deg2rad(37.0), 0.83
     new_image, new_label = resample(
         image,
         label,
         patch_size=patch,
         angles_rad=torch.tensor([[angle]]),
-        zoom=torch.tensor([zoom]),
+        scale=torch.tensor([[scale, scale]]),
         flip=torch.tensor([[False, True]]),
     )
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = rotation @ np.diag([1.0, -1.0]) / zoom
+    matrix = rotation @ np.diag([scale, -scale])
     np.testing.assert_allclose(new_image[0, 0].numpy(), by_scipy(image[0, 0].numpy(), matrix, patch, 1), atol=2e-4)
     assert (new_label[0].numpy() == by_scipy(label[0].numpy(), matrix, patch, 0)).mean() > 0.995
 
@@ -128,22 +138,22 @@ def test_interpolation_and_crop_agree_about_where_the_centre_is() -> None:
                 label,
                 patch_size=patch,
                 angles_rad=torch.zeros(1, 3),
-                zoom=torch.tensor([zoom]),
+                scale=torch.full((1, 3), scale),
                 flip=torch.tensor([flip]),
             )
-            for zoom in (1.0, 1.0 + 1e-6)
+            for scale in (1.0, 1.0 + 1e-6)
         )
         torch.testing.assert_close(interpolated[0], exact[0], atol=1e-4, rtol=0)
         assert torch.equal(interpolated[1], exact[1])
 
 
-def test_zoom_above_one_enlarges() -> None:
+def test_scale_below_one_enlarges() -> None:
     ball = torch.zeros(1, 1, 33, 33, 33)
     ball[..., 12:21, 12:21, 12:21] = 1
     sizes = []
-    for zoom in (0.7, 1.0, 1.4):
+    for scale in (1.4, 1.0, 0.7):
         drawn: dict[str, Any] = {"angles_rad": torch.zeros(1, 3), "flip": torch.zeros(1, 3, dtype=torch.bool)}
-        _, label = resample(ball, ball[:, 0], patch_size=(21, 21, 21), zoom=torch.tensor([zoom]), **drawn)
+        _, label = resample(ball, ball[:, 0], patch_size=(21, 21, 21), scale=torch.full((1, 3), scale), **drawn)
         sizes.append(int(label.sum()))
     assert sizes == [7**3, 9**3, 13**3]
 
@@ -155,7 +165,7 @@ def test_outside_is_zero_and_background() -> None:
         ones[:, 0].long() * 3,
         patch_size=(20, 20),
         angles_rad=torch.tensor([[np.pi / 4]]),
-        zoom=torch.ones(1),
+        scale=torch.ones(1, 2),
         flip=torch.zeros(1, 2, dtype=torch.bool),
     )
     assert image[0, 0, 0, 0] == 0

@@ -29,6 +29,8 @@ STATE = RunState(
     epoch_losses=(0.1, 1 / 3),
     epoch_time_s=0.25,
     loss_scale=None,
+    device="cpu",
+    precision="float32",
     mirror=False,
     finished=False,
 )
@@ -73,6 +75,9 @@ def test_weights_round_trip(tmp_path: Path) -> None:
     for name, tensor in written.state_dict().items():
         assert torch.equal(tensor, read.state_dict()[name]), name
     assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
+    (tmp_path / "other").touch()
+    rights = {(tmp_path / name).stat().st_mode for name in ("other", "weights.safetensors")}
+    assert len(rights) == 1, "colleagues may read the weights as they may any other file"
     images = torch.randn(1, 2, 8, 8, 8)
     with torch.no_grad():
         assert torch.equal(written.eval()(images), read.eval()(images))
@@ -167,3 +172,26 @@ def test_failed_write_leaves_the_file_that_was_there(tmp_path: Path) -> None:
         save_weights(file, broken)
     assert file.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_a_disk_without_room_leaves_the_older_checkpoint_whole(tmp_path: Path) -> None:
+    """The system's limit on the size of a file stands in for the full disk: both fail in the middle of writing."""
+    resource = pytest.importorskip("resource")
+    network = make_network(2)
+    optimizer = OPTIMIZERS["adamw"](network)
+    file = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(file, network, optimizer, STATE)
+    before = file.read_bytes()
+    step(network, optimizer, 0, 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"checkpoint\.safetensors: could not be written .*older one is whole"):
+            save_checkpoint(file, network, optimizer, STATE)
+        with pytest.raises(TrainingError, match=r"weights\.safetensors: could not be written .*free or mend the disk"):
+            save_weights(tmp_path / "weights.safetensors", network)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    assert load_checkpoint(file, network, optimizer) == STATE

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import TrainingError
 from autoseg.core.geometry import Box, Geometry
-from autoseg.core.runtime import derive_seed
+from autoseg.core.runtime import derive_seed, run_ahead
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case
 from autoseg.training.augment import AugmentConfig
-from autoseg.training.patches import SAMPLING, Batch, PatchSampler, read_ahead, read_region
+from autoseg.training.patches import SAMPLING, Batch, PatchSampler, read_region
 
 SHAPE = (10, 30, 20)
 
@@ -231,7 +231,7 @@ def test_patches_from_memory_are_those_from_disk(liver_and_lesion: list[Preproce
     mapped = sampler(liver_and_lesion)
     numbers = range(30)
     for number, batch in zip(
-        numbers, read_ahead(sampler(loaded).batch, iter(numbers), n_threads=3, depth=5), strict=True
+        numbers, run_ahead(sampler(loaded).batch, iter(numbers), n_threads=3, depth=5), strict=True
     ):
         expected = mapped.batch(number)
         assert batch.cases == expected.cases
@@ -281,7 +281,7 @@ def test_read_region_outside_is_zero() -> None:
 
 def test_reading_ahead_keeps_the_order_and_surfaces_errors(case: PreprocessedCase) -> None:
     sampler = make_sampler(case, patch=(4, 8, 8))
-    batches = read_ahead(sampler.batch, count(), n_threads=3, depth=5)
+    batches = run_ahead(sampler.batch, count(), n_threads=3, depth=5)
     for number in range(10):
         assert next(batches).images.equal(sampler.batch(number).images)
     batches.close()
@@ -291,9 +291,9 @@ def test_reading_ahead_keeps_the_order_and_surfaces_errors(case: PreprocessedCas
             raise OSError("the disk is gone")
         return sampler.batch(number)
 
-    failing = read_ahead(read, count(), n_threads=2, depth=3)
+    failing = run_ahead(read, count(), n_threads=2, depth=3)
     next(failing)
     next(failing)
     with pytest.raises(OSError, match="the disk is gone"):
         next(failing)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("patches") and thread.is_alive()]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead") and thread.is_alive()]

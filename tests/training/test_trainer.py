@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, Configurat
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, write_case
 from autoseg.training.config import Budget, TrainConfig
-from autoseg.training.record import EpochFigures
+from autoseg.training.patches import Batch, PatchSampler
+from autoseg.training.record import EpochFigures, ValidationSlice
 from autoseg.training.trainer import TrainingInterrupted, train_fold
 
 SHAPE = (18, 20, 22)
@@ -199,12 +201,137 @@ def test_another_seed_in_the_same_folder_is_refused_until_resuming_is_off(
 
 
 def test_training_learns(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
-    config = TrainConfig(budget=Budget(iterations=300, iterations_per_epoch=25), augment=False)
+    config = TrainConfig(budget=Budget(iterations=300, iterations_per_epoch=25), augment="none")
     train(tmp_path, cases, config=config)
     log = read_log(tmp_path)
     assert log[-1]["validation_loss"] < 0.7 * log[0]["validation_loss"]
     assert log[0]["validation_dice"] < 0.4
     assert log[-1]["validation_dice"] > 0.8
+
+
+def test_the_classic_augmentation_is_resumed_bit_for_bit_too(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+    config = dataclasses.replace(TEN, augment="batchgenerators", mirror=True)
+    whole = train(tmp_path / "whole", cases, config=config)
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path / "parts", cases, config=config, stop=stop_after(5))
+    assert_equal(whole, train(tmp_path / "parts", cases, config=config))
+    ours = train(tmp_path / "ours", cases, config=dataclasses.replace(TEN, mirror=True))
+    assert not torch.equal(whole["heads.0.weight"], ours["heads.0.weight"])
+
+
+def test_deterministic_training_leaves_torch_as_it_was(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+    config = dataclasses.replace(TEN, deterministic=True)
+    seen = []
+
+    def stop() -> bool:
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
+        return False
+
+    first = train(tmp_path / "a", cases, config=config, stop=stop)
+    assert set(seen) == {(True, False)}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert_equal(first, train(tmp_path / "b", cases, config=config))
+
+
+def test_the_precision_is_what_was_asked_for_and_stays_when_resumed(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def precision(folder: str) -> str:
+        return str(json.loads((tmp_path / folder / "training.json").read_text())["precision"])
+
+    for name in ("float32", "bfloat16", "float16"):
+        train(tmp_path / name, cases, config=dataclasses.replace(TEN, precision=name))
+        assert precision(name) == name
+        assert np.isfinite([line["train_loss"] for line in read_log(tmp_path / name)]).all()
+    monkeypatch.setattr("autoseg.training.learner.autocast_dtype", lambda device: torch.bfloat16)
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path / "auto", cases, config=TEN, stop=stop_after(3))
+    # A busy machine may measure otherwise the next time.
+    monkeypatch.setattr("autoseg.training.learner.autocast_dtype", lambda device: None)
+    resumed = train(tmp_path / "auto", cases, config=TEN)
+    assert precision("auto") == "bfloat16"
+    assert_equal(resumed, train(tmp_path / "named", cases, config=dataclasses.replace(TEN, precision="bfloat16")))
+
+
+def test_a_network_that_does_not_compile_trains_without_and_says_so_once(
+    tmp_path: Path,
+    cases: list[PreprocessedCase],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no compiler\nand many lines more")
+
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **options: compile_with(module, backend=fail, **options))
+    compiled = train(tmp_path / "fails", cases, config=dataclasses.replace(TEN, compile=True))
+    warnings = [record.getMessage() for record in caplog.records if "compiled" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "and many lines more" not in warnings[0]
+    assert_equal(compiled, train(tmp_path / "plain", cases, config=TEN))
+
+
+def test_a_compiled_network_learns_the_same(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the back end that needs no compiler; weights have the names that they have without."""
+    used = []
+    compile_with = torch.compile
+
+    def compile_quickly(module: torch.nn.Module, **options: bool) -> Callable[..., object]:
+        used.append(module)
+        compiled: Callable[..., object] = compile_with(module, backend="aot_eager", dynamic=options["dynamic"])
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    config = dataclasses.replace(TEN, precision="float32")
+    compiled = train(tmp_path / "compiled", cases, config=dataclasses.replace(config, compile=True))
+    assert len(used) == 1
+    assert not [record for record in caplog.records if "could not be compiled" in record.getMessage()]
+    plain = train(tmp_path / "plain", cases, config=config)
+    assert compiled.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_slices_of_validation_patches_are_shown_after_each_epoch(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+    configuration = make_configuration()
+    shown: list[tuple[int, Sequence[ValidationSlice]]] = []
+    train_fold(
+        tmp_path,
+        make_plan(configuration),
+        configuration,
+        training=cases[:3],
+        validation=cases[3:],
+        config=TEN,
+        device=CPU,
+        on_epoch=lambda epochs, slices: shown.append((len(epochs), slices)),
+    )
+    assert [n_epochs for n_epochs, _ in shown] == [1, 2, 3]
+    for _, slices in shown:
+        assert slices
+        for slice_ in slices:
+            assert slice_.case == cases[3].id
+            assert slice_.image.shape == slice_.reference.shape == slice_.predicted.shape == (16, 16)
+            assert slice_.image.std() > 0
+            assert set(np.unique(slice_.predicted)) <= {0, 1, 2}
+    assert (shown[0][1][0].reference != 0).any(), "the patches that are centred on foreground come first"
+
+
+def test_waiting_for_data_is_logged_and_warned_of(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw = PatchSampler.batch
+
+    def slow(self: PatchSampler, number: int) -> Batch:
+        time.sleep(1)
+        return draw(self, number)
+
+    monkeypatch.setattr(PatchSampler, "batch", slow)
+    train(tmp_path, cases, config=TrainConfig(budget=Budget(iterations=4, iterations_per_epoch=2)))
+    assert all(line["data_wait_fraction"] > 0.05 for line in read_log(tmp_path))
+    assert sum("waiting for data" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_time_budget_ends_training_and_the_rate_goes_to_zero(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
