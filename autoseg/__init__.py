@@ -1,7 +1,7 @@
 """autoseg: the best segmentation network for a folder of medical scans, without configuring anything.
 
-The whole interface: `plan` (with `Choices`), `train`, `predict`, `evaluate` and `Predictor`. Names are loaded when they
-are first used, so that importing the package is quick.
+The whole interface: `plan` (with `Choices`), `train`, `predict`, `evaluate`, `export` and `Predictor`. Names are loaded
+when they are first used, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autoseg.inference.predictor import Predictor as Predictor
     from autoseg.pipeline import evaluate as evaluate
+    from autoseg.pipeline import export as export
     from autoseg.pipeline import plan as plan
     from autoseg.pipeline import predict as predict
     from autoseg.pipeline import train as train
     from autoseg.planning.choices import Choices as Choices
 
 __version__ = "0.1.0"
-__all__ = ["Choices", "Predictor", "__version__", "evaluate", "plan", "predict", "train"]
+__all__ = ["Choices", "Predictor", "__version__", "evaluate", "export", "plan", "predict", "train"]
 
 _HOMES = {
     "Choices": "autoseg.planning.choices",
     "Predictor": "autoseg.inference.predictor",
     "evaluate": "autoseg.pipeline",
+    "export": "autoseg.pipeline",
     "plan": "autoseg.pipeline",
     "predict": "autoseg.pipeline",
     "train": "autoseg.pipeline",

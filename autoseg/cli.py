@@ -38,6 +38,7 @@ Configuration = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 DEFAULT_WORK = Path("autoseg-work")
+Folds = Annotated[str | None, typer.Option(help="0..4, 0,2, 3; default: all that are trained to their end.")]
 # Of a model, whose folds are known only when it is loaded.
 MAX_FOLDS = 1000
 
@@ -218,6 +219,30 @@ def train(
     sampling: Annotated[
         str, typer.Option(help="published, or balanced: patches centred on each class of the dataset equally often.")
     ] = "published",
+    augment: Annotated[
+        str, typer.Option(help="torch; batchgenerators (the classic pipeline on the CPU, for comparison); or none.")
+    ] = "torch",
+    mirror: Annotated[
+        bool | None,
+        typer.Option(
+            "--mirror/--no-mirror",
+            help="Mirror patches; default: in trainings that are long enough. Prediction then averages such copies.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto (the fastest that the device trains well in), float32, bfloat16 or float16.")
+    ] = "auto",
+    compile_network: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="torch.compile; default: in trainings of 15 minutes on a GPU."),
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Only operations that repeat bit for bit; slower on a GPU.")
+    ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="tensorboard: curves and sample slices for it, in the fold's folder."),
+    ] = None,
     checkpoint_interval: Annotated[
         str, typer.Option(help="Save the state at the end of each epoch, and after this time at the latest.")
     ] = "10m",
@@ -240,7 +265,18 @@ def train(
     if budget is None:
         budget = Budget.make(epochs=RECIPES[recipe].default_epochs if recipe in RECIPES else 1)
     assert budget is not None
-    config = TrainConfig(budget=budget, recipe=recipe, batch_size=batch_size, seed=seed, sampling=sampling)
+    config = TrainConfig(
+        budget=budget,
+        recipe=recipe,
+        batch_size=batch_size,
+        seed=seed,
+        sampling=sampling,
+        augment=augment,
+        mirror=mirror,
+        precision=precision,
+        compile=compile_network,
+        deterministic=deterministic,
+    )
     with _stop_on_signals() as (stop, exit_code):
         try:
             scores = pipeline.train(
@@ -252,6 +288,7 @@ def train(
                 resume=resume,
                 validate=validate,
                 checkpoint_interval_s=parse_duration(checkpoint_interval),
+                track_with=track or (),
                 stop=stop,
             )
         except TrainingInterrupted as error:
@@ -266,36 +303,97 @@ def train(
 
 @app.command()
 def predict(
-    images: Annotated[Path, typer.Argument(metavar="IN", help="A folder of images, or one image.", show_default=False)],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IN...", help="A folder of images, or one or more images.", show_default=False),
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the label maps.", show_default=False)],
-    work: Work = DEFAULT_WORK,
+    work: Annotated[
+        Path | None, typer.Option("-w", "--work", help="The work folder.", show_default=str(DEFAULT_WORK))
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE_OR_FOLDER",
+            help="In place of -w: a file from 'autoseg export', or the folder of a trained configuration.",
+        ),
+    ] = None,
     configuration: Configuration = None,
-    folds: Annotated[str | None, typer.Option(help="0..4, 0,2, 3; default: all trained.")] = None,
+    folds: Folds = None,
     device: Device = "auto",
+    speed: Annotated[
+        str,
+        typer.Option(help="best; balanced: no mirrored copies; or fast: that, tiles further apart, and one fold."),
+    ] = "best",
     mirroring: Annotated[
         bool | None,
         typer.Option("--mirroring/--no-mirroring", help="Average over mirrored copies; default: if trained on such."),
     ] = None,
     step: Annotated[
-        float, typer.Option(min=0.05, max=1.0, help="Distance of tiles, as a fraction of the patch.")
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0.05, max=1.0, help="Distance of tiles, as a fraction of the patch; default: 0.5."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite/--continue", help="Segment all images, or those without a label map only.")
+    ] = True,
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="2/8: the second of eight parts of the images, for eight processes.")
+    ] = "1/1",
+    save_probabilities: Annotated[
+        bool, typer.Option("--save-probabilities", help="Also write a map of each label's probability.")
+    ] = False,
+    save_uncertainty: Annotated[
+        bool, typer.Option("--save-uncertainty", help="Also write maps of the entropy and the folds' disagreement.")
+    ] = False,
+    max_ram: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Refuse images that need more memory; default: the machine's.")
+    ] = None,
+    max_vram: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="GPU memory for sums over tiles; default: half of what is free."),
+    ] = None,
 ) -> None:
     """Segment every image of a folder; the label maps have the images' own geometry."""
     from autoseg import pipeline
-    from autoseg.data.splits import parse_folds
 
-    chosen = None if folds is None or folds.strip() == "all" else parse_folds(folds, n_folds=MAX_FOLDS)
+    if work is not None and model is not None:
+        raise AutosegError("-w and --model both say what to segment with; leave one of them out")
     files = pipeline.predict(
         images,
         output,
-        work,
+        work or DEFAULT_WORK,
+        model=model,
         configuration=configuration,
-        folds=chosen,
+        folds=_parse_model_folds(folds),
         device=device,
+        speed=speed,
         mirroring=mirroring,
         step_fraction=step,
+        overwrite=overwrite,
+        part=_parse_part(part),
+        save_probabilities=save_probabilities,
+        save_uncertainty=save_uncertainty,
+        max_ram_gib=max_ram,
+        max_vram_gib=max_vram,
     )
     typer.echo(f"{len(files)} label maps in {output}")
+
+
+@app.command()
+def export(
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="MODEL.autoseg", help="The file to write.", show_default="beside the model's folder"),
+    ] = None,
+    work: Work = DEFAULT_WORK,
+    configuration: Configuration = None,
+    folds: Folds = None,
+) -> None:
+    """Write a trained model into one file, to predict with anywhere: no images, names of cases or paths are in it."""
+    from autoseg import pipeline
+
+    file = pipeline.export(work, target, configuration=configuration, folds=_parse_model_folds(folds))
+    typer.echo(f"Written to {file}\nNext: autoseg predict IN OUT --model {shlex.quote(str(file))}")
 
 
 @app.command()
@@ -371,6 +469,20 @@ def _stop_on_signals() -> Iterator[tuple[Callable[[], bool], Callable[[], int]]]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _parse_model_folds(text: str | None) -> tuple[int, ...] | None:
+    """The folds of a model that a user names; None for its own choice."""
+    from autoseg.data.splits import parse_folds
+
+    return None if text is None or text.strip() == "all" else parse_folds(text, n_folds=MAX_FOLDS)
+
+
+def _parse_part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match:
+        raise AutosegError(f"found the part '{text}', expected for instance 2/8")
+    return int(match[1]), int(match[2])
 
 
 def _work_option(work: Path) -> str:

@@ -32,7 +32,7 @@ def test_version() -> None:
     assert result.output.strip() == __version__
 
 
-@pytest.mark.parametrize("command", ["plan", "train", "predict", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["plan", "train", "predict", "export", "evaluate", "demo"])
 def test_every_command_explains_its_options(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0

@@ -117,6 +117,64 @@ def test_one_fold_and_a_copied_model_predict_too(trained: Path, tiny_dataset: Pa
     np.testing.assert_array_equal(first, second)
 
 
+def test_one_file_predicts_as_its_work_folder_does(trained: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """On another machine there is nothing but the file; nothing on this one is named in it."""
+    output = autoseg("export", tmp_path / "phantom.autoseg", "--folds", "0,1", cwd=trained).stdout
+    assert f"autoseg predict IN OUT --model {tmp_path / 'phantom.autoseg'}" in output
+    content = (tmp_path / "phantom.autoseg").read_bytes()
+    cases = json.loads((trained / "autoseg-work" / "dataset.json").read_text())["cases"]
+    assert len(cases) == 6
+    for private in (str(trained), str(tiny_dataset), *(case["id"] for case in cases)):
+        assert private.encode() not in content
+    image = sorted((tiny_dataset / "imagesTs").iterdir())[0]
+    options = ("--folds", "0,1", "--device", "cpu")
+    autoseg("predict", image, tmp_path / "a", "-w", trained / "autoseg-work", *options, cwd=tmp_path)
+    (tmp_path / "other machine").mkdir()
+    (tmp_path / "phantom.autoseg").rename(tmp_path / "other machine" / "model.autoseg")
+    autoseg("predict", image, tmp_path / "b", "--model", "model.autoseg", *options, cwd=tmp_path / "other machine")
+    name = image.name.replace("_0000", "")
+    first, second = (np.asarray(nib.load(tmp_path / folder / name).dataobj) for folder in "ab")
+    np.testing.assert_array_equal(first, second)
+    digests = {json.loads((tmp_path / folder / "prediction.json").read_text())["model"] for folder in "ab"}
+    assert len(digests) == 1
+
+
+def test_a_fold_that_is_not_trained_to_its_end_predicts_with_a_warning(
+    trained: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """A run of four steps whose last word is its checkpoint."""
+    model = Path(shutil.copytree(trained / "autoseg-work" / "models" / "3d_fullres", tmp_path / "model"))
+    image = sorted((tiny_dataset / "imagesTs").iterdir())[0]
+    options = ("--folds", "1", "--device", "cpu")
+    autoseg("predict", image, tmp_path / "a", "--model", model, *options, cwd=tmp_path)
+    (model / "fold_1" / "weights.safetensors").unlink()
+    done = autoseg("predict", image, tmp_path / "b", "--model", model, *options, cwd=tmp_path)
+    assert "its last checkpoint is used: fold 1 at step 4" in done.stderr
+    name = image.name.replace("_0000", "")
+    first, second = (np.asarray(nib.load(tmp_path / folder / name).dataobj) for folder in "ab")
+    np.testing.assert_array_equal(first, second)
+
+
+def test_models_that_cannot_be_used_are_named(trained: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    images = tiny_dataset / "imagesTs"
+    work = trained / "autoseg-work"
+    autoseg("export", tmp_path / "m.autoseg", cwd=trained)
+    content = (tmp_path / "m.autoseg").read_bytes()
+    (tmp_path / "cut.autoseg").write_bytes(content[: len(content) // 2])
+
+    def refused(*options: object) -> str:
+        return autoseg("predict", images, tmp_path / "out", *options, cwd=tmp_path, code=2).stderr
+
+    assert "is damaged or cut off" in refused("--model", tmp_path / "cut.autoseg")
+    assert "is not an autoseg model" in refused("--model", next(images.iterdir()))
+    assert "expected the folder of a trained configuration" in refused("--model", tmp_path / "nowhere.autoseg")
+    assert "name it with -w" in refused("--model", work)
+    assert "leave one of them out" in refused("--model", tmp_path / "m.autoseg", "-w", work)
+    assert "is a model of 3d_fullres, expected one of 2d" in refused("--model", tmp_path / "m.autoseg", "-c", "2d")
+    assert not (tmp_path / "out").exists()
+    assert "ends in .autoseg" in autoseg("export", tmp_path / "m.zip", cwd=trained, code=2).stderr
+
+
 def test_planning_again_reuses_what_is_there(trained: Path, tiny_dataset: Path) -> None:
     stored = trained / "autoseg-work" / "preprocessed" / "3d_fullres"
     before = {file: file.stat().st_mtime_ns for file in stored.rglob("*.npy")}

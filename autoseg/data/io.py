@@ -109,7 +109,9 @@ def read_label(path: Path) -> tuple[NDArray, Geometry]:
     return label.astype(label.dtype.newbyteorder("="), copy=False), raw.geometry
 
 
-def write_volume(path: Path, volume: NDArray, geometry: Geometry, *, like: Path | None = None) -> None:
+def write_volume(
+    path: Path, volume: NDArray, geometry: Geometry, *, like: Path | None = None, scale: float = 1.0
+) -> None:
     """Writes a label map, or any volume, with the file axes and the exact affine of its image, atomically.
 
     Args:
@@ -117,6 +119,7 @@ def write_volume(path: Path, volume: NDArray, geometry: Geometry, *, like: Path 
         volume: canonical (Z, Y, X), of a type that NIfTI has.
         geometry: of the image.
         like: the image; its header gives the codes, quaternion and units that an affine alone does not hold.
+        scale: what readers multiply the stored values by, so that integers can stand for fractions.
     """
     import nibabel
 
@@ -133,13 +136,14 @@ def write_volume(path: Path, volume: NDArray, geometry: Geometry, *, like: Path 
         # NIfTI-2 stays NIfTI-2: its affine is in double precision, which NIfTI-1 cannot hold.
         kind, header = type(source), source.header.copy()
         array = array[..., 0] if len(source.shape) == 2 else array
-        header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0
         header["intent_code"] = 0
         header["intent_name"] = b""
         header["descrip"] = b"autoseg"
     header.set_data_dtype(array.dtype)
-    image = kind(array, affine, header)
+    header.set_slope_inter(scale, 0)
+    # nibabel divides what it is given by the slope.
+    image = kind(array if scale == 1 else array * np.float32(scale), affine, header)
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)
 

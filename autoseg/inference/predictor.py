@@ -2,28 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoseg.core.errors import FormatError, PredictionError
 from autoseg.core.geometry import Geometry, from_canonical, make_geometry, to_canonical
-from autoseg.core.runtime import resolve_device
-from autoseg.core.serialize import read_json
-from autoseg.inference.sliding_window import WindowConfig, predict_logits
-from autoseg.networks.build import build_network
+from autoseg.core.runtime import format_memory, machine_memory_gib, resolve_device
+from autoseg.inference.model import Model, digest_model, read_model, warn_of_unfinished
+from autoseg.inference.sliding_window import Place, SlidingWindow, WindowConfig
+from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, ready_rows
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, record_case, restore_classes
-from autoseg.training.checkpoint import load_weights
-from autoseg.training.record import FoldFiles, TrainingRecord
+from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, record_case
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedImage:
+    """An image on the network's grid.
+
+    Attributes:
+        image: (C, *record.shape) float32, in the network's axes.
+        record: how to get back to the scan.
+        occupied: `record.cropped_shape`, where any channel of the scan is not zero; None where that is not known, and
+            then no tile is skipped.
+    """
+
+    image: Tensor
+    record: CaseRecord
+    occupied: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmentation:
+    """What was found in an image.
+
+    Attributes:
+        label: (Z, Y, X) canonical, with the label values of the dataset.
+        soft: probabilities and uncertainty, where they were asked for.
+    """
+
+    label: NDArray[np.unsignedinteger]
+    soft: SoftMaps | None
 
 
 class Predictor:
     """Trained folds of one configuration, ready to segment. Safe to use from several threads.
+
+    Attributes:
+        plan, configuration: what was trained.
+        folds: that are averaged.
+        mirroring: whether mirrored copies are averaged.
+        step_fraction: distance of tiles as a fraction of the patch.
+        device: that it runs on.
+        digest: the sha256 that tells models apart, see `autoseg.inference.model.digest_model`.
 
     Example:
         >>> import autoseg
@@ -37,43 +76,52 @@ class Predictor:
 
     def __init__(
         self,
-        model: Path | str,
+        model: Path | str | Model,
         *,
         device: str = "auto",
         folds: Sequence[int] | None = None,
         mirroring: bool | None = None,
         step_fraction: float = 0.5,
+        max_ram_gib: float | None = None,
+        max_vram_gib: float | None = None,
     ) -> None:
         """Loads a model.
 
         Args:
-            model: the folder of a trained configuration, such as `autoseg-work/models/3d_fullres`.
+            model: the folder of a trained configuration, such as `autoseg-work/models/3d_fullres`, or a file that
+                `autoseg export` has made of one.
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-            folds: which folds to average; None for all that are trained.
+            folds: which folds to average; None for all that are trained to their end. Those that are not are used as
+                their last checkpoint has them, with a warning, where they are named or where there are no others.
             mirroring: average over mirrored copies along all axes; None where all folds were trained on mirrored ones.
             step_fraction: distance of tiles as a fraction of the patch.
+            max_ram_gib: an image that needs more memory than this is refused; None for what the machine has.
+            max_vram_gib: of the GPU's memory, for the sums over tiles; larger ones are kept in the memory of the
+                machine. None for half of what is free there.
 
         Raises:
-            PredictionError: there is no such model, or a fold is not trained.
+            PredictionError: there is no such model, or a fold is not there.
             FormatError, TrainingError: the model's files are damaged.
         """
-        folder = Path(model)
+        model = model if isinstance(model, Model) else read_model(model)
         self.device = resolve_device(device)
-        self.plan, self.configuration = _read_model(folder)
-        trained = trained_folds(folder)
-        self.folds = trained if folds is None else tuple(folds)
-        missing = sorted(set(self.folds) - set(trained))
-        if missing or not self.folds:
-            found = f"the trained folds {_join(trained)}" if trained else "no trained fold"
-            expected = f", expected also {_join(missing)}" if missing else ""
-            raise PredictionError(f"{folder}: found {found}{expected}; run 'autoseg train' first")
-        self._networks = [
-            _load_network(folder, fold, self.plan, self.configuration).to(self.device) for fold in self.folds
-        ]
+        self.plan, self.configuration = model.plan, model.configuration
+        self.folds = model.choose_folds(folds)
+        trained = {fold: model.read_fold(fold) for fold in self.folds}
+        warn_of_unfinished(model.path, {fold: known.progress for fold, known in trained.items()})
+        networks = [trained[fold].network.to(self.device) for fold in self.folds]
+        self.digest = digest_model(self.plan, {fold: known.sha256 for fold, known in trained.items()})
         if mirroring is None:
-            mirroring = all(_read_record(folder, fold).mirrored for fold in self.folds)
-        self.mirroring = mirroring
-        self._window = window_config(self.plan, self.configuration, mirroring=mirroring, step_fraction=step_fraction)
+            mirroring = all(model.source.read_record(fold).mirrored for fold in self.folds)
+        self.mirroring, self.step_fraction = mirroring, step_fraction
+        self._max_ram_gib = machine_memory_gib() if max_ram_gib is None else max_ram_gib
+        self._window = SlidingWindow(
+            networks,
+            window_config(self.plan, self.configuration, mirroring=mirroring, step_fraction=step_fraction),
+            n_classes=self.plan.labels.n_classes,
+            device=self.device,
+            max_device_bytes=_device_bytes(self.device) if max_vram_gib is None else max_vram_gib * 2**30,
+        )
 
     def predict(
         self, image: NDArray, *, spacing_mm: Sequence[float], affine: NDArray | None = None
@@ -130,22 +178,103 @@ class Predictor:
         Returns:
             (Z, Y, X) canonical, with the label values of the dataset.
         """
+        return self.segment(self.prepare(image, geometry)).label
+
+    def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> PreparedImage:
+        """Brings an image to the network's grid; needs no network, so it can be done while another is segmented.
+
+        Args:
+            image: (C, Z, Y, X) float32 canonical, finite; not changed.
+            geometry: of the image.
+        """
+        occupied = (image != 0).any(axis=0)
         record = record_case(image, geometry, self.plan, self.configuration.name)
-        return self.predict_preprocessed(preprocess_image(image, record, self.plan), record)
+        return PreparedImage(
+            image=preprocess_image(image, record, self.plan),
+            record=record,
+            occupied=np.ascontiguousarray(occupied[record.crop.slices].transpose(record.axis_order)),
+        )
+
+    def segment(
+        self,
+        prepared: PreparedImage,
+        *,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        scratch: Path | None = None,
+    ) -> Segmentation:
+        """Segments an image that is on the network's grid already.
+
+        Args:
+            prepared: from `prepare`, or from the store.
+            probabilities: make a map of each class' probability.
+            uncertainty: make maps of the entropy and of the disagreement between folds.
+            scratch: a folder for a file of the probabilities, which are as many volumes as there are classes; None
+                keeps them in memory.
+
+        Raises:
+            PredictionError: the device or the machine has not enough memory.
+        """
+        record, n_classes = prepared.record, self.plan.labels.n_classes
+        axis = self._window.choose_axis(record.shape)
+        self._check_memory(record, axis=axis, n_groups=len(self.folds) if uncertainty else 1)
+        labels = LabelMap(record, axis=axis, n_classes=n_classes)
+        soft = None
+        if probabilities or uncertainty:
+            soft = SoftMaps(
+                record,
+                axis=axis,
+                n_classes=n_classes,
+                probabilities=probabilities,
+                uncertainty=uncertainty,
+                scratch=scratch,
+            )
+        swept = self._window.sweep(
+            prepared.image, axis=axis, separate=uncertainty, is_empty=partial(_is_empty, prepared)
+        )
+        for rows, logits, first_row in ready_rows(swept, change_along(record, axis)):
+            mean = logits.unflatten(0, (-1, n_classes)).mean(dim=0) if uncertainty else logits
+            labels.add(rows, mean, first_row)
+            if soft is not None:
+                soft.add(rows, logits, first_row)
+        return Segmentation(label=self.plan.labels.classes_to_values(labels.whole()), soft=soft)
 
     def predict_preprocessed(self, image: Tensor, record: CaseRecord) -> NDArray[np.unsignedinteger]:
-        """Segments an image that is on the network's grid already.
+        """`segment` for an image from the store: its label map alone.
 
         Args:
             image: (C, *record.shape) float32 in the network's axes.
             record: how to get back to the scan.
-
-        Returns:
-            (Z, Y, X) canonical, with the label values of the dataset.
         """
-        n_classes = self.plan.labels.n_classes
-        logits = predict_logits(image.to(self.device), self._networks, n_classes=n_classes, config=self._window)
-        return self.plan.labels.classes_to_values(restore_classes(logits, record))
+        return self.segment(PreparedImage(image=image, record=record)).label
+
+    def _check_memory(self, record: CaseRecord, *, axis: int, n_groups: int) -> None:
+        n_channels = len(self.plan.channels)
+        voxels, native = math.prod(record.shape), math.prod(record.geometry.shape)
+        # The image on both grids, the sums over tiles and what is made of them at a time, the label map.
+        sums = self._window.sums_bytes(record.shape, axis=axis, n_groups=n_groups)
+        needed_gib = (4 * n_channels * (voxels + native) + 1.3 * sums + 3 * native) / 2**30
+        if needed_gib > self._max_ram_gib:
+            raise PredictionError(
+                f"needs about {format_memory(needed_gib)} of memory, more than the {format_memory(self._max_ram_gib)} "
+                "it may take; give more with --max-ram, or cut the image to the part that matters"
+            )
+
+
+def _is_empty(prepared: PreparedImage, place: Place) -> bool:
+    """Whether a box of the network's grid, and a little around it, has no voxel in the scan that is not zero."""
+    if prepared.occupied is None:
+        return False
+    box = []
+    for part, n_grid, n_scan in zip(place, prepared.record.shape, prepared.occupied.shape, strict=True):
+        scale = n_scan / n_grid
+        box.append(slice(max(0, math.floor(part.start * scale) - 1), math.ceil(part.stop * scale) + 1))
+    return not prepared.occupied[tuple(box)].any()
+
+
+def _device_bytes(device: torch.device) -> float:
+    """Half of what is free on a GPU; the rest is for the networks' activations."""
+    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
 
 
 def window_config(
@@ -160,39 +289,3 @@ def window_config(
         side_axis=mirrored.side_axis,
         opposite=mirrored.opposite,
     )
-
-
-def fold_folder(model: Path, fold: int) -> Path:
-    """Where a fold of a model is kept."""
-    return model / f"fold_{fold}"
-
-
-def trained_folds(model: Path) -> tuple[int, ...]:
-    """Folds of a model that have final weights, in order."""
-    folds = (path.parent.name.removeprefix("fold_") for path in model.glob("fold_*/weights.safetensors"))
-    return tuple(sorted(int(fold) for fold in folds if fold.isdigit()))
-
-
-def _join(folds: Sequence[int]) -> str:
-    return ", ".join(map(str, folds))
-
-
-def _read_model(folder: Path) -> tuple[Plan, ConfigurationPlan]:
-    file = folder / "plan.json"
-    if not file.is_file():
-        raise PredictionError(f"{folder}: found no plan.json, expected the folder of a trained configuration")
-    # The plan in a model's folder recommends the configuration that was trained there.
-    plan: Plan = read_json(file, Plan)
-    return plan, plan.configuration(plan.recommended)
-
-
-def _read_record(folder: Path, fold: int) -> TrainingRecord:
-    record: TrainingRecord = read_json(FoldFiles(folder=fold_folder(folder, fold)).training, TrainingRecord)
-    return record
-
-
-def _load_network(folder: Path, fold: int, plan: Plan, configuration: ConfigurationPlan) -> nn.Module:
-    n_channels, n_classes = len(plan.channels), plan.labels.n_classes
-    network = build_network(configuration.network, n_channels=n_channels, n_classes=n_classes)
-    load_weights(FoldFiles(folder=fold_folder(folder, fold)).weights, network)
-    return network.eval()

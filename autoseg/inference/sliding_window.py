@@ -1,4 +1,4 @@
-"""Sliding-window prediction: tiles x mirroring x networks, in a few dozen lines.
+"""Sliding-window prediction: tiles x mirroring x networks, in memory that does not grow with the volume.
 
 Isensee et al., Nature Methods 2021: tiles overlap by half, a Gaussian favours their centres, mirrored copies are
 averaged.
@@ -7,18 +7,29 @@ averaged.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from autoseg.core.errors import PredictionError
 from autoseg.core.runtime import autocast_dtype
 from autoseg.networks.build import channels_last
 
+logger = logging.getLogger(__name__)
+
 # Enough to keep a processor busy, little enough that the activations of a batch stay small.
 MAX_BATCH_VOXELS = {"cpu": 2**19, "mps": 2**20, "cuda": 2**23}
+# Sums over tiles up to this size are kept in float32, larger ones in float16, which has three digits less.
+MAX_FULL_PRECISION_BYTES = 2**30
+# Of the background where no tile was looked at.
+CERTAIN_LOGIT = 100.0
+
+Place = tuple[slice, slice, slice]
+"""A box of a volume, (z, y, x)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,242 @@ class WindowConfig:
         return [axes for size in sizes for axes in itertools.combinations(self.mirror_axes, size)]
 
 
+class SlidingWindow:
+    """Networks that look at a volume tile by tile. Safe to use from several threads.
+
+    The logits of a whole volume never exist: tiles advance along one axis, and a row of the volume, a slice across that
+    axis, is given out and forgotten as soon as no later tile reaches it.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        config: WindowConfig,
+        *,
+        n_classes: int,
+        device: torch.device,
+        max_device_bytes: float = math.inf,
+    ) -> None:
+        """Runs nothing yet.
+
+        Args:
+            networks: in evaluation mode, on the device.
+            config: how volumes are covered.
+            n_classes: channels of the networks' output.
+            device: of the networks.
+            max_device_bytes: for the sums over tiles; larger ones are kept in the memory of the machine.
+        """
+        self.networks, self.config, self.n_classes, self.device = tuple(networks), config, n_classes, device
+        self._max_device_bytes = max_device_bytes
+        self._tiles_per_batch = max(1, MAX_BATCH_VOXELS[device.type] // math.prod(config.patch_size))
+
+    def sums_bytes(self, shape: Sequence[int], *, axis: int, n_groups: int = 1) -> int:
+        """Memory that the sums over tiles take.
+
+        Args:
+            shape: (Z, Y, X) of the volume.
+            axis: along which the tiles advance.
+            n_groups: of networks that are kept apart.
+        """
+        padded = [max(size, patch) for size, patch in zip(shape, self.config.tile, strict=True)]
+        padded[axis] = self.config.tile[axis]
+        n_values = n_groups * self.n_classes * math.prod(padded)
+        return _sums_type(n_values).itemsize * n_values
+
+    def choose_axis(self, shape: Sequence[int]) -> int:
+        """The axis along which tiles should advance for the smallest sums, in a volume of this shape (Z, Y, X)."""
+        return min(range(3), key=lambda axis: self.sums_bytes(shape, axis=axis))
+
+    @torch.no_grad()
+    def sweep(
+        self,
+        image: Tensor,
+        *,
+        axis: int = 0,
+        separate: bool = False,
+        is_empty: Callable[[Place], bool] = lambda place: False,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of a volume, averaged over networks, mirrorings and overlapping tiles, row by row.
+
+        Args:
+            image: (C, Z, Y, X) float32 in the network's axes, on any device.
+            axis: along which the tiles advance; 0 is Z.
+            separate: keep the networks apart instead of averaging them.
+            is_empty: whether a box of the image is nothing but background; such tiles are not looked at.
+
+        Yields:
+            Rows, a slice of that axis, from the first to the last, and their logits (K, n, A, B): float16 or float32,
+            n rows along `axis`, A and B the other axes in their order. Where the networks are kept apart it is
+            (F * K, n, A, B), those of the first network first.
+
+        Raises:
+            PredictionError: a single tile needs more memory than the device has.
+        """
+        padded, inner = _pad(image, self.config.tile)
+        order = (axis, *(other for other in range(3) if other != axis))
+        weight = gaussian_weight(self.config.patch_size).reshape(self.config.tile).permute(order)
+        axes = zip(padded.shape[1:], self.config.tile, strict=True)
+        along = [tile_starts(size, patch, self.config.step_fraction) for size, patch in axes]
+        swept = itertools.product(*(along[index] for index in order))
+        starts = [tuple(start[order.index(index)] for index in range(3)) for start in swept]
+        offsets = [part.start for part in inner]
+        wanted = [start for start in starts if not is_empty(_box(start, self.config.tile, offsets, image.shape[1:]))]
+        n_groups = len(self.networks) if separate else 1
+        plane = tuple(padded.shape[1 + index] for index in order[1:])
+        n_bytes = self.sums_bytes(image.shape[1:], axis=axis, n_groups=n_groups)
+        sums = _Sums(
+            n_groups * self.n_classes,
+            plane,
+            edges=sorted({edge for start in along[axis] for edge in (start, start + self.config.tile[axis])}),
+            dtype=_sums_type(n_groups * self.n_classes * self.config.tile[axis] * math.prod(plane)),
+            device=self.device if n_bytes <= self._max_device_bytes else torch.device("cpu"),
+            background=range(0, n_groups * self.n_classes, self.n_classes),
+        )
+        rows, first, second = (inner[index] for index in order)
+
+        def complete(before: int) -> Iterator[tuple[slice, Tensor]]:
+            for start, logits in sums.complete(before):
+                low, high = max(start, rows.start), min(start + logits.shape[1], rows.stop)
+                if low < high:
+                    yield (
+                        slice(low - rows.start, high - rows.start),
+                        logits[:, low - start : high - start, first, second],
+                    )
+
+        for start, logits in self._predict_tiles(padded, wanted, separate=separate):
+            yield from complete(start[axis])
+            swept_start = (start[order[0]], start[order[1]], start[order[2]])
+            sums.add(swept_start, logits.permute(0, *(1 + index for index in order)), weight)
+        yield from complete(padded.shape[1 + axis])
+
+    def _predict_tiles(
+        self, image: Tensor, starts: Sequence[tuple[int, ...]], *, separate: bool
+    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Each tile's start and its logits (K, Z, Y, X) float32; tiles and mirrored copies share batches."""
+        mirrorings = self.config.mirrorings
+        jobs = [(start, axes) for start in starts for axes in mirrorings]
+        collected: Tensor | None = None
+        n_collected = first = 0
+        while first < len(jobs):
+            part = jobs[first : first + self._tiles_per_batch]
+            logits = self._try_batch(image, part, separate=separate)
+            if logits is None:
+                continue
+            first += len(part)
+            for (start, _), copy in zip(part, logits, strict=True):
+                # In place: with a hundred classes, each copy of a tile's logits is a gigabyte.
+                collected = copy if collected is None else collected.add_(copy)
+                n_collected += 1
+                if n_collected == len(mirrorings):
+                    yield start, collected.div_(n_collected).reshape(-1, *self.config.tile)
+                    collected, n_collected = None, 0
+
+    def _try_batch(
+        self, image: Tensor, jobs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], *, separate: bool
+    ) -> list[Tensor] | None:
+        """Logits (K, *patch) of tiles, mirrored back; None where they are too many, and fewer are to be taken."""
+        n_axes = len(self.config.patch_size)
+        tiles = torch.stack([_flip(_tile(image, start, self.config.tile, n_axes), axes) for start, axes in jobs])
+        try:
+            tiles = tiles.to(self.device).contiguous(memory_format=channels_last(n_axes))
+            groups = self._run(tiles, separate=separate)
+            logits = groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)
+            return [self._mirror_back(logits[number], axes) for number, (_, axes) in enumerate(jobs)]
+        except torch.OutOfMemoryError as error:
+            if len(jobs) == 1:
+                raise PredictionError(
+                    f"{self.device} has not enough memory for one tile of {self.config.patch_size} voxels; end what "
+                    "else is running there, or use --device cpu"
+                ) from error
+        self._tiles_per_batch = max(1, len(jobs) // 2)
+        logger.info("%s is short of memory: %d tiles at a time from now on", self.device, self._tiles_per_batch)
+        torch.cuda.empty_cache()
+        return None
+
+    def _run(self, tiles: Tensor, *, separate: bool) -> list[Tensor]:
+        """Logits (N, K, *patch) float32: of each network, or their mean."""
+        precision = autocast_dtype(tiles.device)
+        with torch.autocast(tiles.device.type, dtype=precision, enabled=precision is not None):
+            if separate:
+                return [network(tiles).float() for network in self.networks]
+            total: Tensor = self.networks[0](tiles).float()
+            for network in self.networks[1:]:
+                total += network(tiles)
+        return [total.div_(len(self.networks))] if len(self.networks) > 1 else [total]
+
+    def _mirror_back(self, logits: Tensor, axes: Sequence[int]) -> Tensor:
+        """Of one tile, (K, *patch); of several networks, one after the other."""
+        logits = _flip(logits, axes)
+        if self.config.side_axis not in axes or not self.config.opposite:
+            return logits
+        return logits.unflatten(0, (-1, self.n_classes))[:, list(self.config.opposite)].flatten(0, 1)
+
+
+class _Sums:
+    """Weighted sums over tiles, for the rows that tiles still reach.
+
+    Rows between two edges, places where a tile begins or ends, are one band: a tile covers a band whole or not at all.
+    """
+
+    def __init__(
+        self,
+        n_values: int,
+        plane: tuple[int, ...],
+        *,
+        edges: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        background: Sequence[int],
+    ) -> None:
+        self._n_values, self._plane, self._background = n_values, plane, background
+        self._bands = list(itertools.pairwise(edges))
+        self._open: dict[int, tuple[Tensor, Tensor]] = {}
+        self._dtype, self._device = dtype, device
+
+    def add(self, start: tuple[int, int, int], logits: Tensor, weight: Tensor) -> None:
+        """Adds a tile, (V, n, A, B), that begins at `start` of the rows and of the other two axes; changes it."""
+        n_rows, size_a, size_b = weight.shape
+        logits = logits.mul_(weight.to(logits.device))
+        for first, last in self._bands:
+            if start[0] <= first and last <= start[0] + n_rows:
+                own = slice(first - start[0], last - start[0])
+                total, weights = self._band(first, last)
+                place = (slice(start[1], start[1] + size_a), slice(start[2], start[2] + size_b))
+                total[:, :, place[0], place[1]] += logits[:, own].to(total.device)
+                weights[:, place[0], place[1]] += weight[own].to(weights.device)
+
+    def complete(self, before: int) -> Iterator[tuple[int, Tensor]]:
+        """The first row and the means (V, n, A, B) of each band that ends at `before` or earlier; it is forgotten."""
+        while self._bands and self._bands[0][1] <= before:
+            first, last = self._bands.pop(0)
+            total, weights = self._band(first, last)
+            del self._open[first]
+            unseen = weights == 0
+            if unseen.any():
+                for index in self._background:
+                    total[index].masked_fill_(unseen, CERTAIN_LOGIT)
+            total /= weights.masked_fill_(unseen, 1)
+            yield first, total
+
+    def _band(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        if first not in self._open:
+            try:
+                self._open[first] = self._allocate(first, last)
+            except torch.OutOfMemoryError:
+                logger.info("%s is short of memory: tiles are summed in the memory of the machine", self._device)
+                self._device = torch.device("cpu")
+                self._open = {row: (total.cpu(), weights.cpu()) for row, (total, weights) in self._open.items()}
+                torch.cuda.empty_cache()
+                self._open[first] = self._allocate(first, last)
+        return self._open[first]
+
+    def _allocate(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        shape = (last - first, *self._plane)
+        # Classes last in memory, as networks in channels-last layout write them and as restoring reads them.
+        total = torch.zeros((*shape, self._n_values), dtype=self._dtype, device=self._device).permute(3, 0, 1, 2)
+        return total, torch.zeros(shape, device=self._device)
+
+
 def tile_starts(size: int, patch: int, step_fraction: float) -> list[int]:
     """Where tiles start along an axis: evenly spread, the first at 0, the last at the end."""
     if size <= patch:
@@ -77,9 +324,12 @@ def gaussian_weight(patch_size: Sequence[int]) -> Tensor:
     return weight.clamp_min(1e-4).float()
 
 
-@torch.inference_mode()
+def _sums_type(n_values: int) -> torch.dtype:
+    return torch.float32 if 4 * n_values <= MAX_FULL_PRECISION_BYTES else torch.float16
+
+
 def predict_logits(image: Tensor, networks: Sequence[nn.Module], *, n_classes: int, config: WindowConfig) -> Tensor:
-    """Logits of a whole volume, averaged over networks, mirrorings and overlapping tiles.
+    """Logits of a whole volume at once; see `SlidingWindow.sweep`.
 
     Args:
         image: (C, Z, Y, X) float32 on the device of the networks, in the network's axes.
@@ -90,18 +340,8 @@ def predict_logits(image: Tensor, networks: Sequence[nn.Module], *, n_classes: i
     Returns:
         (K, Z, Y, X) float32 on the same device.
     """
-    image, inner = _pad(image, config.tile)
-    weight = gaussian_weight(config.patch_size).reshape(config.tile).to(image.device)
-    total = torch.zeros((n_classes, *image.shape[1:]), device=image.device)
-    weights = torch.zeros(image.shape[1:], device=image.device)
-    axes = zip(image.shape[1:], config.tile, strict=True)
-    starts = list(itertools.product(*(tile_starts(size, patch, config.step_fraction) for size, patch in axes)))
-    place: tuple[slice, ...]
-    for place, logits in _predict_tiles(image, networks, starts, config):
-        total[:, place[0], place[1], place[2]] += logits * weight
-        weights[place] += weight
-    total /= weights
-    return total[:, inner[0], inner[1], inner[2]]
+    window = SlidingWindow(networks, config, n_classes=n_classes, device=image.device)
+    return torch.cat([logits.float() for _, logits in window.sweep(image)], dim=1)
 
 
 def _pad(image: Tensor, tile: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
@@ -115,29 +355,13 @@ def _pad(image: Tensor, tile: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]
     return nn.functional.pad(image, padding), tuple(inner)
 
 
-def _predict_tiles(
-    image: Tensor, networks: Sequence[nn.Module], starts: Sequence[tuple[int, ...]], config: WindowConfig
-) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
-    """Each tile's place and its logits (K, Z, Y, X); tiles and mirrored copies share batches."""
-    n_axes = len(config.patch_size)
-    n_per_batch = max(1, MAX_BATCH_VOXELS[image.device.type] // math.prod(config.patch_size))
-    mirrorings = config.mirrorings
-    jobs = [(start, mirroring) for start in starts for mirroring in mirrorings]
-    collected: Tensor | None = None
-    n_collected = 0
-    for first in range(0, len(jobs), n_per_batch):
-        part = jobs[first : first + n_per_batch]
-        tiles = torch.stack([_flip(_tile(image, start, config.tile, n_axes), axes) for start, axes in part])
-        for (start, axes), logits in zip(part, _average(networks, tiles), strict=True):
-            copy = _flip(logits, axes)
-            if config.side_axis in axes and config.opposite:
-                copy = copy[list(config.opposite)]
-            collected = copy if collected is None else collected + copy
-            n_collected += 1
-            if n_collected == len(mirrorings):
-                window = tuple(slice(begin, begin + size) for begin, size in zip(start, config.tile, strict=True))
-                yield window, (collected / n_collected).reshape(-1, *config.tile)
-                collected, n_collected = None, 0
+def _box(start: Sequence[int], tile: Sequence[int], offsets: Sequence[int], shape: Sequence[int]) -> Place:
+    """The part of a tile that is in the volume, whose first voxel is at `offsets` of the padded one."""
+    z, y, x = (
+        slice(max(0, begin - offset), max(0, min(size, begin - offset + length)))
+        for begin, length, offset, size in zip(start, tile, offsets, shape, strict=True)
+    )
+    return z, y, x
 
 
 def _tile(image: Tensor, start: Sequence[int], tile: Sequence[int], n_axes: int) -> Tensor:
@@ -149,14 +373,3 @@ def _tile(image: Tensor, start: Sequence[int], tile: Sequence[int], n_axes: int)
 def _flip(tensor: Tensor, axes: Sequence[int]) -> Tensor:
     """Mirrors spatial axes of (C, [Z,] Y, X)."""
     return tensor.flip([axis + 1 for axis in axes]) if axes else tensor
-
-
-def _average(networks: Sequence[nn.Module], tiles: Tensor) -> Tensor:
-    """Mean logits of the networks, float32."""
-    precision = autocast_dtype(tiles.device)
-    tiles = tiles.contiguous(memory_format=channels_last(tiles.ndim - 2))
-    with torch.autocast(tiles.device.type, dtype=precision or torch.float32, enabled=precision is not None):
-        total = networks[0](tiles).float()
-        for network in networks[1:]:
-            total = total + network(tiles).float()
-    return total / len(networks)

@@ -5,14 +5,15 @@ from autoseg.pipeline.explain import measure, require_gpu
 from autoseg.pipeline.fit import train, validate_fold
 from autoseg.pipeline.prepare import plan, plan_from_fingerprint, preprocess_cases
 from autoseg.pipeline.score import evaluate
-from autoseg.pipeline.segment import find_images, predict
+from autoseg.pipeline.segment import predict
+from autoseg.pipeline.share import export
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
 __all__ = [
     "DEFAULT_WORK",
     "Workspace",
     "evaluate",
-    "find_images",
+    "export",
     "measure",
     "plan",
     "plan_from_fingerprint",

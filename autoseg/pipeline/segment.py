@@ -3,63 +3,149 @@
 from __future__ import annotations
 
 import logging
+import math
+import platform
+import re
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
-from autoseg.core.errors import FormatError, PredictionError, Problem, describe_problems
+from autoseg.core.errors import AutosegError, FormatError, PredictionError, Problem, describe_problems
 from autoseg.core.labels import LabelSpec
-from autoseg.core.runtime import format_duration, track
-from autoseg.core.serialize import write_json
+from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
+from autoseg.core.serialize import read_json, write_json
 from autoseg.data.check import load_image
-from autoseg.data.files import by_name, channel_problems, group_channels, list_images, split_channel
-from autoseg.data.io import file_ending, write_volume
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.data.io import write_volume
+from autoseg.pipeline.inputs import find_images, find_model
+from autoseg.pipeline.workspace import DEFAULT_WORK
 
 if TYPE_CHECKING:
-    from autoseg.inference.predictor import Predictor
+    from autoseg.core.geometry import Geometry
+    from autoseg.inference.predictor import Predictor, PreparedImage, Segmentation
 
 logger = logging.getLogger(__name__)
+
+MANIFEST_INTERVAL_S = 10.0
+N_LABELS_SHOWN = 5
+DONE, FAILED = "done", "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What is done for the sake of a good result, and what is left out for the sake of time.
+
+    Attributes:
+        mirroring: average over mirrored copies; None where the folds were trained on such.
+        step_fraction: distance of tiles as a fraction of the patch.
+        n_folds: that are averaged; None for all.
+    """
+
+    mirroring: bool | None
+    step_fraction: float
+    n_folds: int | None
+
+
+SPEEDS: dict[str, Speed] = {
+    "best": Speed(mirroring=None, step_fraction=0.5, n_folds=None),
+    "balanced": Speed(mirroring=False, step_fraction=0.5, n_folds=None),
+    "fast": Speed(mirroring=False, step_fraction=0.75, n_folds=1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """What became of one image.
+
+    Attributes:
+        status: "done" or "failed".
+        seconds: that it took; reading, preprocessing and writing go on beside the case before and after.
+        volumes_ml: of each label.
+        warnings: how the image differs from those of the training.
+        error: why there is no label map.
+    """
+
+    status: str
+    seconds: float = 0.0
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRecord:
-    """What made a folder of label maps, for `prediction.json` in it.
+    """What was run with what on what, for `prediction.json` in the folder of the label maps.
 
     Attributes:
-        autoseg: version.
+        autoseg, torch, python: versions.
         dataset: the model was trained on.
         configuration: of the model.
+        model: the sha256 that tells models apart, see `autoseg.inference.model.digest_model`.
         folds: that were averaged.
         mirrored: whether mirrored copies were averaged.
+        step_fraction: distance of tiles as a fraction of the patch.
+        device: that it ran on.
+        precision: of the network's arithmetic.
         labels: names and values in the label maps.
-        seconds: per case.
+        started: date and time, UTC.
+        seconds: in all.
+        peak_memory_gib: of the process.
+        peak_gpu_memory_gib: None without a GPU.
+        cases: what became of each.
     """
 
     autoseg: str
+    torch: str
+    python: str
     dataset: str
     configuration: str
+    model: str
     folds: tuple[int, ...]
     mirrored: bool
+    step_fraction: float
+    device: str
+    precision: str
     labels: LabelSpec
-    seconds: dict[str, float]
+    started: str
+    seconds: float
+    peak_memory_gib: float
+    peak_gpu_memory_gib: float | None
+    cases: dict[str, CaseResult]
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What label maps depend on, so that those of two runs can stand in one folder."""
+        return self.model, self.folds, self.mirrored, self.step_fraction
 
 
 def predict(
-    images: Path | str,
+    images: Path | str | Sequence[Path | str],
     output: Path | str,
     work: Path | str = DEFAULT_WORK,
     *,
+    model: Path | str | None = None,
     configuration: str | None = None,
     folds: Sequence[int] | None = None,
     device: str = "auto",
+    speed: str = "best",
     mirroring: bool | None = None,
-    step_fraction: float = 0.5,
+    step_fraction: float | None = None,
+    overwrite: bool = True,
+    part: tuple[int, int] = (1, 1),
+    save_probabilities: bool = False,
+    save_uncertainty: bool = False,
+    max_ram_gib: float | None = None,
+    max_vram_gib: float | None = None,
 ) -> list[Path]:
     """Segments every image of a folder with the trained folds of a configuration.
+
+    Beside the label maps, `prediction.json` says what was run with what on what.
 
     Example:
         >>> import autoseg
@@ -68,14 +154,25 @@ def predict(
         'phantom_test_000.nii.gz'
 
     Args:
-        images: a folder of images (CASE_0000.nii.gz, CASE_0001.nii.gz, ... for several channels), or one image.
+        images: a folder of images (CASE_0000.nii.gz, CASE_0001.nii.gz, ... for several channels), one image, or several
+            of either.
         output: the folder for the label maps; made where it is missing.
-        work: the work folder, or the folder of a model copied from one (`models/<configuration>`).
-        configuration: its name; None for the recommended one.
-        folds: which to average; None for all that are trained.
+        work: the work folder, or a model as for `model`.
+        model: a file that `autoseg export` has made, or the folder of a trained configuration (`models/<configuration>`
+            of a work folder); where it is given, `work` does not count.
+        configuration: its name; None for the recommended one of the work folder, or the one that the model is of.
+        folds: which to average; None for all that are trained to their end, see `Predictor`.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        mirroring: average over mirrored copies; None where the folds were trained on such.
-        step_fraction: distance of tiles as a fraction of the patch.
+        speed: a name in `SPEEDS`.
+        mirroring: average over mirrored copies; None as the speed has it.
+        step_fraction: distance of tiles as a fraction of the patch; None as the speed has it.
+        overwrite: segment all images; otherwise only those that have no label map yet, with the model and settings of
+            the others.
+        part: (2, 8) takes the second of eight parts of the images, so that eight processes can share them.
+        save_probabilities: also write a map of each label's probability, to `probabilities/CASE/`.
+        save_uncertainty: also write the entropy, and how much the folds disagree, to `uncertainty/CASE/`.
+        max_ram_gib: images that need more memory are refused; None for what the machine has.
+        max_vram_gib: of the GPU's memory for the sums over tiles; None for half of what is free.
 
     Returns:
         The label maps, one per case, in each image's own geometry.
@@ -83,120 +180,274 @@ def predict(
     Raises:
         PredictionError: no image, no trained model; or, after all others are done, the images that could not be
             segmented.
+        FormatError: the model is damaged, or is none.
     """
     from autoseg.inference.predictor import Predictor
 
-    started = time.monotonic()
-    model = _find_model(Path(work), configuration)
-    predictor = Predictor(model, device=device, folds=folds, mirroring=mirroring, step_fraction=step_fraction)
-    cases = find_images(Path(images), n_channels=len(predictor.plan.channels))
+    if speed not in SPEEDS:
+        raise PredictionError(f"speed '{speed}' is unknown; known are {', '.join(SPEEDS)}")
+    if not 1 <= part[0] <= part[1]:
+        raise PredictionError(f"found the part {part[0]}/{part[1]}, expected for instance 1/8, 2/8, ... 8/8")
+    chosen = SPEEDS[speed]
+    found = find_model(Path(work if model is None else model), configuration, is_model=model is not None)
+    predictor = Predictor(
+        found,
+        device=device,
+        folds=found.choose_folds()[: chosen.n_folds] if folds is None else folds,
+        mirroring=chosen.mirroring if mirroring is None else mirroring,
+        step_fraction=chosen.step_fraction if step_fraction is None else step_fraction,
+        max_ram_gib=max_ram_gib,
+        max_vram_gib=max_vram_gib,
+    )
+    paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
+    cases, problems = find_images(paths, n_channels=len(predictor.plan.channels))
     folder = Path(output)
-    if folder.resolve() == (Path(images) if Path(images).is_dir() else Path(images).parent).resolve():
+    if folder.resolve() in {(path if path.is_dir() else path.parent).resolve() for path in paths}:
         raise PredictionError(f"{folder}: is the folder of the images; name another one for the label maps")
+    cases = {case: files for number, (case, files) in enumerate(cases.items()) if number % part[1] == part[0] - 1}
+    run = _Run(
+        predictor, folder, part=part, probabilities=save_probabilities, uncertainty=save_uncertainty, problems=problems
+    )
+    todo = cases if overwrite else run.continue_with(cases)
     logger.info(
         "segmenting %d images with %s, folds %s, %s mirroring, on %s",
-        len(cases),
+        len(todo),
         predictor.configuration.name,
         ", ".join(map(str, predictor.folds)),
         "with" if predictor.mirroring else "without",
         predictor.device,
     )
-    seconds, problems = _segment_images(predictor, cases, folder)
-    write_json(
-        folder / "prediction.json",
-        PredictionRecord(
+    run.segment(todo)
+    if run.problems:
+        n_failed = len({problem.case for problem in run.problems})
+        n_images = len({*cases, *(str(problem.case) for problem in run.problems)})
+        headline = f"{n_failed} of {n_images} images could not be segmented; the others are done."
+        raise PredictionError(describe_problems(headline, run.problems))
+    return [run.output_file(case) for case in cases]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Opened:
+    """An image that has been read, or what is wrong with it."""
+
+    case: str
+    files: Sequence[Path]
+    geometry: Geometry | None = None
+    prepared: PreparedImage | None = None
+    warnings: tuple[str, ...] = ()
+    error: AutosegError | None = None
+
+
+class _Run:
+    """Images go through it one by one; the next is read and the one before is written meanwhile, never more."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        folder: Path,
+        *,
+        part: tuple[int, int],
+        probabilities: bool,
+        uncertainty: bool,
+        problems: Sequence[Problem],
+    ) -> None:
+        self.predictor, self.folder, self.problems = predictor, folder, list(problems)
+        name = "prediction.json" if part == (1, 1) else f"prediction.part-{part[0]}-of-{part[1]}.json"
+        self._manifest = folder / name
+        self._probabilities, self._uncertainty = probabilities, uncertainty
+        self._results: dict[str, CaseResult] = {}
+        for problem in problems:
+            self._results[str(problem.case)] = CaseResult(status=FAILED, error=f"{problem.kind}: {problem.found}")
+        self._started, self._started_at = time.monotonic(), datetime.now(timezone.utc)
+        self._written_at = -math.inf
+
+    def output_file(self, case: str) -> Path:
+        """The label map of a case."""
+        return self.folder / f"{case}.nii.gz"
+
+    def continue_with(self, cases: Mapping[str, Sequence[Path]]) -> dict[str, Sequence[Path]]:
+        """The cases that have no label map yet.
+
+        Raises:
+            PredictionError: another model or other settings made those that are there.
+        """
+        if self._manifest.is_file():
+            earlier: PredictionRecord = read_json(self._manifest, PredictionRecord)
+            if earlier.settings != self._record().settings:
+                raise PredictionError(
+                    f"{self.folder}: its label maps were made by another model or with other folds, mirroring or step; "
+                    "--overwrite makes all anew"
+                )
+            self._results |= {
+                case: known
+                for case, known in earlier.cases.items()
+                if known.status == DONE and self.output_file(case).is_file()
+            }
+        todo = {case: files for case, files in cases.items() if not self.output_file(case).is_file()}
+        logger.info("%d of %d images have a label map already", len(cases) - len(todo), len(cases))
+        return todo
+
+    def segment(self, cases: Mapping[str, Sequence[Path]]) -> None:
+        """Segments all cases; one that can't be does not stop the others."""
+        opened = run_ahead(self._open, cases.items(), depth=2)
+        before = time.monotonic()
+        with (
+            ExitStack() as stack,
+            track("segmenting", total=len(cases)) as advance,
+            ThreadPoolExecutor(1, thread_name_prefix="writing") as pool,
+        ):
+            stack.callback(self._write_manifest)
+            stack.callback(opened.close)
+            written: Future[None] | None = None
+            for number, image in enumerate(opened, start=1):
+                with self._scratch() as scratch:
+                    segmentation = self._segment(image, scratch)
+                    if written is not None:
+                        written.result()
+                    if segmentation is not None:
+                        written = pool.submit(self._write, image, segmentation)
+                        if scratch is not None:
+                            written.result()
+                now = time.monotonic()
+                self._note(image, segmentation, seconds=now - before, number=number, n_cases=len(cases))
+                before = now
+                advance(1, image.case)
+            if written is not None:
+                written.result()
+        text = "%d label maps in %s after %s"
+        n_done = sum(known.status == DONE for known in self._results.values())
+        logger.info(text, n_done, self.folder, format_duration(time.monotonic() - self._started))
+
+    def _open(self, item: tuple[str, Sequence[Path]]) -> _Opened:
+        """Reads an image and brings it to the network's grid."""
+        from autoseg.inference.compare import find_differences
+
+        case, files = item
+        predictor = self.predictor
+        try:
+            image, geometry = load_image(files, n_channels=len(predictor.plan.channels))
+        except FormatError as error:
+            return _Opened(case=case, files=files, error=error)
+        warnings = find_differences(image, geometry, predictor.plan, predictor.configuration)
+        return _Opened(
+            case=case,
+            files=files,
+            geometry=geometry,
+            prepared=predictor.prepare(image, geometry),
+            warnings=tuple(warnings),
+        )
+
+    def _segment(self, image: _Opened, scratch: Path | None) -> Segmentation | None:
+        if image.prepared is None:
+            self._fail(image, image.error)
+            return None
+        for text in image.warnings:
+            logger.warning("%s: %s", image.case, text)
+        try:
+            return self.predictor.segment(
+                image.prepared, probabilities=self._probabilities, uncertainty=self._uncertainty, scratch=scratch
+            )
+        except PredictionError as error:
+            self._fail(image, error)
+            return None
+
+    def _fail(self, image: _Opened, error: AutosegError | None) -> None:
+        advice = "mend or replace the image, then run the same command again with --continue"
+        self.problems.append(Problem(kind="image cannot be segmented", case=image.case, text=str(error), advice=advice))
+        logger.warning("%s: could not be segmented: %s", image.case, error)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path | None]:
+        """A folder for probabilities, which are as many volumes as there are labels; None where none are kept."""
+        if not self._probabilities:
+            yield None
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".probabilities-", dir=self.folder) as folder:
+            yield Path(folder)
+
+    def _write(self, image: _Opened, segmentation: Segmentation) -> None:
+        geometry, like = image.geometry, image.files[0]
+        assert geometry is not None
+        soft, labels = segmentation.soft, self.predictor.plan.labels
+        if soft is not None and self._probabilities:
+            for index, (name, value) in enumerate(zip(labels.names, labels.values, strict=True), start=1):
+                file = f"{value}_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.nii.gz"
+                path = self.folder / "probabilities" / image.case / file
+                write_volume(path, soft.probability(index), geometry, like=like, scale=1 / 255)
+        if soft is not None and self._uncertainty:
+            folder = self.folder / "uncertainty" / image.case
+            write_volume(folder / "entropy.nii.gz", soft.entropy(), geometry, like=like, scale=1 / 255)
+            write_volume(folder / "disagreement.nii.gz", soft.disagreement(), geometry, like=like, scale=1 / 255)
+        # Last, so that a case that has a label map has everything.
+        write_volume(self.output_file(image.case), segmentation.label, geometry, like=like)
+
+    def _note(
+        self, image: _Opened, segmentation: Segmentation | None, *, seconds: float, number: int, n_cases: int
+    ) -> None:
+        """Keeps what became of a case, and says it."""
+        if segmentation is None:
+            self._results[image.case] = CaseResult(
+                status=FAILED, seconds=round(seconds, 3), warnings=image.warnings, error=self.problems[-1].text
+            )
+        else:
+            assert image.geometry is not None
+            volumes = _measure_volumes(segmentation, image.geometry, self.predictor.plan.labels)
+            self._results[image.case] = CaseResult(
+                status=DONE, seconds=round(seconds, 3), volumes_ml=volumes, warnings=image.warnings
+            )
+            found = [f"{name} {volume:.4g} ml" for name, volume in volumes.items() if volume > 0]
+            shown = ", ".join(found[:N_LABELS_SHOWN])
+            if len(found) > N_LABELS_SHOWN:
+                shown += f" and {len(found) - N_LABELS_SHOWN} labels more"
+            left = (time.monotonic() - self._started) / number * (n_cases - number)
+            logger.info(
+                "%s (%d of %d): %s, %s%s",
+                image.case,
+                number,
+                n_cases,
+                format_duration(seconds),
+                shown or "nothing found",
+                f"; {format_duration(left)} left" if number < n_cases else "",
+            )
+        if time.monotonic() - self._written_at > MANIFEST_INTERVAL_S:
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        write_json(self._manifest, self._record())
+        self._written_at = time.monotonic()
+
+    def _record(self) -> PredictionRecord:
+        import torch
+
+        predictor = self.predictor
+        on_gpu = predictor.device.type == "cuda"
+        return PredictionRecord(
             autoseg=__version__,
+            torch=torch.__version__,
+            python=platform.python_version(),
             dataset=predictor.plan.dataset,
             configuration=predictor.configuration.name,
-            folds=predictor.folds,
+            model=predictor.digest,
+            folds=tuple(predictor.folds),
             mirrored=predictor.mirroring,
+            step_fraction=predictor.step_fraction,
+            device=torch.cuda.get_device_name(predictor.device) if on_gpu else str(predictor.device),
+            precision=str(autocast_dtype(predictor.device) or torch.float32).removeprefix("torch."),
             labels=predictor.plan.labels,
-            seconds=seconds,
-        ),
-    )
-    logger.info("%d label maps in %s after %s", len(seconds), folder, format_duration(time.monotonic() - started))
-    if problems:
-        headline = f"{len(problems)} of {len(cases)} images could not be segmented; the others are done."
-        raise PredictionError(describe_problems(headline, problems))
-    return [_output_file(folder, case) for case in seconds]
+            started=self._started_at.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self._started, 1),
+            peak_memory_gib=round(peak_memory_gib(), 2),
+            peak_gpu_memory_gib=round(torch.cuda.max_memory_allocated(predictor.device) / 2**30, 2) if on_gpu else None,
+            cases=self._results,
+        )
 
 
-def _output_file(folder: Path, case: str) -> Path:
-    return folder / f"{case}.nii.gz"
+def _measure_volumes(segmentation: Segmentation, geometry: Geometry, labels: LabelSpec) -> dict[str, float]:
+    import numpy as np
 
-
-def _segment_images(
-    predictor: Predictor, cases: Mapping[str, Sequence[Path]], folder: Path
-) -> tuple[dict[str, float], list[Problem]]:
-    """Segments case by case; what cannot be read does not stop the others.
-
-    Returns:
-        Seconds for each case that is done, and what is wrong with the others.
-    """
-    seconds: dict[str, float] = {}
-    problems = []
-    with track("segmenting", total=len(cases)) as advance:
-        for case, files in cases.items():
-            started = time.monotonic()
-            try:
-                image, geometry = load_image(files, n_channels=len(predictor.plan.channels))
-            except FormatError as error:
-                advice = "mend or replace the image, then run the same command again"
-                problems.append(Problem(kind="image cannot be used", case=case, text=str(error), advice=advice))
-                continue
-            label = predictor.predict_canonical(image, geometry)
-            write_volume(_output_file(folder, case), label, geometry, like=files[0])
-            seconds[case] = round(time.monotonic() - started, 3)
-            advance(1, case)
-    return seconds, problems
-
-
-def _find_model(work: Path, configuration: str | None) -> Path:
-    """The folder of the model: of a configuration in a work folder, or the folder itself."""
-    from autoseg.inference.predictor import trained_folds
-
-    if trained_folds(work):
-        return work
-    workspace = Workspace(root=work)
-    made = workspace.read_plan()
-    model = workspace.model(default_configuration(made, configuration).name)
-    if not trained_folds(model):
-        trained = [name for name in made.configurations if trained_folds(workspace.model(name))]
-        hint = f"; trained is {', '.join(trained)}, name it with -c" if trained else ""
-        raise PredictionError(f"{model}: no fold is trained yet; run 'autoseg train' first{hint}")
-    return model
-
-
-def find_images(path: Path, *, n_channels: int) -> dict[str, list[Path]]:
-    """The images to segment, case by case.
-
-    Args:
-        path: a folder, or one image.
-        n_channels: the model was trained on.
-
-    Returns:
-        Files of each case: one with all channels, or CASE_0000, CASE_0001, ... with one each.
-
-    Raises:
-        PredictionError: no image there, or a case that lacks a channel.
-        DatasetError: two files of one case.
-    """
-    if not path.exists():
-        raise PredictionError(f"{path}: no such file or folder")
-    files = list_images(path) if path.is_dir() else [path] if file_ending(path) else []
-    if not files:
-        raise PredictionError(f"{path}: found no image, expected files such as CASE.nii.gz")
-    names = [split_channel(file) for file in files]
-    # CASE_0000, CASE_0001 are channels if there are several, and numbered cases otherwise.
-    firsts = {name[0] for name in names if name is not None and name[1] == "0000"}
-    if n_channels == 1:
-        is_channel = [name is not None and name[1] == "0000" for name in names]
-    else:
-        is_channel = [name is not None and bool(firsts) for name in names]
-    if not all(is_channel):
-        return {case: [file] for case, file in by_name(files).items()}
-    cases = group_channels(files, folder=path)
-    problems = [p for case, members in cases.items() for p in channel_problems(case, members, n_channels=n_channels)]
-    if problems:
-        raise PredictionError(describe_problems(f"{path}: some images lack a channel.", problems))
-    return cases
+    counts = np.bincount(segmentation.label.ravel(), minlength=max(labels.values, default=0) + 1)
+    voxel_ml = math.prod(geometry.spacing_mm) / 1000
+    return {
+        name: round(float(counts[value]) * voxel_ml, 3) for name, value in zip(labels.names, labels.values, strict=True)
+    }

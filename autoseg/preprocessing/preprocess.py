@@ -12,7 +12,7 @@ from torch import Tensor
 from autoseg.core.geometry import Box, Geometry, bounding_box, inverse_order, permute3, resampled_shape
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.normalize import normalize
-from autoseg.preprocessing.resample import choose_nearest_axis, resample_image, resample_label, resample_logits
+from autoseg.preprocessing.resample import choose_nearest_axis, resample_image, resample_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,23 +99,6 @@ def preprocess_label(classes: NDArray, record: CaseRecord) -> Tensor:
     return resample_label(torch.from_numpy(ordered), record.shape, nearest_axis=record.nearest_axis)
 
 
-def restore_classes(logits: Tensor, record: CaseRecord) -> NDArray:
-    """The class with the largest interpolated logit at every voxel of the scan; the way back of `preprocess_image`.
-
-    Args:
-        logits: (K, *record.shape) in the network's axes.
-        record: of the scan.
-
-    Returns:
-        (Z, Y, X) canonical, uint8 (uint16 for more than 256 classes); background outside the crop.
-    """
-    dtype = np.uint8 if logits.shape[0] <= 256 else np.uint16
-    cropped = np.empty(record.cropped_shape, dtype)
-    for rows, slab in resample_logits(logits, record.cropped_shape, nearest_axis=record.nearest_axis):
-        cropped[rows] = slab.argmax(dim=0).cpu().numpy()
-    return _restore(cropped, record)
-
-
 def restore_label(classes: Tensor, record: CaseRecord) -> NDArray:
     """A label map on the network's grid at every voxel of the scan; the way back of `preprocess_label`.
 
@@ -126,11 +109,20 @@ def restore_label(classes: Tensor, record: CaseRecord) -> NDArray:
     Returns:
         (Z, Y, X) canonical, same dtype; background outside the crop.
     """
-    return _restore(resample_label(classes, record.cropped_shape, nearest_axis=record.nearest_axis).numpy(), record)
+    restored = resample_label(classes, record.cropped_shape, nearest_axis=record.nearest_axis).numpy()
+    return place_in_scan(restored, record)
 
 
-def _restore(cropped: NDArray, record: CaseRecord) -> NDArray:
-    """Undoes the order of the axes and the crop."""
+def place_in_scan(cropped: NDArray, record: CaseRecord) -> NDArray:
+    """Undoes the order of the axes and the crop.
+
+    Args:
+        cropped: `record.cropped_shape`, in the network's axes.
+        record: of the scan.
+
+    Returns:
+        (Z, Y, X) canonical, same dtype; zero outside the crop.
+    """
     whole = np.zeros(record.geometry.shape, cropped.dtype)
     whole[record.crop.slices] = cropped.transpose(inverse_order(record.axis_order))
     return whole

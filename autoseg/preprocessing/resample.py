@@ -139,27 +139,41 @@ def resample_label(classes: Tensor, shape: Sequence[int], *, nearest_axis: int |
 
 
 def resample_logits(
-    logits: Tensor, shape: Sequence[int], *, nearest_axis: int | None
+    logits: Tensor,
+    shape: Sequence[int],
+    *,
+    nearest_axis: int | None,
+    rows: slice | None = None,
+    first_row: int = 0,
+    n_rows: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Resamples logits linearly, slab by slab, so that all classes never exist at full size.
 
     Args:
-        logits: (K, Z, Y, X), any floating type.
+        logits: (K, Z, Y, X), any floating type; of all rows (slices along the first axis), or of some.
         shape: (Z, Y, X) of the whole result.
         nearest_axis: as for images.
+        rows: of the result that are wanted; None for all.
+        first_row: the first of the rows in `logits`.
+        n_rows: how many there are in all; None for as many as `logits` has.
 
     Yields:
-        A slice of the first axis and the logits there, (K, slab, Y, X) float32.
+        Rows of the result, a slice, and the logits there, (K, slab, Y, X) float32.
     """
-    n_in, n_out = logits.shape[1], shape[0]
-    matrix = axis_matrix(n_in, n_out, NEAREST if nearest_axis == 0 else LINEAR)
+    rows = slice(0, shape[0]) if rows is None else rows
+    matrix = axis_matrix(n_rows or logits.shape[1], shape[0], NEAREST if nearest_axis == 0 else LINEAR)
     slab = max(1, SLAB_BYTES // (4 * logits.shape[0] * max(1, shape[1] * shape[2])))
-    for start in range(0, n_out, slab):
-        rows = matrix[start : start + slab]
-        reached = torch.nonzero(rows.any(dim=0)).flatten()
+    for start in range(rows.start, rows.stop, slab):
+        part = slice(start, min(start + slab, rows.stop))
+        reached = torch.nonzero(matrix[part].any(dim=0)).flatten()
         columns = slice(int(reached[0]), int(reached[-1]) + 1)
-        part = _apply(logits[:, columns].float(), rows[:, columns], 0)
+        source = logits[:, columns.start - first_row : columns.stop - first_row].float()
         yield (
-            slice(start, start + rows.shape[0]),
-            _resample(part, (rows.shape[0], shape[1], shape[2]), order=LINEAR, nearest_axis=nearest_axis),
+            part,
+            _resample(
+                _apply(source, matrix[part, columns], 0),
+                (part.stop - part.start, shape[1], shape[2]),
+                order=LINEAR,
+                nearest_axis=nearest_axis,
+            ),
         )

@@ -16,7 +16,8 @@ from scipy import ndimage
 from autoseg.core.errors import PredictionError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
-from autoseg.inference.predictor import Predictor, trained_folds
+from autoseg.inference.model import trained_folds
+from autoseg.inference.predictor import Predictor
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.training.checkpoint import save_weights

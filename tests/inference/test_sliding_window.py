@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from autoseg.core.errors import PredictionError
 from autoseg.core.runtime import autocast_dtype
 from autoseg.inference import sliding_window
-from autoseg.inference.sliding_window import WindowConfig, gaussian_weight, predict_logits, tile_starts
+from autoseg.inference.sliding_window import (
+    SlidingWindow,
+    WindowConfig,
+    gaussian_weight,
+    predict_logits,
+    tile_starts,
+)
 
 # Smaller than, equal to and larger than the patch of (4, 6, 8), and mixtures.
 SHAPES = [(3, 4, 5), (4, 6, 8), (9, 13, 17), (2, 6, 20), (1, 1, 1), (11, 3, 8)]
@@ -29,7 +38,7 @@ class Constant(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         shape = (-1, *(1,) * (images.ndim - 2))
-        return self.values.reshape(shape).expand(len(images), len(self.values), *images.shape[2:])
+        return self.values.reshape(shape).repeat(len(images), 1, *images.shape[2:])
 
 
 class Copy(nn.Module):
@@ -151,7 +160,7 @@ def test_small_volume_lies_in_the_middle_of_its_padding() -> None:
 
     class Record(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            seen.append(images)
+            seen.append(images.clone())
             return images
 
     image = torch.ones(1, 2, 6, 5)
@@ -239,3 +248,150 @@ def test_a_mirrored_image_gives_the_mirrored_prediction_with_the_sides_changed(n
     torch.testing.assert_close(mirrored, direct.flip(3)[[0, 2, 1, 3]], atol=2e-2, rtol=1e-2)
     unaware = predict_logits(image, [network], n_classes=4, config=dataclasses.replace(window, opposite=()))
     assert not torch.allclose(unaware, direct, atol=0.1)
+
+
+# Row by row
+
+
+CPU = torch.device("cpu")
+
+
+def sweep(image: Tensor, networks: list[nn.Module], window: WindowConfig, **options: Any) -> Tensor:
+    """The logits of the whole volume (K, Z, Y, X), put together from rows that must come in order, each once."""
+    axis = options.get("axis", 0)
+    whole = SlidingWindow(networks, window, n_classes=2, device=CPU)
+    parts, expected = [], 0
+    for rows, logits in whole.sweep(image, **options):
+        assert rows.start == expected
+        assert logits.shape[1] == rows.stop - rows.start
+        expected = rows.stop
+        parts.append(logits.float())
+    assert expected == image.shape[1 + axis]
+    return torch.cat(parts, dim=1).movedim(1, 1 + axis)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("n_axes", [2, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tiles_may_advance_along_any_axis(shape: tuple[int, ...], n_axes: int, axis: int) -> None:
+    image = torch.randn(1, *shape)
+    window = config(n_axes, mirror=True)
+    expected = predict_logits(image, [Copy(), Constant(1.0, 2.0)], n_classes=2, config=window)
+    found = sweep(image, [Copy(), Constant(1.0, 2.0)], window, axis=axis)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_networks_kept_apart() -> None:
+    image = torch.randn(1, 9, 13, 17)
+    window = dataclasses.replace(config(3, mirror=True), side_axis=2, opposite=(1, 0))
+    networks: list[nn.Module] = [Copy(), Constant(1.0, 5.0)]
+    apart = sweep(image, networks, window, separate=True)
+    assert apart.shape == (4, 9, 13, 17)
+    for number, network in enumerate(networks):
+        alone = predict_logits(image, [network], n_classes=2, config=window)
+        torch.testing.assert_close(apart[2 * number : 2 * number + 2], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_large_sums_are_kept_in_half_precision_and_only_for_rows_that_tiles_still_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = torch.randn(1, 40, 13, 17)
+    expected = predict_logits(image, [Copy()], n_classes=2, config=config(3, mirror=False))
+    monkeypatch.setattr(sliding_window, "MAX_FULL_PRECISION_BYTES", 100)
+    most = 0
+    allocate = sliding_window._Sums._allocate
+
+    def watch(self: Any, first: int, last: int) -> Any:
+        nonlocal most
+        made = allocate(self, first, last)
+        most = max(most, sum(total.shape[1] for total, _ in self._open.values()) + last - first)
+        assert made[0].dtype == torch.float16
+        return made
+
+    monkeypatch.setattr(sliding_window._Sums, "_allocate", watch)
+    window = SlidingWindow([Copy()], config(3, mirror=False), n_classes=2, device=CPU)
+    found = torch.cat([logits.float() for _, logits in window.sweep(image)], dim=1)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=2e-3)
+    assert 0 < most <= PATCH[0]
+    assert window.sums_bytes((40, 13, 17), axis=0) == 2 * 2 * PATCH[0] * 13 * 17
+
+
+def test_the_axis_with_the_smallest_sums_is_chosen() -> None:
+    window = SlidingWindow([Copy()], config(3, mirror=False), n_classes=2, device=CPU)
+    assert window.choose_axis((40, 13, 17)) == 0
+    assert window.choose_axis((5, 60, 17)) == 1
+    assert window.choose_axis((4, 6, 80)) == 2
+
+
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_boxes_of_background_are_not_looked_at(n_axes: int) -> None:
+    """Where a tile sees more than background it counts as ever; elsewhere it is surely background."""
+    image = torch.zeros(1, 24, 18, 24)
+    image[:, :9, 2:8, :10] = torch.randn(1, 9, 6, 10)
+    looked_at: list[int] = []
+
+    class Counting(Copy):
+        def forward(self, images: Tensor) -> Tensor:
+            looked_at.append(len(images))
+            assert images.flatten(1).any(dim=1).all()
+            return super().forward(images)
+
+    window = config(n_axes, mirror=False)
+    found = sweep(image, [Counting()], window, is_empty=lambda place: not image[(slice(None), *place)].any())
+    n_looked_at = sum(looked_at)
+    occupied = image[0] != 0
+    everywhere = sweep(image, [Copy()], window)
+    assert torch.equal(found[:, occupied], everywhere[:, occupied])
+    assert (found.argmax(dim=0)[~occupied] == 0).all()
+    assert found[:, -1, -1, -1].tolist() == [sliding_window.CERTAIN_LOGIT, 0.0]
+    axes = zip(image.shape[1:], window.tile, strict=True)
+    n_tiles = math.prod(len(tile_starts(size, patch, window.step_fraction)) for size, patch in axes)
+    assert 0 < n_looked_at < n_tiles / 3
+
+
+def test_out_of_memory_takes_fewer_tiles_at_a_time_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Small(Copy):
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(images)
+
+    caplog.set_level("INFO")
+    image = torch.randn(1, 9, 13, 17)
+    result = predict_logits(image, [Small()], n_classes=2, config=config(3, mirror=True))
+    torch.testing.assert_close(result, torch.cat((image, -image)), atol=1e-5, rtol=1e-5)
+    said = [record.getMessage() for record in caplog.records]
+    assert said
+    assert all("short of memory" in text for text in said)
+    assert "2 tiles at a time" in said[-1] or "3 tiles at a time" in said[-1]
+
+
+def test_one_tile_that_does_not_fit_is_an_error_in_words() -> None:
+    class Huge(Copy):
+        def forward(self, images: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(PredictionError, match=r"cpu has not enough memory for one tile.*--device cpu"):
+        predict_logits(torch.randn(1, 9, 13, 17), [Huge()], n_classes=2, config=config(3, mirror=True))
+
+
+def test_sums_move_to_the_memory_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    image = torch.randn(1, 20, 13, 17)
+    expected = predict_logits(image, [Copy()], n_classes=2, config=config(3, mirror=False))
+    allocate = sliding_window._Sums._allocate
+    n_asked = 0
+
+    def fail_once(self: Any, first: int, last: int) -> Any:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return allocate(self, first, last)
+
+    monkeypatch.setattr(sliding_window._Sums, "_allocate", fail_once)
+    result = predict_logits(image, [Copy()], n_classes=2, config=config(3, mirror=False))
+    assert torch.equal(result, expected)
+    assert sum("summed in the memory of the machine" in record.getMessage() for record in caplog.records) == 1

@@ -22,7 +22,6 @@ from autoseg.preprocessing.preprocess import (
     preprocess_image,
     preprocess_label,
     record_case,
-    restore_classes,
     restore_label,
 )
 
@@ -113,10 +112,6 @@ def test_round_trip_on_the_scans_own_spacing_is_exact(order: tuple[int, ...]) ->
     on_grid = preprocess_label(classes, record)
     assert tuple(on_grid.shape) == record.shape
     np.testing.assert_array_equal(restore_label(on_grid, record), classes)
-    logits = torch.nn.functional.one_hot(on_grid.long(), 3).permute(3, 0, 1, 2).float()
-    restored = restore_classes(logits, record)
-    np.testing.assert_array_equal(restored, classes)
-    assert restored.dtype == np.uint8
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -147,31 +142,15 @@ def test_smooth_structures_survive_a_coarser_or_finer_grid(order: tuple[int, ...
         restored = restore_label(on_grid, record)
         assert 2 * (restored & ball).sum() / (restored.sum() + ball.sum()) > 0.95
         np.testing.assert_allclose(ndimage.center_of_mass(restored), ndimage.center_of_mass(ball), atol=0.25)
-        logits = torch.stack((1 - on_grid.float(), on_grid.float()))
-        # Where both classes have one half, rounding decides.
-        assert (restore_classes(logits, record) != restored).mean() < 1e-3
 
 
 def test_restoring_fills_background_outside_the_crop() -> None:
     image, _, geometry = make_scan()
     record = record_case(image, geometry, make_plan((1.0, 3.0, 1.0)), "3d_fullres")
-    logits = torch.zeros((2, *record.shape))
-    logits[1] = 1
     expected = np.zeros(SHAPE, np.uint8)
     expected[record.crop.slices] = 1
-    np.testing.assert_array_equal(restore_classes(logits, record), expected)
     full = torch.full(record.shape, 7, dtype=torch.uint8)
     np.testing.assert_array_equal(restore_label(full, record), expected * 7)
-
-
-def test_more_than_256_classes_are_restored_as_uint16() -> None:
-    image, _, geometry = make_scan()
-    record = record_case(image, geometry, make_plan(SPACING_MM), "3d_fullres")
-    logits = torch.zeros((300, *record.shape))
-    logits[299] = 1
-    restored = restore_classes(logits, record)
-    assert restored.dtype == np.uint16
-    assert set(np.unique(restored)) == {0, 299}
 
 
 def test_record_survives_json(tmp_path: Path) -> None:

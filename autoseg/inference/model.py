@@ -1,0 +1,409 @@
+"""A trained model on disk: the folder that training makes, or the one file that is given to others.
+
+Both hold the plan, and for each fold how it was trained and its weights. A fold whose training has not come to its end
+has the weights of its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from autoseg import __version__
+from autoseg.core.errors import FormatError, PredictionError, TrainingError
+from autoseg.core.serialize import from_plain, read_json
+from autoseg.inference.archive import (
+    FORMAT,
+    FORMAT_VERSION,
+    PLAN,
+    SUFFIX,
+    Archive,
+    Manifest,
+    Member,
+    read_archive,
+    to_json_bytes,
+    training_member,
+    weights_member,
+    write_archive,
+)
+from autoseg.networks.build import build_network
+from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.training.checkpoint import Progress, load_into, read_network
+from autoseg.training.record import FoldFiles
+
+logger = logging.getLogger(__name__)
+
+PROVENANCE_SHOWN = ("autoseg", "fingerprint", "like", "decisions")
+"""What of a plan's provenance goes with a model: versions, digests and the name of a plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRecord:
+    """How a fold was trained, as far as it concerns whoever gets the model: nothing of the cases.
+
+    Attributes:
+        autoseg, torch, device, precision, recipe, seed, batch_size, mirrored: as in
+            `autoseg.training.record.TrainingRecord`, from which they are taken.
+    """
+
+    autoseg: str
+    torch: str
+    device: str
+    precision: str
+    recipe: str
+    seed: int
+    batch_size: int
+    mirrored: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldWeights:
+    """The weights of one fold.
+
+    Attributes:
+        data: a safetensors file.
+        progress: how far the training had come; None for one that has come to its end.
+    """
+
+    data: bytes
+    progress: Progress | None
+
+    @property
+    def sha256(self) -> str:
+        """Of the data, in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedFold:
+    """One fold in memory.
+
+    Attributes:
+        network: with its weights, in evaluation mode, on the CPU.
+        sha256: of the weights as a safetensors file.
+        progress: as in `FoldWeights`.
+    """
+
+    network: nn.Module
+    sha256: str
+    progress: Progress | None
+
+
+class Source(Protocol):
+    """Where the folds of a model are read from."""
+
+    advice: str
+    """What to do where a fold is missing."""
+
+    def read_record(self, fold: int) -> FoldRecord:
+        """How a fold was trained."""
+
+    def read_weights(self, fold: int) -> FoldWeights:
+        """The weights of a fold, whole in memory."""
+
+    def hash_weights(self, fold: int) -> str:
+        """The sha256 of a fold's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained configuration on disk. Folds are read when they are asked for.
+
+    Attributes:
+        path: the folder or file.
+        plan: recommends the configuration that was trained.
+        finished: folds that are trained to their end, in order.
+        unfinished: folds that have a checkpoint only, in order.
+        source: reads the folds.
+    """
+
+    path: Path
+    plan: Plan
+    finished: tuple[int, ...]
+    unfinished: tuple[int, ...]
+    source: Source
+
+    @property
+    def configuration(self) -> ConfigurationPlan:
+        """What was trained."""
+        return self.plan.configuration(self.plan.recommended)
+
+    def choose_folds(self, folds: Sequence[int] | None = None) -> tuple[int, ...]:
+        """The folds to use where a user names some or none.
+
+        Args:
+            folds: those named; None for all that are trained to their end, or if none is, for all with a checkpoint.
+
+        Raises:
+            PredictionError: the model does not have them, or has none.
+        """
+        chosen = (self.finished or self.unfinished) if folds is None else tuple(folds)
+        missing = sorted(set(chosen) - {*self.finished, *self.unfinished})
+        if missing or not chosen:
+            kinds = {"trained": self.finished, "unfinished": self.unfinished}
+            known = " and ".join(f"the {kind} folds {_join(has)}" for kind, has in kinds.items() if has)
+            expected = f", expected also {_join(missing)}" if missing else ""
+            raise PredictionError(f"{self.path}: found {known or 'no trained fold'}{expected}; {self.source.advice}")
+        return chosen
+
+    def read_fold(self, fold: int) -> TrainedFold:
+        """Reads a fold and builds its network.
+
+        Raises:
+            FormatError, TrainingError: the fold is missing or damaged, or is of another network.
+        """
+        weights = self.source.read_weights(fold)
+        return TrainedFold(network=self.build(fold, weights), sha256=weights.sha256, progress=weights.progress)
+
+    def build(self, fold: int, weights: FoldWeights) -> nn.Module:
+        """The network of a fold, in evaluation mode, on the CPU.
+
+        Raises:
+            TrainingError: the weights are damaged, or of another network.
+        """
+        n_channels, n_classes = len(self.plan.channels), self.plan.labels.n_classes
+        network = build_network(self.configuration.network, n_channels=n_channels, n_classes=n_classes)
+        load_into(network, self._parse(fold, weights), self.path)
+        return network.eval()
+
+    def _parse(self, fold: int, weights: FoldWeights) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            return load(weights.data)
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise TrainingError(
+                f"{self.path}: the weights of fold {fold} are damaged ({error}); delete them and train again, or copy "
+                "the model again"
+            ) from error
+
+    def digest(self, folds: Sequence[int] | None = None) -> str:
+        """What tells models apart, see `digest_model`; equal for a folder and a file made from it.
+
+        Args:
+            folds: as in `choose_folds`.
+        """
+        return digest_model(self.plan, {fold: self.source.hash_weights(fold) for fold in self.choose_folds(folds)})
+
+
+def digest_model(plan: Plan, weights: Mapping[int, str]) -> str:
+    """The sha256 of the list of hashes, as `sha256sum` prints it, of the plan and the weights in a one-file model.
+
+    Args:
+        plan: of the model.
+        weights: the sha256 of each fold's weights.
+    """
+    hashes = {PLAN: hashlib.sha256(to_json_bytes(_plan_to_give(plan))).hexdigest()}
+    hashes |= {weights_member(fold): weights[fold] for fold in sorted(weights)}
+    return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in hashes.items()).encode()).hexdigest()
+
+
+def warn_of_unfinished(path: Path, folds: Mapping[int, Progress | None]) -> None:
+    """Says which of the folds that are used are not trained to their end, if any."""
+    found = [
+        f"fold {fold} at step {progress.step} (epoch {progress.epoch})"
+        for fold, progress in sorted(folds.items())
+        if progress is not None
+    ]
+    if found:
+        logger.warning("%s: not trained to the end, so its last checkpoint is used: %s", path, ", ".join(found))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_model(path: Path | str) -> Model:
+    """Opens a trained model; its folds are read later.
+
+    Args:
+        path: the folder of a trained configuration, such as `autoseg-work/models/3d_fullres`, or a `.autoseg` file.
+
+    Raises:
+        PredictionError: there is no model.
+        FormatError, PlanError: it is damaged, or made by another version of autoseg.
+    """
+    path = Path(path)
+    return _read_file(path) if path.is_file() else _read_folder(path)
+
+
+def _read_folder(folder: Path) -> Model:
+    file = folder / PLAN
+    if not file.is_file():
+        expected = f"the folder of a trained configuration or a {SUFFIX} file"
+        raise PredictionError(f"{folder}: found no {PLAN}, expected {expected}")
+    plan: Plan = read_json(file, Plan)
+    return Model(
+        path=folder,
+        plan=plan,
+        finished=trained_folds(folder),
+        unfinished=unfinished_folds(folder),
+        source=_FolderSource(folder),
+    )
+
+
+def _read_file(path: Path) -> Model:
+    archive = read_archive(path)
+    plan = archive.read_json(PLAN, Plan)
+    folds = archive.manifest.folds
+    if archive.manifest.configuration != plan.recommended:
+        found = f"{archive.manifest.configuration} and {plan.recommended}"
+        raise FormatError(f"{path}: is not an autoseg model (its manifest and its plan are of {found})")
+    return Model(
+        path=path,
+        plan=plan,
+        finished=tuple(sorted(fold for fold, progress in folds.items() if progress is None)),
+        unfinished=tuple(sorted(fold for fold, progress in folds.items() if progress is not None)),
+        source=_FileSource(archive),
+    )
+
+
+class _FolderSource:
+    """The folder that training makes. What is being trained meanwhile is whole, be it older or newer."""
+
+    advice = "run 'autoseg train' first"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _files(self, fold: int) -> FoldFiles:
+        return FoldFiles(folder=fold_folder(self._folder, fold))
+
+    def read_record(self, fold: int) -> FoldRecord:
+        file = self._files(fold).training
+        content = read_json(file, dict[str, Any])
+        kept = {field.name for field in dataclasses.fields(FoldRecord)}
+        try:
+            return from_plain(FoldRecord, {key: value for key, value in content.items() if key in kept})
+        except FormatError as error:
+            raise FormatError(f"{file}: {error}") from error
+
+    def read_weights(self, fold: int) -> FoldWeights:
+        from safetensors.torch import save
+
+        files = self._files(fold)
+        try:
+            return FoldWeights(data=files.weights.read_bytes(), progress=None)
+        except FileNotFoundError:
+            tensors, progress = read_network(files.checkpoint)
+            return FoldWeights(data=save(tensors), progress=progress)
+
+    def hash_weights(self, fold: int) -> str:
+        return self.read_weights(fold).sha256
+
+
+class _FileSource:
+    """A one-file model."""
+
+    advice = "the file was exported without; export it again with them"
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def read_record(self, fold: int) -> FoldRecord:
+        return self._archive.read_json(training_member(fold), FoldRecord)
+
+    def read_weights(self, fold: int) -> FoldWeights:
+        data = self._archive.read(weights_member(fold))
+        return FoldWeights(data=data, progress=self._archive.manifest.folds[fold])
+
+    def hash_weights(self, fold: int) -> str:
+        return self._archive.manifest.members[weights_member(fold)].sha256
+
+
+# -- the folder of a trained configuration -----------------------------------------------------------------------------
+
+
+def fold_folder(model: Path, fold: int) -> Path:
+    """Where a fold of a model is kept."""
+    return model / f"fold_{fold}"
+
+
+def trained_folds(model: Path) -> tuple[int, ...]:
+    """Folds in the folder of a model that have final weights, in order."""
+    return _folds_with(model, "weights.safetensors")
+
+
+def unfinished_folds(model: Path) -> tuple[int, ...]:
+    """Folds in the folder of a model that have a checkpoint but no final weights yet, in order."""
+    finished = trained_folds(model)
+    return tuple(fold for fold in _folds_with(model, "checkpoint.safetensors") if fold not in finished)
+
+
+def usable_folds(model: Path) -> tuple[int, ...]:
+    """Folds in the folder of a model that can be predicted with, finished or not, in order."""
+    return tuple(sorted({*trained_folds(model), *unfinished_folds(model)}))
+
+
+def _folds_with(model: Path, name: str) -> tuple[int, ...]:
+    folds = (path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{name}"))
+    return tuple(sorted(int(fold) for fold in folds if fold.isdecimal()))
+
+
+def _join(folds: Sequence[int]) -> str:
+    return ", ".join(map(str, folds))
+
+
+# -- giving a model to others ------------------------------------------------------------------------------------------
+
+
+def export_model(model: Model, target: Path, *, folds: Sequence[int] | None = None) -> None:
+    """Writes a model into one file, without cases, images, or paths of this machine. Equal models give equal bytes.
+
+    Args:
+        model: from `read_model`.
+        target: the file; its name ends in `.autoseg`. An older one is replaced.
+        folds: which; None for all that are trained to their end. Others are exported from their last checkpoint.
+
+    Raises:
+        FormatError: the name does not end so, or what the model holds is damaged.
+        PredictionError: the model has no such fold.
+        TrainingError: the weights are damaged, or of another network.
+    """
+    if target.suffix != SUFFIX or target.is_dir():
+        raise FormatError(f"{target}: expected the name of a file that ends in {SUFFIX}")
+    chosen = sorted(set(model.choose_folds(folds)))
+    if folds is None and not model.finished:
+        raise PredictionError(
+            f"{model.path}: no fold is trained to its end; name those whose last checkpoint is to be exported: "
+            f"{_join(chosen)}"
+        )
+    plan = _plan_to_give(model.plan)
+    reached: dict[int, Progress | None] = {}
+
+    def members() -> Iterator[tuple[str, bytes]]:
+        yield PLAN, to_json_bytes(plan)
+        for fold in chosen:
+            weights = model.source.read_weights(fold)
+            # What cannot be loaded here cannot be loaded by whoever gets the file.
+            model.build(fold, weights)
+            reached[fold] = weights.progress
+            yield training_member(fold), to_json_bytes(model.source.read_record(fold))
+            yield weights_member(fold), weights.data
+
+    def describe(listed: dict[str, Member]) -> Manifest:
+        return Manifest(
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            autoseg=__version__,
+            dataset=plan.dataset,
+            configuration=plan.recommended,
+            folds=reached,
+            members=listed,
+        )
+
+    write_archive(target, members(), describe)
+    warn_of_unfinished(model.path, reached)
+
+
+def _plan_to_give(plan: Plan) -> Plan:
+    """The plan with nothing but what is known to be harmless in its provenance."""
+    provenance = {key: plan.provenance[key] for key in PROVENANCE_SHOWN if key in plan.provenance}
+    return dataclasses.replace(plan, provenance=provenance)

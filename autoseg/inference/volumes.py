@@ -1,0 +1,174 @@
+"""From rows of logits, as they become complete, to whole volumes on the scan's grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoseg.inference.restore import GridChange, restore_rows
+from autoseg.preprocessing.preprocess import CaseRecord, place_in_scan
+from autoseg.preprocessing.resample import resample_logits
+
+FULL = 255
+"""What stands for 1 in maps of probability and uncertainty."""
+
+
+def change_along(record: CaseRecord, axis: int) -> GridChange:
+    """The way from the network's grid to the scan's, with another axis first.
+
+    Args:
+        record: of the scan.
+        axis: that becomes the first; the others keep their order.
+    """
+    order = _axis_first(axis)
+    nearest = None if record.nearest_axis is None else order.index(record.nearest_axis)
+    source, target = (
+        (shape[order[0]], shape[order[1]], shape[order[2]]) for shape in (record.shape, record.cropped_shape)
+    )
+    return GridChange(source=source, target=target, nearest_axis=nearest)
+
+
+def ready_rows(swept: Iterable[tuple[slice, Tensor]], change: GridChange) -> Iterator[tuple[slice, Tensor, int]]:
+    """The scan's rows that can be made from what has come, each once, in order.
+
+    Args:
+        swept: rows of the network's grid and their logits (K, n, A, B), from `SlidingWindow.sweep`.
+        change: between the two grids.
+
+    Yields:
+        Rows of the scan; logits with all rows that they need; and which row of the network's grid is the first there.
+    """
+    lower = change.axes[0].lower
+    last: Tensor | None = None
+    done = 0
+    for rows, logits in swept:
+        complete = change.rows_complete(rows.stop)
+        # The first of them lie between the last row that came before and the first of these.
+        joint = min(max(done, int(np.searchsorted(lower, rows.start))), complete)
+        if last is not None and done < joint:
+            yield slice(done, joint), torch.cat([last, logits[:, :1]], dim=1), rows.start - 1
+        if joint < complete:
+            yield slice(joint, complete), logits, rows.start
+        done = max(done, complete)
+        last = logits[:, -1:].clone()
+
+
+class LabelMap:
+    """The class of every voxel of a scan, from logits row by row."""
+
+    def __init__(self, record: CaseRecord, *, axis: int, n_classes: int) -> None:
+        """An empty one.
+
+        Args:
+            record: of the scan.
+            axis: of the network's grid, along which rows follow one another.
+            n_classes: with the background.
+        """
+        self._record, self._axis, self._change = record, axis, change_along(record, axis)
+        self._classes = np.empty(self._change.target, np.uint8 if n_classes <= 256 else np.uint16)
+
+    def add(self, rows: slice, logits: Tensor, first_row: int) -> None:
+        """Decides some rows, from logits (K, n, A, B); see `ready_rows`."""
+        self._classes[rows] = restore_rows(logits, self._change, rows, first_row=first_row)
+
+    def whole(self) -> NDArray:
+        """(Z, Y, X) canonical, uint8 or uint16; background outside the crop."""
+        return place_in_scan(np.moveaxis(self._classes, 0, self._axis), self._record)
+
+
+class SoftMaps:
+    """Probabilities and uncertainty at every voxel of a scan, from logits row by row. uint8, where 255 stands for 1."""
+
+    def __init__(
+        self,
+        record: CaseRecord,
+        *,
+        axis: int,
+        n_classes: int,
+        probabilities: bool,
+        uncertainty: bool,
+        scratch: Path | None = None,
+    ) -> None:
+        """Empty ones.
+
+        Args:
+            record: of the scan.
+            axis: of the network's grid, along which rows follow one another.
+            n_classes: with the background.
+            probabilities: keep one of each class.
+            uncertainty: keep the entropy, and how much the networks disagree.
+            scratch: a folder for a file of the probabilities; None keeps them in memory.
+        """
+        self._record, self._axis, self._change = record, axis, change_along(record, axis)
+        self._n_classes = n_classes
+        self._probabilities: NDArray[np.uint8] | None = None
+        if probabilities:
+            shape = (n_classes, *self._change.target)
+            self._probabilities = (
+                np.empty(shape, np.uint8)
+                if scratch is None
+                else np.lib.format.open_memmap(scratch / "probabilities.npy", "w+", np.uint8, shape)
+            )
+        self._entropy, self._disagreement = (
+            np.empty(self._change.target, np.uint8) if uncertainty else None for _ in range(2)
+        )
+
+    def add(self, rows: slice, logits: Tensor, first_row: int) -> None:
+        """Fills some rows, from logits (F * K, n, A, B) of F networks; see `ready_rows`."""
+        slabs = resample_logits(
+            logits,
+            self._change.target,
+            nearest_axis=self._change.nearest_axis,
+            rows=rows,
+            first_row=first_row,
+            n_rows=self._change.source[0],
+        )
+        for part, values in slabs:
+            of_networks = values.unflatten(0, (-1, self._n_classes))
+            mean = of_networks.mean(dim=0)
+            probability = mean.softmax(dim=0)
+            if self._probabilities is not None:
+                self._probabilities[:, part] = _to_uint8(probability)
+            if self._entropy is not None and self._disagreement is not None:
+                entropy = torch.special.entr(probability).sum(dim=0) / math.log(max(2, self._n_classes))
+                self._entropy[part] = _to_uint8(entropy)
+                others = of_networks.argmax(dim=1) != mean.argmax(dim=0)
+                self._disagreement[part] = _to_uint8(others.float().mean(dim=0))
+
+    def probability(self, class_index: int) -> NDArray[np.uint8]:
+        """Of one class, (Z, Y, X) canonical; outside the crop it is the background for sure."""
+        assert self._probabilities is not None
+        whole = self._place(self._probabilities[class_index])
+        if class_index == 0:
+            outside = np.ones(whole.shape, bool)
+            outside[self._record.crop.slices] = False
+            whole[outside] = FULL
+        return whole
+
+    def entropy(self) -> NDArray[np.uint8]:
+        """Of the mean's probabilities, (Z, Y, X) canonical: 0 where one class is sure, 255 where all are alike."""
+        assert self._entropy is not None
+        return self._place(self._entropy)
+
+    def disagreement(self) -> NDArray[np.uint8]:
+        """The part of the networks that would decide otherwise than their mean does, (Z, Y, X) canonical."""
+        assert self._disagreement is not None
+        return self._place(self._disagreement)
+
+    def _place(self, swept: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return place_in_scan(np.moveaxis(swept, 0, self._axis), self._record)
+
+
+def _to_uint8(values: Tensor) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = (values * FULL).round().clamp(0, FULL).to(torch.uint8).cpu().numpy()
+    return array
+
+
+def _axis_first(axis: int) -> Sequence[int]:
+    return (axis, *(other for other in range(3) if other != axis))
