@@ -352,6 +352,9 @@ def predict(
         float | None,
         typer.Option(metavar="GIB", help="GPU memory for sums over tiles; default: half of what is free."),
     ] = None,
+    compile_networks: Annotated[
+        bool, typer.Option("--compile", help="torch.compile, which takes a minute or more; for many images on a GPU.")
+    ] = False,
 ) -> None:
     """Segment every image of a folder; the label maps have the images' own geometry."""
     from autoseg import pipeline
@@ -375,6 +378,7 @@ def predict(
         save_uncertainty=save_uncertainty,
         max_ram_gib=max_ram,
         max_vram_gib=max_vram,
+        compile=compile_networks,
     )
     typer.echo(f"{len(files)} label maps in {output}")
 

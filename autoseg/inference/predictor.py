@@ -17,7 +17,7 @@ from autoseg.core.errors import FormatError, PredictionError
 from autoseg.core.geometry import Geometry, from_canonical, make_geometry, to_canonical
 from autoseg.core.runtime import format_memory, machine_memory_gib, resolve_device
 from autoseg.inference.model import Model, digest_model, read_model, warn_of_unfinished
-from autoseg.inference.sliding_window import Place, SlidingWindow, WindowConfig
+from autoseg.inference.sliding_window import CompiledNetwork, Place, SlidingWindow, WindowConfig
 from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, ready_rows
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
@@ -84,6 +84,7 @@ class Predictor:
         step_fraction: float = 0.5,
         max_ram_gib: float | None = None,
         max_vram_gib: float | None = None,
+        compile: bool = False,
     ) -> None:
         """Loads a model.
 
@@ -98,6 +99,8 @@ class Predictor:
             max_ram_gib: an image that needs more memory than this is refused; None for what the machine has.
             max_vram_gib: of the GPU's memory, for the sums over tiles; larger ones are kept in the memory of the
                 machine. None for half of what is free there.
+            compile: `torch.compile` the networks, which takes a minute or more and pays for many images on a GPU; where
+                it fails they run as they are.
 
         Raises:
             PredictionError: there is no such model, or a fold is not there.
@@ -116,7 +119,7 @@ class Predictor:
         self.mirroring, self.step_fraction = mirroring, step_fraction
         self._max_ram_gib = machine_memory_gib() if max_ram_gib is None else max_ram_gib
         self._window = SlidingWindow(
-            networks,
+            [CompiledNetwork(network) for network in networks] if compile else networks,
             window_config(self.plan, self.configuration, mirroring=mirroring, step_fraction=step_fraction),
             n_classes=self.plan.labels.n_classes,
             device=self.device,

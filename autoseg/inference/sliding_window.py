@@ -67,6 +67,29 @@ class WindowConfig:
         return [axes for size in sizes for axes in itertools.combinations(self.mirror_axes, size)]
 
 
+class CompiledNetwork:
+    """A network that is compiled when it is first run; where that fails it runs as it is, after one warning."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Compiles nothing yet."""
+        self._network = network
+        self._forward: Callable[[Tensor], Tensor] | None = torch.compile(network)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The network's output."""
+        if self._forward is not None:
+            try:
+                return self._forward(images)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever goes wrong in a compiler, its back end or a missing tool
+                self._forward = None
+                reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+                logger.warning("the network could not be compiled and runs as it is, slower (%s)", reason)
+        logits: Tensor = self._network(images)
+        return logits
+
+
 class SlidingWindow:
     """Networks that look at a volume tile by tile. Safe to use from several threads.
 
@@ -76,7 +99,7 @@ class SlidingWindow:
 
     def __init__(
         self,
-        networks: Sequence[nn.Module],
+        networks: Sequence[Callable[[Tensor], Tensor]],
         config: WindowConfig,
         *,
         n_classes: int,

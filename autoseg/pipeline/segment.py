@@ -142,6 +142,7 @@ def predict(
     save_uncertainty: bool = False,
     max_ram_gib: float | None = None,
     max_vram_gib: float | None = None,
+    compile: bool = False,
 ) -> list[Path]:
     """Segments every image of a folder with the trained folds of a configuration.
 
@@ -173,6 +174,7 @@ def predict(
         save_uncertainty: also write the entropy, and how much the folds disagree, to `uncertainty/CASE/`.
         max_ram_gib: images that need more memory are refused; None for what the machine has.
         max_vram_gib: of the GPU's memory for the sums over tiles; None for half of what is free.
+        compile: `torch.compile` the networks; pays for many images on a GPU.
 
     Returns:
         The label maps, one per case, in each image's own geometry.
@@ -198,6 +200,7 @@ def predict(
         step_fraction=chosen.step_fraction if step_fraction is None else step_fraction,
         max_ram_gib=max_ram_gib,
         max_vram_gib=max_vram_gib,
+        compile=compile,
     )
     paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
     cases, problems = find_images(paths, n_channels=len(predictor.plan.channels))

@@ -15,6 +15,7 @@ from autoseg.core.errors import PredictionError
 from autoseg.core.runtime import autocast_dtype
 from autoseg.inference import sliding_window
 from autoseg.inference.sliding_window import (
+    CompiledNetwork,
     SlidingWindow,
     WindowConfig,
     gaussian_weight,
@@ -395,3 +396,24 @@ def test_sums_move_to_the_memory_of_the_machine(
     result = predict_logits(image, [Copy()], n_classes=2, config=config(3, mirror=False))
     assert torch.equal(result, expected)
     assert sum("summed in the memory of the machine" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_compiled_networks_give_the_same_and_one_that_fails_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, works: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no compiler")
+
+    compile_with = torch.compile
+    backend = "aot_eager" if works else fail
+    monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend=backend))
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 2, 3, padding=1)
+    image = torch.randn(1, 9, 13, 17)
+    expected = predict_logits(image, [network], n_classes=2, config=config(3, mirror=True))
+    window = SlidingWindow([CompiledNetwork(network)], config(3, mirror=True), n_classes=2, device=CPU)
+    found = torch.cat([logits for _, logits in window.sweep(image)], dim=1)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    warnings = [record.getMessage() for record in caplog.records if "could not be compiled" in record.getMessage()]
+    assert len(warnings) == (0 if works else 1)
