@@ -9,13 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoseg.networks.unet import NEGATIVE_SLOPE, NORM_EPS, ConvBlock, InstanceNorm, UNet, make_convolution
 from autoseg.planning.plan import NetworkPlan
 
-_AVERAGE_POOL: dict[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+_AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+class AveragePool(nn.Module):
+    """Means of blocks, (N, C, [Z,] Y, X) to (N, C, [Z / step,] Y / step, X / step); repeatable where that is asked for."""
+
+    def __init__(self, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The means."""
+        if features.is_cuda and torch.are_deterministic_algorithms_enabled():
+            # torch has no backward pass of its pooling there that repeats bit for bit.
+            return self.by_blocks(features)
+        return _AVERAGE_POOL[len(self.stride)](features, self.stride)
+
+    def by_blocks(self, features: Tensor) -> Tensor:
+        """The same by reshaping; the sizes must be multiples of the stride, as those of planned patches are."""
+        for axis, step in reversed(list(enumerate(self.stride, start=2))):
+            features = features.unflatten(axis, (-1, step))
+        return features.mean(dim=tuple(range(3, features.ndim, 2)))
 
 
 class ResidualBlock(nn.Module):
@@ -38,7 +60,7 @@ class ResidualBlock(nn.Module):
         )
         self.skip = nn.Sequential()
         if stride and any(step != 1 for step in stride):
-            self.skip.append(_AVERAGE_POOL[len(stride)](tuple(stride)))
+            self.skip.append(AveragePool(stride))
         if n_in != n_out:
             self.skip.append(make_convolution(n_in, n_out, kernel_size=(1,) * len(kernel_size), bias=False))
             self.skip.append(InstanceNorm(n_out, eps=NORM_EPS))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoseg.networks.build import channels_last
-from autoseg.networks.residual import ResidualBlock
+from autoseg.networks.residual import AveragePool, ResidualBlock
 
 
 def draw(n_channels: int, size: tuple[int, ...]) -> Tensor:
@@ -46,3 +46,14 @@ def test_body_is_added_before_the_last_activation() -> None:
     nn.init.constant_(block.get_parameter("body.2.bias"), -2)
     with torch.no_grad():
         torch.testing.assert_close(block(torch.ones(1, 2, 4, 4)), torch.full((1, 2, 4, 4), -0.01))
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 2), (2, 2, 2), (1, 2, 2)])
+def test_pooling_by_blocks_is_average_pooling(stride: tuple[int, ...]) -> None:
+    """What deterministic training on a GPU uses in place of torch's pooling."""
+    pool = AveragePool(stride)
+    features = torch.randn(2, 3, *(4 * step for step in stride), requires_grad=True)
+    torch.testing.assert_close(pool.by_blocks(features), pool(features))
+    weights = torch.randn_like(pool(features))
+    gradients = [torch.autograd.grad((run(features) * weights).sum(), features)[0] for run in (pool, pool.by_blocks)]
+    torch.testing.assert_close(*gradients)
