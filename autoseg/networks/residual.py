@@ -20,7 +20,7 @@ _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_poo
 
 
 class AveragePool(nn.Module):
-    """Means of blocks, (N, C, [Z,] Y, X) to (N, C, [Z / step,] Y / step, X / step); repeatable where that is asked for."""
+    """Means of blocks, (N, C, [Z,] Y, X) to (N, C, [Z / step,] Y / step, X / step); repeatable where asked."""
 
     def __init__(self, stride: Sequence[int]) -> None:
         super().__init__()
