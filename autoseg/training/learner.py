@@ -79,11 +79,13 @@ class Learner:
         return str(self.precision).removeprefix("torch.")
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images and classes of a batch on the device of the network."""
+        """Images, float32, and classes of a batch on the device of the network; int64 if they are not augmented next."""
+        images, classes = batch.images, batch.classes
         if self.device.type == "cuda":
-            images, classes = batch.images.pin_memory(), batch.classes.pin_memory()
-            return images.to(self.device, non_blocking=True), classes.to(self.device, non_blocking=True)
-        return batch.images.to(self.device), batch.classes.to(self.device)
+            images, classes = images.pin_memory(), classes.pin_memory()
+        on_device = (tensor.to(self.device, non_blocking=True) for tensor in (images, classes))
+        images, classes = (tensor for tensor in on_device)
+        return images.float(), classes if batch.augmentation is not None else classes.long()
 
     def loss(self, images: Tensor, classes: Tensor) -> Tensor:
         """Runs the network on a batch, to learn from it.

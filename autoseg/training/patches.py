@@ -24,8 +24,8 @@ class Batch:
     """Patches, not augmented yet.
 
     Attributes:
-        images: (N, C, [Z,] Y, X) float32.
-        classes: (N, [Z,] Y, X) int64.
+        images: (N, C, [Z,] Y, X) float16 as stored, or float32. Several batches wait, so they are kept small.
+        classes: (N, [Z,] Y, X) uint8 or int32 as stored, or int64.
         cases: where each patch is from.
         augmentation: what is to be done to them; what was read is then larger than the patch where that needs it.
     """
@@ -162,14 +162,18 @@ class PatchSampler:
                 case, class_index = _pick(self._pool.cases, rng), None
             start = self._draw_start(case, class_index, rng)
             start = tuple(s - (r - p) // 2 for s, r, p in zip(start, read, self._patch, strict=True))
-            images.append(read_region(case.image, start, read).astype(np.float32))
-            classes.append(read_region(case.label, start, read).astype(np.int64))
+            images.append(read_region(case.image, start, read))
+            classes.append(read_region(case.label, start, read))
             names.append(case.id)
         image, label = np.stack(images), np.stack(classes)
+        if label.dtype != np.uint8:
+            # torch can do little with uint16.
+            label = label.astype(np.int32)
         if len(self._patch_size) == 2:
             image, label = image[:, :, 0], label[:, 0]
         if self._transform is not None:
-            image, label = self._transform(image, label, seed=derive_seed("augment", self._seed, number))
+            seed = derive_seed("augment", self._seed, number)
+            image, label = self._transform(image.astype(np.float32), label.astype(np.int64), seed=seed)
         return Batch(
             images=torch.from_numpy(image),
             classes=torch.from_numpy(label),

@@ -238,7 +238,8 @@ class _Run:
         sampler = self._prepare()
         self._announce()
         saved_at = time.monotonic()
-        batches = run_ahead(sampler.batch, count(self.iteration), n_threads=max(1, n_cpus() // 2), depth=4)
+        n_threads = max(1, n_cpus() // 2)
+        batches = run_ahead(sampler.batch, count(self.iteration), n_threads=n_threads, depth=n_threads + 2)
         with track(f"training {self.files.folder.name}", total=1000) as advance, closing(batches):
             shown = 0
             while self.fraction_done < 1:
