@@ -320,20 +320,22 @@ if __name__ == "__main__":
     trainer = make_trainer()
     trainer.initialize()
     trainer.set_deep_supervision_enabled(False)
+    # Training decides it when it makes its loaders.
+    mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3]
     predictor = nnUNetPredictor(
         tile_step_size=0.5, use_gaussian=True, use_mirroring=True, perform_everything_on_device=False,
         device=torch.device("cpu"), verbose=False, allow_tqdm=False,
     )
     predictor.manual_initialization(
         trainer.network, trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()],
-        trainer.dataset_json, "nnUNetTrainer", trainer.inference_allowed_mirroring_axes,
+        trainer.dataset_json, "nnUNetTrainer", mirror_axes,
     )
     started = time.perf_counter()
     predictor.predict_from_files(
         options["images"], options["output"], save_probabilities=False, overwrite=True,
         num_processes_preprocessing=options["n_cpus"], num_processes_segmentation_export=options["n_cpus"],
     )
-    report(values={"seconds": [time.perf_counter() - started]})
+    report(values={"seconds": [time.perf_counter() - started]}, about={"mirror axes": list(mirror_axes)})
 """
 
 
@@ -365,6 +367,9 @@ def folder(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     if arguments.peer is not None:
         command = [str(arguments.peer), "-c", PEER_START + PEER_PREPARE, json.dumps(fixed)]
         watch("prepare", "nnU-Net", command, environment)
+    images = sorted((raw / "imagesTr").iterdir())
+    for file in images[arguments.images :]:
+        file.unlink()
     runs = []
     for number in range(arguments.rounds):
         ours = fixed | {"output": str(scratch / f"ours_{number}")}
@@ -495,6 +500,7 @@ def main() -> None:
     parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("--peer", type=Path, help="Python of an environment with nnU-Net")
     parser.add_argument("--shared", type=Path, default=default, help="folder with the real data")
+    parser.add_argument("--images", type=int, default=200, help="of `folder`, at most")
     parser.add_argument("--rounds", type=int, default=2, help="how often the sides take turns")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()

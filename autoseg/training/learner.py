@@ -79,7 +79,7 @@ class Learner:
         return str(self.precision).removeprefix("torch.")
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images, float32, and classes of a batch on the device of the network; int64 if they are not augmented next."""
+        """Images, float32, and classes of a batch on the device of the network; int64 unless augmented next."""
         images, classes = batch.images, batch.classes
         if self.device.type == "cuda":
             images, classes = images.pin_memory(), classes.pin_memory()
