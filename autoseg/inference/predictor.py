@@ -153,7 +153,7 @@ class Predictor:
             raise PredictionError(f"found the spacing {spacing} mm, expected three positive numbers (z, y, x)")
         if array.dtype.kind not in "biuf":
             raise PredictionError(f"found voxels of type {array.dtype}, expected real numbers")
-        array = array.astype(np.float32)
+        array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise PredictionError("found voxels that are NaN or infinite, expected finite numbers")
         matrix = np.diag([*spacing[::-1], 1.0]) if affine is None else np.asarray(affine, np.float64)
@@ -168,7 +168,9 @@ class Predictor:
             )
         # The array is (Z, Y, X), a file would be (X, Y, Z).
         canonical = np.ascontiguousarray(to_canonical(array.transpose(0, 3, 2, 1), geometry.file_axcodes))
-        label = self.predict_canonical(canonical, geometry)
+        prepared = self.prepare(canonical, geometry)
+        del array, canonical
+        label = self.segment(prepared).label
         return np.ascontiguousarray(from_canonical(label, geometry.file_axcodes).transpose(2, 1, 0))
 
     def predict_canonical(self, image: NDArray[np.float32], geometry: Geometry) -> NDArray[np.unsignedinteger]:
@@ -240,6 +242,7 @@ class Predictor:
             labels.add(rows, mean, first_row)
             if soft is not None:
                 soft.add(rows, logits, first_row)
+            del logits, mean
         return Segmentation(label=self.plan.labels.classes_to_values(labels.whole()), soft=soft)
 
     def predict_preprocessed(self, image: Tensor, record: CaseRecord) -> NDArray[np.unsignedinteger]:

@@ -191,6 +191,7 @@ class SlidingWindow:
                         slice(low - rows.start, high - rows.start),
                         logits[:, low - start : high - start, first, second],
                     )
+                del logits
 
         for start, logits in self._predict_tiles(padded, wanted, separate=separate):
             yield from complete(start[axis])
@@ -304,8 +305,13 @@ class _Sums:
             if unseen.any():
                 for index in self._background:
                     total[index].masked_fill_(unseen, CERTAIN_LOGIT)
-            total /= weights.masked_fill_(unseen, 1)
+            weights.masked_fill_(unseen, 1)
+            for row in range(last - first):
+                # Row by row: dividing half precision by float32 makes a float32 copy on the way.
+                total[:, row] /= weights[row]
             yield first, total
+            # Not kept until the next band is complete: it can be gigabytes. So it is wherever rows are handed on.
+            del total
 
     def _band(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         if first not in self._open:

@@ -57,6 +57,7 @@ def ready_rows(swept: Iterable[tuple[slice, Tensor]], change: GridChange) -> Ite
             yield slice(joint, complete), logits, rows.start
         done = max(done, complete)
         last = logits[:, -1:].clone()
+        del logits
 
 
 class LabelMap:
