@@ -136,7 +136,6 @@ class SlidingWindow:
         """The axis along which tiles should advance for the smallest sums, in a volume of this shape (Z, Y, X)."""
         return min(range(3), key=lambda axis: self.sums_bytes(shape, axis=axis))
 
-    @torch.no_grad()
     def sweep(
         self,
         image: Tensor,
@@ -246,7 +245,8 @@ class SlidingWindow:
     def _run(self, tiles: Tensor, *, separate: bool) -> list[Tensor]:
         """Logits (N, K, *patch) float32: of each network, or their mean."""
         precision = autocast_dtype(tiles.device)
-        with torch.autocast(tiles.device.type, dtype=precision, enabled=precision is not None):
+        # Not around the whole sweep: what torch wraps a generator in holds on to the rows it gave out last.
+        with torch.no_grad(), torch.autocast(tiles.device.type, dtype=precision, enabled=precision is not None):
             if separate:
                 return [network(tiles).float() for network in self.networks]
             total: Tensor = self.networks[0](tiles).float()
