@@ -96,3 +96,8 @@ def describe_problems(headline: str, problems: Sequence[Problem]) -> str:
         if advice:
             lines.append(f"  What to do: {advice}")
     return "\n".join(lines)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

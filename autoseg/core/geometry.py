@@ -214,3 +214,9 @@ def find_lowres_axis(spacing_mm: Sequence[float]) -> int | None:
     """The one coarsest axis of an anisotropic spacing; None where there is no such axis, or more than one."""
     coarsest = [axis for axis, value in enumerate(spacing_mm) if value == max(spacing_mm)]
     return coarsest[0] if is_anisotropic(spacing_mm) and len(coarsest) == 1 else None
+
+
+def axis_first(axis: int) -> tuple[int, int, int]:
+    """The order of three axes that puts one first and leaves the others as they follow one another."""
+    first, second = (other for other in range(3) if other != axis)
+    return axis, first, second

@@ -57,7 +57,7 @@ class LabelSpec:
         Returns:
             Same shape, uint8 (uint16 for more than 255 classes).
         """
-        table = np.zeros(max(self.values) + 1, np.uint8 if self.n_classes <= 256 else np.uint16)
+        table = np.zeros(max(self.values) + 1, class_dtype(self.n_classes))
         table[list(self.values)] = np.arange(1, self.n_classes)
         # Slice by slice: numpy makes indices of eight bytes per voxel of what it looks up at once.
         classes = np.empty(label.shape, table.dtype)
@@ -68,3 +68,8 @@ class LabelSpec:
     def classes_to_values(self, classes: NDArray) -> NDArray:
         """Classes 0..K to file values, in `dtype`. The inverse of `values_to_classes`."""
         return np.array((0, *self.values), self.dtype)[classes]
+
+
+def class_dtype(n_classes: int) -> type[np.unsignedinteger]:
+    """The smallest type that holds classes 0 to `n_classes` - 1 of this many: uint8, or uint16."""
+    return np.uint8 if n_classes <= 256 else np.uint16

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import FormatError
+from autoseg.core.errors import FormatError, first_line
 from autoseg.core.geometry import Geometry, from_canonical, make_geometry, to_canonical
 from autoseg.core.serialize import atomic_path
 
@@ -159,7 +159,7 @@ def _read_nifti(path: Path) -> RawImage:
         image: Any = nibabel.load(path)
         shape = image.shape
     except broken as error:
-        raise FormatError(f"{path}: cannot be read as NIfTI ({_first_line(error)})") from error
+        raise FormatError(f"{path}: cannot be read as NIfTI ({first_line(error)})") from error
     if not isinstance(image, nibabel.Nifti1Image):
         raise FormatError(f"{path}: found a {type(image).__name__}, expected a NIfTI volume")
     if len(shape) == 5 and shape[3] == 1:
@@ -179,7 +179,7 @@ def _read_nifti(path: Path) -> RawImage:
         try:
             voxels = np.asanyarray(image.dataobj)
         except broken as error:
-            raise FormatError(f"{path}: its voxels cannot be read ({_first_line(error)})") from error
+            raise FormatError(f"{path}: its voxels cannot be read ({first_line(error)})") from error
         if voxels.dtype.kind not in "iuf":
             raise FormatError(f"{path}: found voxels of type {voxels.dtype}, expected numbers")
         channels = np.moveaxis(voxels.reshape(*volume_shape, n_channels), -1, 0)
@@ -198,10 +198,6 @@ def _check_spacing(path: Path, image: Any, shape: tuple[int, ...]) -> None:
         stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
     if any(spacing == 0 and size > 1 for spacing, size in zip(stored, shape, strict=True)):
         raise FormatError(f"{path}: found the spacing {stored.tolist()} mm (i, j, k), expected more than 0")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 READERS: dict[str, Callable[[Path], RawImage]] = {".nii.gz": _read_nifti, ".nii": _read_nifti}

@@ -36,31 +36,12 @@ from autoseg.inference.archive import (
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.checkpoint import Progress, load_into, read_network
-from autoseg.training.record import FoldFiles
+from autoseg.training.record import FoldFiles, FoldRecord
 
 logger = logging.getLogger(__name__)
 
 PROVENANCE_SHOWN = ("autoseg", "fingerprint", "like", "decisions")
 """What of a plan's provenance goes with a model: versions, digests and the name of a plan."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldRecord:
-    """How a fold was trained, as far as it concerns whoever gets the model: nothing of the cases.
-
-    Attributes:
-        autoseg, torch, device, precision, recipe, seed, batch_size, mirrored: as in
-            `autoseg.training.record.TrainingRecord`, from which they are taken.
-    """
-
-    autoseg: str
-    torch: str
-    device: str
-    precision: str
-    recipe: str
-    seed: int
-    batch_size: int
-    mirrored: bool
 
 
 @dataclass(frozen=True, kw_only=True)

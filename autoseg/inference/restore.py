@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.preprocessing.preprocess import CaseRecord, place_in_scan
+from autoseg.core.labels import class_dtype
 from autoseg.preprocessing.resample import LINEAR, NEAREST, axis_matrix
 
 # What is worked on at once: bytes of logits on the network's grid, voxels of the scan, interpolated logits.
@@ -90,19 +90,6 @@ class GridChange:
         return int(np.searchsorted(axis.lower, n_rows - axis.step))
 
 
-def restore_classes(logits: Tensor, record: CaseRecord) -> NDArray:
-    """The class with the largest interpolated logit at every voxel of the scan; the way back of `preprocess_image`.
-
-    Args:
-        logits: (K, *record.shape) in the network's axes, any floating type and device, finite.
-        record: of the scan.
-
-    Returns:
-        (Z, Y, X) canonical, uint8 (uint16 for more than 256 classes); background outside the crop.
-    """
-    return place_in_scan(interpolated_argmax(logits, record.cropped_shape, nearest_axis=record.nearest_axis), record)
-
-
 def interpolated_argmax(logits: Tensor, shape: Sequence[int], *, nearest_axis: int | None) -> NDArray:
     """The class with the largest linearly interpolated logit at every voxel.
 
@@ -134,7 +121,7 @@ def restore_rows(logits: Tensor, change: GridChange, rows: slice, *, first_row: 
         (rows, *change.target[1:]), uint8 (uint16 for more than 256 classes).
     """
     n_classes = logits.shape[0]
-    classes = np.empty((rows.stop - rows.start, *change.target[1:]), np.uint8 if n_classes <= 256 else np.uint16)
+    classes = np.empty((rows.stop - rows.start, *change.target[1:]), class_dtype(n_classes))
     logits = logits.detach().permute(1, 2, 3, 0)
     is_ready = logits.dtype == torch.float32 and logits.is_contiguous()
     row_bytes = 4 * logits[0].numel()

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoseg.core.errors import PredictionError
+from autoseg.core.errors import PredictionError, first_line
+from autoseg.core.geometry import axis_first
 from autoseg.core.runtime import autocast_dtype
 from autoseg.networks.build import channels_last
 
@@ -84,8 +85,7 @@ class CompiledNetwork:
                 raise
             except Exception as error:  # whatever goes wrong in a compiler, its back end or a missing tool
                 self._forward = None
-                reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-                logger.warning("the network could not be compiled and runs as it is, slower (%s)", reason)
+                logger.warning("the network could not be compiled and runs as it is, slower (%s)", first_line(error))
         logits: Tensor = self._network(images)
         return logits
 
@@ -161,24 +161,25 @@ class SlidingWindow:
             PredictionError: a single tile needs more memory than the device has.
         """
         padded, inner = _pad(image, self.config.tile)
-        order = (axis, *(other for other in range(3) if other != axis))
-        weight = gaussian_weight(self.config.patch_size).reshape(self.config.tile).permute(order)
+        order = axis_first(axis)
+        weight = gaussian_weight(self.config.patch_size).reshape(self.config.tile).permute(order).to(self.device)
         axes = zip(padded.shape[1:], self.config.tile, strict=True)
         along = [tile_starts(size, patch, self.config.step_fraction) for size, patch in axes]
         swept = itertools.product(*(along[index] for index in order))
         starts = [tuple(start[order.index(index)] for index in range(3)) for start in swept]
         offsets = [part.start for part in inner]
         wanted = [start for start in starts if not is_empty(_box(start, self.config.tile, offsets, image.shape[1:]))]
-        n_groups = len(self.networks) if separate else 1
+        n_values = self.n_classes * (len(self.networks) if separate else 1)
         plane = tuple(padded.shape[1 + index] for index in order[1:])
-        n_bytes = self.sums_bytes(image.shape[1:], axis=axis, n_groups=n_groups)
+        n_sums = n_values * self.config.tile[axis] * math.prod(plane)
+        dtype = _sums_type(n_sums)
         sums = _Sums(
-            n_groups * self.n_classes,
+            n_values,
             plane,
             edges=sorted({edge for start in along[axis] for edge in (start, start + self.config.tile[axis])}),
-            dtype=_sums_type(n_groups * self.n_classes * self.config.tile[axis] * math.prod(plane)),
-            device=self.device if n_bytes <= self._max_device_bytes else torch.device("cpu"),
-            background=range(0, n_groups * self.n_classes, self.n_classes),
+            dtype=dtype,
+            device=self.device if dtype.itemsize * n_sums <= self._max_device_bytes else torch.device("cpu"),
+            background=range(0, n_values, self.n_classes),
         )
         rows, first, second = (inner[index] for index in order)
 
@@ -286,7 +287,7 @@ class _Sums:
     def add(self, start: tuple[int, int, int], logits: Tensor, weight: Tensor) -> None:
         """Adds a tile, (V, n, A, B), that begins at `start` of the rows and of the other two axes; changes it."""
         n_rows, size_a, size_b = weight.shape
-        logits = logits.mul_(weight.to(logits.device))
+        logits = logits.mul_(weight)
         for first, last in self._bands:
             if start[0] <= first and last <= start[0] + n_rows:
                 own = slice(first - start[0], last - start[0])

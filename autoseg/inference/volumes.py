@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.core.geometry import axis_first
+from autoseg.core.labels import class_dtype
 from autoseg.inference.restore import GridChange, restore_rows
 from autoseg.preprocessing.preprocess import CaseRecord, place_in_scan
 from autoseg.preprocessing.resample import resample_logits
@@ -26,7 +28,7 @@ def change_along(record: CaseRecord, axis: int) -> GridChange:
         record: of the scan.
         axis: that becomes the first; the others keep their order.
     """
-    order = _axis_first(axis)
+    order = axis_first(axis)
     nearest = None if record.nearest_axis is None else order.index(record.nearest_axis)
     source, target = (
         (shape[order[0]], shape[order[1]], shape[order[2]]) for shape in (record.shape, record.cropped_shape)
@@ -72,7 +74,7 @@ class LabelMap:
             n_classes: with the background.
         """
         self._record, self._axis, self._change = record, axis, change_along(record, axis)
-        self._classes = np.empty(self._change.target, np.uint8 if n_classes <= 256 else np.uint16)
+        self._classes = np.empty(self._change.target, class_dtype(n_classes))
 
     def add(self, rows: slice, logits: Tensor, first_row: int) -> None:
         """Decides some rows, from logits (K, n, A, B); see `ready_rows`."""
@@ -169,7 +171,3 @@ class SoftMaps:
 def _to_uint8(values: Tensor) -> NDArray[np.uint8]:
     array: NDArray[np.uint8] = (values * FULL).round().clamp(0, FULL).to(torch.uint8).cpu().numpy()
     return array
-
-
-def _axis_first(axis: int) -> Sequence[int]:
-    return (axis, *(other for other in range(3) if other != axis))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoseg.core.errors import first_line
 from autoseg.core.runtime import autocast_dtype
 from autoseg.networks.build import build_network, channels_last
 from autoseg.planning.plan import ConfigurationPlan, Plan
@@ -159,8 +160,9 @@ class Learner:
             self._try_step(images, classes)
         except Exception as error:  # whatever goes wrong in a compiler, its back end or a missing tool
             self._forward = self.network
-            reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-            logger.warning("the network could not be compiled, so training goes on without, slower (%s)", reason)
+            logger.warning(
+                "the network could not be compiled, so training goes on without, slower (%s)", first_line(error)
+            )
             return False
         return True
 

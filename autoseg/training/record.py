@@ -44,8 +44,8 @@ class FoldFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
-    """How a fold was trained, for `training.json`.
+class FoldRecord:
+    """How a fold was trained, as far as it concerns whoever gets the model: nothing of the cases.
 
     Attributes:
         autoseg: version.
@@ -56,7 +56,6 @@ class TrainingRecord:
         seed: of weights, patches and augmentation.
         batch_size: patches per step.
         mirrored: whether patches were mirrored; if so, prediction averages over mirrored copies.
-        training_cases, validation_cases: their ids.
     """
 
     autoseg: str
@@ -67,6 +66,16 @@ class TrainingRecord:
     seed: int
     batch_size: int
     mirrored: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord(FoldRecord):
+    """How a fold was trained, for `training.json`.
+
+    Attributes:
+        training_cases, validation_cases: their ids.
+    """
+
     training_cases: tuple[str, ...]
     validation_cases: tuple[str, ...]
 

@@ -286,10 +286,8 @@ class _Run:
 
     def _decide_mirroring(self, step_s: float) -> None:
         """Once for a run, by how many patches it will see."""
-        expected, limit = (
-            self.config.budget.expected_iterations(step_s) * self.batch_size,
-            self.recipe.min_samples_to_mirror,
-        )
+        expected = self.config.budget.expected_iterations(step_s) * self.batch_size
+        limit = self.recipe.min_samples_to_mirror
         self.mirror = expected >= limit
         text = "%s: about %.0f patches will be seen, so they are %smirrored (%d or more would be)"
         logger.info(text, self.files.folder.name, expected, "" if self.mirror else "not ", limit)

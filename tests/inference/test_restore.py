@@ -15,7 +15,8 @@ from torch import Tensor
 
 from autoseg.core.geometry import Box, make_geometry
 from autoseg.inference import restore
-from autoseg.inference.restore import GridChange, interpolated_argmax, restore_classes, restore_rows
+from autoseg.inference.restore import GridChange, interpolated_argmax, restore_rows
+from autoseg.inference.volumes import LabelMap
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.resample import LINEAR, axis_matrix, resample_logits
 
@@ -309,6 +310,12 @@ def make_record(axis_order: Shape, shape: Shape, *, nearest_axis: int | None = N
     )
 
 
+def restore_scan(logits: Tensor, record: CaseRecord) -> NDArray:
+    labels = LabelMap(record, axis=0, n_classes=len(logits))
+    labels.add(slice(0, record.cropped_shape[0]), logits, 0)
+    return labels.whole()
+
+
 # (1, 2, 0) and (2, 0, 1) are not their own inverses: with the other four alone a wrong inverse would not show.
 @pytest.mark.parametrize("order", list(itertools.permutations((0, 1, 2))))
 def test_logits_on_the_scans_own_grid_come_back_exactly(order: Shape) -> None:
@@ -319,7 +326,7 @@ def test_logits_on_the_scans_own_grid_come_back_exactly(order: Shape) -> None:
     depth, height, width = on_grid.shape
     record = make_record(order, (depth, height, width))
     logits = torch.nn.functional.one_hot(on_grid, 3).permute(3, 0, 1, 2).float()
-    restored = restore_classes(logits, record)
+    restored = restore_scan(logits, record)
     np.testing.assert_array_equal(restored, expected)
     assert restored.dtype == np.uint8
 
@@ -328,7 +335,7 @@ def test_logits_on_the_scans_own_grid_come_back_exactly(order: Shape) -> None:
 def test_logits_on_another_grid_come_back_interpolated_within_the_crop(nearest_axis: int | None) -> None:
     logits = random_logits((4, 5, 3, 9))
     record = make_record((1, 2, 0), (5, 3, 9), nearest_axis=nearest_axis)
-    restored = restore_classes(logits, record)
+    restored = restore_scan(logits, record)
     inside = restored[2:9, 0:6, 3:8]
     check_argmax(inside.transpose(1, 2, 0), logits, (6, 5, 7), nearest_axis)
     assert np.count_nonzero(restored) == np.count_nonzero(inside) > 0
