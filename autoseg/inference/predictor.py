@@ -21,7 +21,7 @@ from autoseg.inference.sliding_window import CompiledNetwork, Place, SlidingWind
 from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, ready_rows
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, record_case
+from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, record_occupied
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,7 +193,7 @@ class Predictor:
             geometry: of the image.
         """
         occupied = (image != 0).any(axis=0)
-        record = record_case(image, geometry, self.plan, self.configuration.name)
+        record = record_occupied(occupied, geometry, self.plan, self.configuration.name)
         return PreparedImage(
             image=preprocess_image(image, record, self.plan),
             record=record,

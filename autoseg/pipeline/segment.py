@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -292,15 +292,21 @@ class _Run:
 
     def segment(self, cases: Mapping[str, Sequence[Path]]) -> None:
         """Segments all cases; one that can't be does not stop the others."""
-        opened = run_ahead(self._open, cases.items(), depth=2)
+        try:
+            self._segment_all(cases)
+        finally:
+            self._write_manifest()
+        text = "%d label maps in %s after %s"
+        n_done = sum(known.status == DONE for known in self._results.values())
+        logger.info(text, n_done, self.folder, format_duration(time.monotonic() - self._started))
+
+    def _segment_all(self, cases: Mapping[str, Sequence[Path]]) -> None:
         before = time.monotonic()
         with (
-            ExitStack() as stack,
             track("segmenting", total=len(cases)) as advance,
             ThreadPoolExecutor(1, thread_name_prefix="writing") as pool,
+            closing(run_ahead(self._open, cases.items(), depth=2)) as opened,
         ):
-            stack.callback(self._write_manifest)
-            stack.callback(opened.close)
             written: Future[None] | None = None
             for number, image in enumerate(opened, start=1):
                 with self._scratch() as scratch:
@@ -317,9 +323,6 @@ class _Run:
                 advance(1, image.case)
             if written is not None:
                 written.result()
-        text = "%d label maps in %s after %s"
-        n_done = sum(known.status == DONE for known in self._results.values())
-        logger.info(text, n_done, self.folder, format_duration(time.monotonic() - self._started))
 
     def _open(self, item: tuple[str, Sequence[Path]]) -> _Opened:
         """Reads an image and brings it to the network's grid."""

@@ -51,7 +51,12 @@ def record_case(image: NDArray[np.float32], geometry: Geometry, plan: Plan, conf
         plan: the plan.
         configuration: its name.
     """
-    crop = bounding_box((image != 0).any(axis=0))
+    return record_occupied((image != 0).any(axis=0), geometry, plan, configuration)
+
+
+def record_occupied(occupied: NDArray[np.bool_], geometry: Geometry, plan: Plan, configuration: str) -> CaseRecord:
+    """`record_case` where it is known already which voxels (Z, Y, X) are not zero in some channel."""
+    crop = bounding_box(occupied)
     source_mm = permute3(geometry.spacing_mm, plan.axis_order)
     target_mm = plan.configuration(configuration).spacing_mm
     # The slices of a 2D configuration keep their distance.
