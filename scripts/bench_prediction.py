@@ -31,15 +31,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_training import MAX_OTHERS_BUSY, PEER_PREPARE, PEER_START, busy_s, write_raw_dataset
-from bench_training import run as watch
+from bench_training import MAX_OTHERS_BUSY, PEER_PREPARE, PEER_START, RESULT, Measured, run, write_raw_dataset
 from numpy.typing import NDArray
 
 from autoseg import __version__
@@ -53,50 +51,6 @@ from autoseg.planning.planner import make_plan
 from autoseg.training.checkpoint import save_weights
 from autoseg.training.learner import build_trainable
 from autoseg.training.record import FoldFiles, TrainingRecord
-
-RESULT = "RESULT "
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One process.
-
-    Attributes:
-        case: what was worked on.
-        side: who did.
-        seconds: it took.
-        peak_mib: memory beyond what there was before.
-        others_busy: processors that other programs kept busy meanwhile, on average.
-    """
-
-    case: str
-    side: str
-    seconds: float
-    peak_mib: float
-    others_busy: float
-
-
-def run(case: str, side: str, command: list[str], options: dict[str, Any]) -> Measured:
-    """Runs a process and reads what it reports.
-
-    Raises:
-        SystemExit: it failed.
-    """
-    started, (all_before, own_before) = time.monotonic(), busy_s()
-    process = subprocess.run([*command, json.dumps(options)], capture_output=True, text=True)
-    found = [line for line in process.stdout.splitlines() if line.startswith(RESULT)]
-    if process.returncode or not found:
-        raise SystemExit(f"{case} by {side} failed:\n{process.stderr[-3000:]}")
-    took_s, (all_after, own_after) = time.monotonic() - started, busy_s()
-    others = max(0.0, (all_after - all_before) - (own_after - own_before)) / took_s
-    content = json.loads(found[-1].removeprefix(RESULT))
-    print(
-        f"{case} by {side}: {content['seconds']:.2f} s, others kept busy {others:.1f} processors",
-        file=sys.stderr,
-        flush=True,
-    )
-    return Measured(case=case, side=side, others_busy=round(others, 2), **content)
-
 
 # -- restore: from logits on the network's grid to the label map on the scan's -----------------------------------------
 
@@ -133,7 +87,7 @@ def measure(restore, prepare):
     labels = restore(logits, options["shape"], options["grid_mm"], options["target_mm"])
     seconds, peak_mib = time.perf_counter() - started, memory_mib("VmHWM:") - before_mib
     numpy.save(options["labels"], numpy.asarray(labels))
-    print("\\n" + options["mark"] + json.dumps({"seconds": seconds, "peak_mib": peak_mib}))
+    print("\\n" + options["mark"] + json.dumps({"values": {"seconds": [seconds], "peak_mib": [peak_mib]}, "about": {}}))
 """
 
 RESTORE_OURS = """
@@ -268,7 +222,8 @@ def measure_restore(arguments: argparse.Namespace, scratch: Path) -> tuple[list[
                     if is_peer and (arguments.peer is None or target_mm < PEER_TARGET_MM):
                         continue
                     python = str(arguments.peer) if is_peer else sys.executable
-                    runs.append(run(case, side, [python, "-c", RESTORE_START + program], options | choices))
+                    command = [python, "-c", RESTORE_START + program, json.dumps(options | choices)]
+                    runs.append(run(case, side, command, {}))
                     labels = np.load(labels_file)
                     expected = labels if expected is None else expected
                     differing = check_ties(np.load(logits_file, mmap_mode="r"), expected, labels)
@@ -280,14 +235,15 @@ def format_restore(runs: list[Measured], n_ties: dict[str, int]) -> str:
     """The table: least seconds and largest memory of each side, and how many times faster than nnU-Net."""
     lines = [f"{'logits':<28}{'':<24}{'seconds':>9}{'MiB':>8}{'times faster':>14}{'ties':>7}"]
     for case, differing in n_ties.items():
+        of_case = [known for known in runs if known.program == case]
         seconds = {
-            side: min((known.seconds for known in runs if (known.case, known.side) == (case, side)), default=None)
+            side: min((known.values["seconds"][0] for known in of_case if known.side == side), default=None)
             for side in RESTORE_SIDES
         }
         for side, least in seconds.items():
             if least is None:
                 continue
-            peak_mib = max(known.peak_mib for known in runs if (known.case, known.side) == (case, side))
+            peak_mib = max(known.values["peak_mib"][0] for known in of_case if known.side == side)
             baseline = seconds[RESTORE_BASELINE]
             ratio = f"{baseline / least:.1f}" if baseline else "-"
             lines.append(f"{case:<28}{side:<24}{least:>9.2f}{peak_mib:>8.0f}{ratio:>14}{differing:>7}")
@@ -366,21 +322,20 @@ def folder(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     fixed |= {"images": str(raw / "imagesTr")}
     if arguments.peer is not None:
         command = [str(arguments.peer), "-c", PEER_START + PEER_PREPARE, json.dumps(fixed)]
-        watch("prepare", "nnU-Net", command, environment)
+        run("prepare", "nnU-Net", command, environment)
     images = sorted((raw / "imagesTr").iterdir())
     for file in images[arguments.images :]:
         file.unlink()
     runs = []
     for number in range(arguments.rounds):
         ours = fixed | {"output": str(scratch / f"ours_{number}")}
-        runs.append(watch("folder", "autoseg", [sys.executable, "-c", FOLDER_OURS, json.dumps(ours)], {}))
+        runs.append(run("folder", "autoseg", [sys.executable, "-c", FOLDER_OURS, json.dumps(ours)], {}))
         if arguments.peer is not None:
             peer = fixed | {"output": str(scratch / f"peer_{number}")}
             command = [str(arguments.peer), "-c", PEER_START + FOLDER_PEER, json.dumps(peer)]
-            runs.append(watch("folder", "nnU-Net", command, environment))
+            runs.append(run("folder", "nnU-Net", command, environment))
     n_images = len(list((raw / "imagesTr").iterdir()))
-    disturbed = sum(known.others_busy > MAX_OTHERS_BUSY for known in runs)
-    print(f"{disturbed} of {len(runs)} measurements were disturbed by other programs\n")
+    print_disturbance(runs)
     print(f"{n_images} images, one fold, mirrored\n{'':<12}{'seconds':>9}{'images/s':>10}{'MiB, all processes':>20}")
     for side in ("autoseg", "nnU-Net"):
         chosen = [known for known in runs if known.side == side]
@@ -469,7 +424,7 @@ def memory(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     model = scratch / "model"
     write_large_model(model)
     options = {"mark": RESULT, "model": str(model), "shape": LARGE_SHAPE, "spacing_mm": LARGE_SPACING_MM}
-    known = watch("memory", "autoseg", [sys.executable, "-c", MEMORY_OURS, json.dumps(options)], {})
+    known = run("memory", "autoseg", [sys.executable, "-c", MEMORY_OURS, json.dumps(options)], {})
     volume, patch = ("x".join(map(str, shape)) for shape in (LARGE_SHAPE, known.about["patch"]))
     print(
         f"{volume} voxels, {N_CLASSES} classes at {LARGE_GRID_MM} mm, patch {patch}, --speed fast: "

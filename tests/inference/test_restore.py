@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -29,13 +28,7 @@ TARGETS = st.tuples(*[st.integers(1, 12)] * 3)
 NEAREST_AXES = st.sampled_from([None, 0, 1, 2])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Volumes this small take longer where threads wait for each other."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def interpolate_by_hand(logits: Tensor, shape: Shape, nearest_axis: int | None) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -65,14 +65,11 @@ Known = tuple[list[nn.Module], Tensor, NDArray[np.int64]]
 
 
 @pytest.fixture(scope="module")
-def known() -> Iterator[Known]:
+def known(one_thread: None) -> Known:
     """Networks, an image, and its label map by the textbook."""
-    n_threads = torch.get_num_threads()
-    # On volumes this small, handing work to threads takes longer than the work.
-    torch.set_num_threads(1)
+    del one_thread
     networks, image = make_networks(2), make_image(GRID, seed=7)
-    yield networks, image, textbook(image, networks, SCAN)
-    torch.set_num_threads(n_threads)
+    return networks, image, textbook(image, networks, SCAN)
 
 
 @torch.no_grad()

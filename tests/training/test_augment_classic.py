@@ -6,7 +6,6 @@ import dataclasses
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,13 +31,7 @@ N_DRAWS = 400
 PATCHES = [(9, 11, 10), (4, 14, 13), (20, 13), (12, 14)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """On volumes this small, handing work to threads takes longer than the work."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def table(patch: tuple[int, ...], **changes: Any) -> AugmentConfig:
