@@ -1,6 +1,6 @@
 """Parts of prediction side by side with nnU-Net on the CPU: seconds, and memory beyond what goes in.
 
-    python scripts/bench_prediction.py restore|folder|memory [--peer PYTHON] [--shared ../shared] [--json FILE]
+    python scripts/bench_prediction.py restore|folder|memory|batch [--peer PYTHON] [--shared ../shared] [--json FILE]
 
 `--peer` names the Python of an environment with nnU-Net in it; without it only autoseg is measured. Every measurement
 is a process of its own, the sides take turns, and the table has the least seconds and the largest memory of all rounds.
@@ -26,25 +26,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from bench_training import MAX_OTHERS_BUSY, PEER_PREPARE, PEER_START, RESULT, Measured, run, write_raw_dataset
+from gpu_clock import synchronize
+from gpu_jobs import plan_for
 from numpy.typing import NDArray
 
 from autoseg import __version__
 from autoseg.core.labels import LabelSpec
-from autoseg.core.runtime import n_cpus
+from autoseg.core.runtime import autocast_dtype, n_cpus
 from autoseg.core.serialize import write_json
 from autoseg.inference.model import fold_folder
+from autoseg.networks.build import build_network, channels_last
 from autoseg.planning.choices import parse_choices
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.planner import make_plan
@@ -434,12 +440,48 @@ def memory(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return {"runs": [asdict(known)]}
 
 
+# -- batch: how many tiles at a time are quickest ----------------------------------------------------------------------
+
+BATCH_GRIDS = (((36, 50, 35), (1.0, 1.0, 1.0)), ((100, 256, 256), (1.0, 1.0, 1.0)), ((20, 320, 320), (3.6, 0.6, 0.6)))
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+MAX_BATCH_S = 15.0
+
+
+def batch(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Measures, prints the table, and returns what goes into the JSON file."""
+    del scratch
+    device, rows = torch.device("cuda" if torch.cuda.is_available() else "cpu"), []
+    precision = autocast_dtype(device)
+    print(f"{'configuration':<16}{'patch':<14}{'tiles':>6}{'voxels':>9}{'ms per tile':>13}")
+    for shape, spacing_mm in BATCH_GRIDS:
+        for name, planned in plan_for(shape, spacing_mm).configurations.items():
+            network = build_network(planned.network, n_channels=1, n_classes=3).eval().to(device)
+            for n_tiles in BATCH_SIZES:
+                tiles = torch.randn(n_tiles, 1, *planned.patch_size, device=device)
+                tiles = tiles.contiguous(memory_format=channels_last(len(planned.patch_size)))
+                seconds = []
+                with torch.no_grad(), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+                    for _ in range(1 + arguments.rounds):
+                        started = time.perf_counter()
+                        network(tiles)
+                        synchronize(device)
+                        seconds.append(time.perf_counter() - started)
+                each_ms = 1000 * min(seconds[1:]) / n_tiles
+                patch, n_voxels = "x".join(map(str, planned.patch_size)), n_tiles * math.prod(planned.patch_size)
+                print(f"{name:<16}{patch:<14}{n_tiles:>6}{n_voxels:>9}{each_ms:>13.2f}", flush=True)
+                rows.append({"patch": list(planned.patch_size), "tiles": n_tiles, "ms_per_tile": each_ms})
+                if seconds[-1] > MAX_BATCH_S / 2:
+                    break
+    return {"precision": str(precision), "runs": rows}
+
+
 # -- all parts ---------------------------------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "restore": restore,
     "folder": folder,
     "memory": memory,
+    "batch": batch,
 }
 
 

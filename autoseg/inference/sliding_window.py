@@ -22,8 +22,9 @@ from autoseg.networks.build import channels_last
 
 logger = logging.getLogger(__name__)
 
-# Enough to keep a processor busy, little enough that the activations of a batch stay small.
-MAX_BATCH_VOXELS = {"cpu": 2**19, "mps": 2**20, "cuda": 2**23}
+# Enough to keep a processor busy, little enough that the activations of a batch stay small. On the CPU measured to be
+# the quickest by `scripts/bench_prediction.py batch`: beyond, activations leave the cache.
+MAX_BATCH_VOXELS = {"cpu": 2**17, "mps": 2**20, "cuda": 2**23}
 # Sums over tiles up to this size are kept in float32, larger ones in float16, which has three digits less.
 MAX_FULL_PRECISION_BYTES = 2**30
 # Of the background where no tile was looked at.
