@@ -20,6 +20,9 @@ map at 1.5 mm (224x202x244) and at 1 mm (336x303x366).
   package loaded. (Linux only.)
 - All label maps of a case must agree. Where two differ, both classes' logits are interpolated in float64, and they must
   be equal to 1e-5 of the largest logit at the corners: a tie that rounding decides.
+
+`folder` predicts a folder of images, `memory` one large volume, `batch` times planned networks with 1 to 32 tiles at a
+time.
 """
 
 from __future__ import annotations
