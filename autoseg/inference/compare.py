@@ -11,6 +11,8 @@ from autoseg.planning.plan import ChannelNormalization, ConfigurationPlan, Plan
 MAX_SPACING_RATIO = 3.0
 # Part of the range that the foreground had in training which the values of an image must reach into.
 MIN_OVERLAP = 0.1
+# The other way round, that range as a part of the range of the image: little means another unit.
+MIN_SHARE = 0.005
 # So many voxels, evenly spread, tell the range of an image.
 MAX_VOXELS_LOOKED_AT = 2**20
 
@@ -60,7 +62,7 @@ def _compare_intensities(voxels: NDArray[np.float32], channel: ChannelNormalizat
     low, high = np.percentile(sample, (0.5, 99.5))
     trained_low, trained_high = channel.percentile_00_5, channel.percentile_99_5
     overlap = min(high, trained_high) - max(low, trained_low)
-    if overlap >= MIN_OVERLAP * (trained_high - trained_low):
+    if overlap >= max(MIN_OVERLAP * (trained_high - trained_low), MIN_SHARE * (high - low)):
         return []
     return [
         f"{channel.channel} goes from {low:.4g} to {high:.4g}, and in training the foreground from {trained_low:.4g} "

@@ -80,7 +80,7 @@ def test_a_single_slice_where_volumes_were_learned(plan: Plan) -> None:
     assert differences(plan, make_image((1, 120, 120)), name="2d") == []
 
 
-@pytest.mark.parametrize(("factor", "offset"), [(1 / 2000, 0.5), (1.0, 3000.0)])
+@pytest.mark.parametrize(("factor", "offset"), [(1 / 2000, 0.5), (1.0, 3000.0), (1000.0, 0.0)])
 def test_a_ct_that_is_not_in_hounsfield_units(plan: Plan, factor: float, offset: float) -> None:
     (text,) = differences(plan, (make_image() * factor + offset).astype(np.float32))
     assert re.search(r"CT goes from .* from -20 to 220; is it in Hounsfield units\?", text)
