@@ -1,7 +1,7 @@
 """autoseg: the best segmentation network for a folder of medical scans, without configuring anything.
 
-The whole interface: `plan` (with `Choices`), `train`, `predict`, `evaluate`, `export` and `Predictor`. Names are loaded
-when they are first used, so that importing the package is quick.
+The whole interface: `plan` (with `Choices`), `train`, `select`, `predict`, `evaluate`, `report`, `export` and
+`Predictor`. Names are loaded when they are first used, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from autoseg.pipeline import export as export
     from autoseg.pipeline import plan as plan
     from autoseg.pipeline import predict as predict
+    from autoseg.pipeline import report as report
+    from autoseg.pipeline import select as select
     from autoseg.pipeline import train as train
     from autoseg.planning.choices import Choices as Choices
 
 __version__ = "0.1.0"
-__all__ = ["Choices", "Predictor", "__version__", "evaluate", "export", "plan", "predict", "train"]
+__all__ = ["Choices", "Predictor", "__version__", "evaluate", "export", "plan", "predict", "report", "select", "train"]
 
 _HOMES = {
     "Choices": "autoseg.planning.choices",
@@ -28,6 +30,8 @@ _HOMES = {
     "export": "autoseg.pipeline",
     "plan": "autoseg.pipeline",
     "predict": "autoseg.pipeline",
+    "report": "autoseg.pipeline",
+    "select": "autoseg.pipeline",
     "train": "autoseg.pipeline",
 }
 

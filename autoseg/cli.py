@@ -11,15 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from autoseg import __version__
 from autoseg.core.errors import AutosegError
-
-if TYPE_CHECKING:
-    from autoseg.evaluation.evaluate import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -254,6 +251,7 @@ def train(
     """
     from autoseg import pipeline
     from autoseg.data.splits import parse_folds
+    from autoseg.reporting.text import describe_label_dice
     from autoseg.training.config import Budget, TrainConfig
     from autoseg.training.recipe import RECIPES
     from autoseg.training.trainer import TrainingInterrupted
@@ -297,7 +295,7 @@ def train(
     for number, evaluation in scores.items():
         if evaluation is not None:
             typer.echo(f"\nFold {number}, {len(evaluation.cases)} validation cases")
-            typer.echo(_describe_label_dice(evaluation))
+            typer.echo(describe_label_dice(evaluation))
     typer.echo(f"\nNext: autoseg predict IN OUT{_work_option(work)}")
 
 
@@ -355,6 +353,10 @@ def predict(
     compile_networks: Annotated[
         bool, typer.Option("--compile", help="torch.compile, which takes a minute or more; for many images on a GPU.")
     ] = False,
+    postprocessing: Annotated[
+        bool,
+        typer.Option("--postprocessing/--no-postprocessing", help="Steps that cross-validation found to help."),
+    ] = True,
 ) -> None:
     """Segment every image of a folder; the label maps have the images' own geometry."""
     from autoseg import pipeline
@@ -379,6 +381,7 @@ def predict(
         max_ram_gib=max_ram,
         max_vram_gib=max_vram,
         compile=compile_networks,
+        postprocess=postprocessing,
     )
     typer.echo(f"{len(files)} label maps in {output}")
 
@@ -401,19 +404,80 @@ def export(
 
 
 @app.command()
+def select(
+    work: Work = DEFAULT_WORK,
+    device: Device = "auto",
+    ensembles: Annotated[
+        bool, typer.Option("--ensembles/--no-ensembles", help="Also compare ensembles of two configurations.")
+    ] = True,
+) -> None:
+    """Compare all trained configurations, decide post-processing, and choose what 'predict' uses."""
+    from autoseg import pipeline
+    from autoseg.reporting.text import describe_selection
+    from autoseg.training.trainer import TrainingInterrupted
+
+    with _stop_on_signals() as (stop, exit_code):
+        try:
+            selection = pipeline.select(work, device=device, ensembles=ensembles, stop=stop)
+        except TrainingInterrupted as interruption:
+            typer.echo(f"{interruption}", err=True)
+            raise typer.Exit(exit_code()) from None
+    typer.echo(describe_selection(selection))
+    typer.echo(f"\nNext: autoseg report{_work_option(work)}")
+
+
+@app.command()
+def report(
+    work: Work = DEFAULT_WORK,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder of predictions to report on, in place of the work folder."),
+    ] = None,
+) -> None:
+    """Write a page with curves, scores and pictures of a work folder, or of a folder of predictions."""
+    from autoseg import pipeline
+
+    page = pipeline.report(work) if predictions is None else pipeline.report_predictions(predictions)
+    typer.echo(f"Written to {page}")
+
+
+@app.command()
 def evaluate(
     prediction: Annotated[Path, typer.Argument(metavar="PRED", help="A folder of label maps.", show_default=False)],
     reference: Annotated[Path, typer.Argument(metavar="REF", help="A folder of references.", show_default=False)],
+    region: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUES", help="Score the labels of these values as one, too: whole=1,2."),
+    ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(metavar="VALUE", help="Leave out voxels that have this value in the reference.")
+    ] = None,
+    beta: Annotated[
+        float, typer.Option(help="Of the F-measure: recall counts this many times as much as precision.")
+    ] = 2.0,
+    tolerance: Annotated[
+        float, typer.Option(metavar="MM", help="Of the surface Dice: surfaces this close count as equal.")
+    ] = 2.0,
+    lesion_iou: Annotated[
+        float, typer.Option(metavar="IOU", help="Intersection over union from which two lesions may match.")
+    ] = 0.1,
 ) -> None:
-    """Score label maps against references of the same file names."""
-    from autoseg import pipeline
+    """Score label maps against references of the same file names: overlap, surfaces, lesions, volumes.
 
-    evaluation = pipeline.evaluate(prediction, reference)
-    typer.echo(_describe_evaluation(evaluation))
+    All scores of every case and label are in evaluation.json and evaluation.csv beside the label maps.
+    """
+    from autoseg import pipeline
+    from autoseg.evaluation.scores import ScoreSettings, parse_regions
+    from autoseg.reporting.text import describe_case_dice, describe_scores
+
+    settings = ScoreSettings(beta=beta, tolerance_mm=tolerance, min_lesion_iou=lesion_iou, ignore=ignore)
+    regions = parse_regions(region or ())
+    evaluation = pipeline.evaluate(prediction, reference, regions=regions, settings=settings)
+    typer.echo(f"{describe_case_dice(evaluation)}\n\n{describe_scores(evaluation)}")
     if evaluation.not_scored:
         typer.echo(f"\n{len(evaluation.not_scored)} references have no prediction and are not scored.")
     if prediction.is_dir():
-        typer.echo(f"\nWritten to {prediction / 'evaluation.json'}")
+        typer.echo(f"\nAll scores: {prediction / 'evaluation.json'}, and as a table: {prediction / 'evaluation.csv'}")
 
 
 @app.command()
@@ -425,9 +489,10 @@ def demo(
 ) -> None:
     """Run the whole line on generated CT-like scans: plan, train, predict, evaluate, draw."""
     from autoseg import pipeline
+    from autoseg.reporting.text import describe_case_dice
 
     evaluation, picture = pipeline.run_demo(folder, max_time_s=parse_duration(max_time), device=device, seed=seed)
-    typer.echo(_describe_evaluation(evaluation))
+    typer.echo(describe_case_dice(evaluation))
     typer.echo(f"\nReference (green) and prediction (red) on slices: {picture}")
 
 
@@ -491,25 +556,6 @@ def _parse_part(text: str) -> tuple[int, int]:
 
 def _work_option(work: Path) -> str:
     return "" if work == DEFAULT_WORK else f" -w {shlex.quote(str(work))}"
-
-
-def _describe_label_dice(evaluation: Evaluation) -> str:
-    from autoseg.reporting.text import format_table
-
-    rows = [(label, f"{value:.4f}") for label, value in evaluation.label_dice.items()]
-    return format_table(("label", "Dice"), [*rows, ("mean", f"{evaluation.mean_dice:.4f}")])
-
-
-def _describe_evaluation(evaluation: Evaluation) -> str:
-    from autoseg.reporting.text import format_table
-
-    labels = list(evaluation.label_dice)
-    rows = [
-        (case.case, *(f"{score.dice:.4f}" for score in case.labels), f"{case.mean_dice:.4f}")
-        for case in evaluation.cases
-    ]
-    rows.append(("mean", *(f"{evaluation.label_dice[label]:.4f}" for label in labels), f"{evaluation.mean_dice:.4f}"))
-    return format_table(("case", *labels, "mean"), rows)
 
 
 def main() -> None:

@@ -1,117 +1,237 @@
-"""Scores of a folder of predictions against a folder of references."""
+"""Scores of label maps against references: of one case, summed up over cases, and of whole folders.
+
+What counts where. A label that is in the reference and was missed scores 0 in Dice, IoU, recall, F-beta, surface Dice
+and lesion F1 and recall; its precision and its distances are not defined and do not count. A label that is not in the
+reference has nothing to be found, so that no metric of it is defined, whether something was predicted or not; such
+predictions are counted apart. Voxels that the reference marks as ignored are background in both.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from autoseg.core.errors import DatasetError, FormatError, Problem, describe_problems
+from autoseg.core.errors import AutosegError, DatasetError, FormatError, Problem, describe_problems
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.data.check import grid_difference, label_values
 from autoseg.data.files import by_name, list_images
 from autoseg.data.io import case_name, read_label
-from autoseg.evaluation.metrics import count_labels, dice
+from autoseg.evaluation import surfaces
+from autoseg.evaluation.intervals import bootstrap_interval
+from autoseg.evaluation.lesions import count_lesions
+from autoseg.evaluation.metrics import Counts, count_mask, dice, f_beta, iou, precision, recall, volume_error
+from autoseg.evaluation.scores import (
+    DEFAULT_SETTINGS,
+    EMPTY,
+    METRICS,
+    MISSED,
+    OK,
+    ONLY_PREDICTED,
+    CaseScore,
+    Evaluation,
+    LabelScore,
+    LabelSummary,
+    ScoreSettings,
+    Statistic,
+    Target,
+    targets_of,
+)
 
 logger = logging.getLogger(__name__)
 
-OK, EMPTY, ONLY_PREDICTED = "ok", "in neither", "not in the reference"
+Slices = tuple[slice, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelScore:
-    """How well one label of one case was found.
-
-    Attributes:
-        label: its name.
-        value: in the files.
-        dice: NaN where the reference does not have the label: there is nothing to overlap with.
-        status: "ok", "in neither", or "not in the reference" for a label that was predicted where there is none.
-        n_reference, n_predicted: voxels.
-    """
-
-    label: str
-    value: int
-    dice: float
-    status: str
-    n_reference: int
-    n_predicted: int
+# -- one case ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaseScore:
-    """The scores of one case.
-
-    Attributes:
-        case: its name.
-        labels: one score per label.
-        mean_dice: over the labels that are in the reference.
-    """
-
-    case: str
-    labels: tuple[LabelScore, ...]
-    mean_dice: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The scores of a set of predictions.
-
-    Attributes:
-        cases: case by case.
-        label_dice: mean per label over the cases whose reference has it.
-        mean_dice: mean of `label_dice` over the labels.
-        not_scored: references without a prediction, which do not count.
-    """
-
-    cases: tuple[CaseScore, ...]
-    label_dice: dict[str, float]
-    mean_dice: float
-    not_scored: tuple[str, ...]
-
-
-def score_case(case: str, prediction: NDArray, reference: NDArray, labels: LabelSpec) -> CaseScore:
+def score_case(
+    case: str,
+    prediction: NDArray,
+    reference: NDArray,
+    targets: Sequence[Target],
+    *,
+    spacing_mm: Sequence[float],
+    settings: ScoreSettings = DEFAULT_SETTINGS,
+    n_threads: int = 1,
+) -> CaseScore:
     """Scores one label map.
+
+    A volume of one slice is scored as the image that it is: its surface is an outline. (In an array of one slice every
+    voxel of a mask would be surface.)
 
     Args:
         case: its name.
-        prediction: (Z, Y, X) integers.
+        prediction: (Z, Y, X) integers, not negative; or (Y, X).
         reference: the same shape.
-        labels: names and values to score.
+        targets: labels and regions to score.
+        spacing_mm: of the axes. The slice of a (Y, X) image counts as 1 mm thick in volumes.
+        settings: of the metrics.
+        n_threads: that share the targets.
     """
-    scores = []
-    for name, value, counts in zip(
-        labels.names, labels.values, count_labels(prediction, reference, labels.values), strict=True
-    ):
-        status = OK if counts.reference else ONLY_PREDICTED if counts.predicted else EMPTY
-        scores.append(
-            LabelScore(
-                label=name,
-                value=value,
-                dice=dice(counts),
-                status=status,
-                n_reference=counts.reference,
-                n_predicted=counts.predicted,
+    voxel_ml = math.prod(spacing_mm) / 1000
+    thick = tuple(axis for axis, size in enumerate(reference.shape) if size > 1) or (0,)
+    flat = tuple(axis for axis in range(reference.ndim) if axis not in thick)
+    prediction, reference = prediction.squeeze(flat), reference.squeeze(flat)
+    spacing_mm = [spacing_mm[axis] for axis in thick]
+    largest = max((value for target in targets for value in target.values), default=0)
+    # One pass for all labels finds where each is; what is left to do for each is as large as it and not as the volume.
+    found, wanted = (ndimage.find_objects(array, max_label=max(1, largest)) for array in (prediction, reference))
+
+    def score(target: Target) -> LabelScore:
+        boxes = [box for value in target.values for box in (found[value - 1], wanted[value - 1]) if box is not None]
+        box = _joint_box(boxes) if boxes else (slice(0, 0),) * reference.ndim
+        masks = [_mask_of(array[box], target.values) for array in (prediction, reference)]
+        if settings.ignore is not None:
+            for mask in masks:
+                mask &= reference[box] != settings.ignore
+        return _score_masks(target, *masks, spacing_mm=spacing_mm, voxel_ml=voxel_ml, settings=settings)
+
+    with ThreadPoolExecutor(max(1, n_threads)) as pool:
+        scores = tuple(pool.map(score, targets))
+    return CaseScore(case=case, labels=scores, mean_dice=_mean([score.dice for score in scores]))
+
+
+def _score_masks(
+    target: Target,
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    *,
+    spacing_mm: Sequence[float],
+    voxel_ml: float,
+    settings: ScoreSettings,
+) -> LabelScore:
+    """Scores masks of at least one axis, which may be empty."""
+    counts = count_mask(prediction, reference)
+    planes = _planes_to_keep(prediction | reference)
+    prediction, reference = prediction[np.ix_(*planes)], reference[np.ix_(*planes)]
+    lesions = count_lesions(prediction, reference, min_iou=settings.min_lesion_iou)
+    hd95_mm = assd_mm = math.nan
+    surface_dice = 0.0 if counts.reference else math.nan
+    if counts.predicted and counts.reference:
+        positions_mm = [
+            indices.astype(np.float64) * spacing for indices, spacing in zip(planes, spacing_mm, strict=True)
+        ]
+        distances_mm = surfaces.surface_distances(prediction, reference, positions_mm=positions_mm)
+        hd95_mm, assd_mm = surfaces.hd95(distances_mm), surfaces.assd(distances_mm)
+        surface_dice = surfaces.surface_dice(distances_mm, tolerance_mm=settings.tolerance_mm)
+    return LabelScore(
+        label=target.name,
+        values=target.values,
+        status=_status(counts),
+        n_reference=counts.reference,
+        n_predicted=counts.predicted,
+        reference_ml=counts.reference * voxel_ml,
+        predicted_ml=counts.predicted * voxel_ml,
+        dice=dice(counts),
+        iou=iou(counts),
+        precision=precision(counts),
+        recall=recall(counts),
+        f_beta=f_beta(counts, beta=settings.beta),
+        volume_error=volume_error(counts),
+        hd95_mm=hd95_mm,
+        assd_mm=assd_mm,
+        surface_dice=surface_dice,
+        n_lesions=lesions.reference,
+        n_predicted_lesions=lesions.predicted,
+        n_matched_lesions=lesions.overlap,
+        lesion_f1=dice(lesions),
+        lesion_recall=recall(lesions),
+        lesion_precision=precision(lesions),
+    )
+
+
+def _status(counts: Counts) -> str:
+    if counts.reference:
+        return OK if counts.predicted else MISSED
+    return ONLY_PREDICTED if counts.predicted else EMPTY
+
+
+def _mask_of(array: NDArray, values: Sequence[int]) -> NDArray[np.bool_]:
+    """Where any of the values is. One after the other, because `isin` makes indices of eight bytes per voxel."""
+    return functools.reduce(np.logical_or, (array == value for value in values))
+
+
+def _joint_box(boxes: Sequence[Slices]) -> Slices:
+    """The smallest box around all."""
+    axes = zip(*boxes, strict=True)
+    return tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in axes)
+
+
+def _planes_to_keep(mask: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
+    """Per axis the planes that hold a voxel of the mask, and those beside them.
+
+    One stray voxel in a corner makes the box around a label as large as the volume. Nearly all of its planes are empty,
+    and without them it is small again. What was apart stays apart, as at least one empty plane is left between.
+    """
+    planes = []
+    for axis in range(mask.ndim):
+        held = mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis))
+        planes.append(np.flatnonzero(ndimage.binary_dilation(held)))
+    return planes
+
+
+# -- all cases ---------------------------------------------------------------------------------------------------------
+
+
+def summarise_scores(
+    cases: Sequence[CaseScore],
+    *,
+    settings: ScoreSettings,
+    not_scored: Sequence[str] = (),
+    model: str | None = None,
+) -> Evaluation:
+    """Sums up over cases, each with the same labels in the same order.
+
+    NaN does not count: Dice, for instance, is averaged over the cases whose reference has the label, and counts as 0
+    where it was missed; distances are averaged over the cases where they exist. How many cases that were is said beside
+    each mean. The standard deviation is that of these cases (divided by their number).
+
+    Args:
+        cases: case by case.
+        settings: that they were scored with.
+        not_scored: references without a prediction.
+        model: the sha256 of the model that made the predictions.
+    """
+    labels = []
+    for position, first in enumerate(cases[0].labels if cases else ()):
+        scores = [case.labels[position] for case in cases]
+        counts = {status: sum(score.status == status for score in scores) for status in (OK, MISSED, ONLY_PREDICTED)}
+        labels.append(
+            LabelSummary(
+                label=first.label,
+                n_cases=counts[OK] + counts[MISSED],
+                n_missed=counts[MISSED],
+                n_false=counts[ONLY_PREDICTED],
+                metrics={name: _summarise([getattr(score, name) for score in scores]) for name in METRICS},
             )
         )
-    return CaseScore(case=case, labels=tuple(scores), mean_dice=_mean([score.dice for score in scores]))
-
-
-def summarise_scores(cases: Sequence[CaseScore], *, not_scored: Sequence[str] = ()) -> Evaluation:
-    """Means over cases. NaN, where a label is not in the reference, does not count."""
-    names = [score.label for score in cases[0].labels] if cases else []
-    label_dice = {name: _mean([case.labels[index].dice for case in cases]) for index, name in enumerate(names)}
     return Evaluation(
+        settings=settings,
+        labels=tuple(labels),
+        mean_dice=_mean([label.metrics["dice"].mean for label in labels]),
         cases=tuple(cases),
-        label_dice=label_dice,
-        mean_dice=_mean(list(label_dice.values())),
         not_scored=tuple(not_scored),
+        model=model,
     )
+
+
+def _summarise(values: Sequence[float]) -> Statistic:
+    known = np.array([value for value in values if math.isfinite(value)], np.float64)
+    if not known.size:
+        return Statistic(n=0, mean=math.nan, std=math.nan, median=math.nan, low=math.nan, high=math.nan)
+    low, high = bootstrap_interval(known)
+    mean, std, median = float(known.mean()), float(known.std()), float(np.median(known))
+    return Statistic(n=known.size, mean=mean, std=std, median=median, low=low, high=high)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -119,17 +239,33 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(finite)) if finite else float("nan")
 
 
-def evaluate_folders(prediction: Path, reference: Path, *, labels: LabelSpec | None = None) -> Evaluation:
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+def evaluate_folders(
+    prediction: Path,
+    reference: Path,
+    *,
+    labels: LabelSpec | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
+    settings: ScoreSettings = DEFAULT_SETTINGS,
+    model: str | None = None,
+) -> Evaluation:
     """Scores every prediction that has a reference of the same name.
 
     Args:
         prediction: a folder of label maps, or one file.
         reference: a folder of label maps, or one file; two files may have different names.
         labels: names and values; None for every value that occurs.
+        regions: names and values of what is scored besides: all voxels with one of the values.
+        settings: of the metrics.
+        model: the sha256 of the model that made the predictions.
 
     Raises:
+        AutosegError: regions or an ignored value that do not go together with the labels.
         DatasetError: no common case, or cases that cannot be compared, all of them listed.
     """
+    added = [Target(name=name, values=tuple(values)) for name, values in (regions or {}).items()]
     predicted, wanted = _label_files(prediction), _label_files(reference)
     if prediction.is_file() and reference.is_file():
         wanted = dict(zip(predicted, wanted.values(), strict=True))
@@ -142,7 +278,7 @@ def evaluate_folders(prediction: Path, reference: Path, *, labels: LabelSpec | N
     if extra:
         logger.warning("%d predictions have no reference and are not scored: %s", len(extra), _some(extra))
 
-    def read_pair(case: str) -> tuple[NDArray, NDArray] | Problem:
+    def read_pair(case: str) -> tuple[NDArray, NDArray, Sequence[float]] | Problem:
         try:
             (found, found_grid), (expected, grid) = read_label(predicted[case]), read_label(wanted[case])
         except FormatError as error:
@@ -154,7 +290,7 @@ def evaluate_folders(prediction: Path, reference: Path, *, labels: LabelSpec | N
             return Problem(kind=kind, case=case, found=difference[0], expected=difference[1], advice=advice)
         if min(int(found.min()), int(expected.min())) < 0:
             return Problem(kind="label map with negative values", case=case, advice="use values from 0 up")
-        return found, expected
+        return found, expected, grid.spacing_mm
 
     def values_of(case: str) -> set[int] | Problem:
         pair = read_pair(case)
@@ -163,22 +299,42 @@ def evaluate_folders(prediction: Path, reference: Path, *, labels: LabelSpec | N
     if labels is None:
         answers = map_threads(values_of, common, n_threads=n_cpus(), description="looking for labels")
         _raise_problems(answers, prediction)
-        values = sorted(set().union(*(answer for answer in answers if isinstance(answer, set))) - {0})
+        found = set().union(*(answer for answer in answers if isinstance(answer, set)))
+        values = sorted(found - {0, settings.ignore})
         if not values:
             raise DatasetError(f"{prediction} and {reference}: every voxel is background, there is nothing to score")
         labels = LabelSpec(names=tuple(f"label {value}" for value in values), values=tuple(values))
-    chosen = labels
+    targets = (*targets_of(labels), *added)
+    _check_targets(targets, ignore=settings.ignore)
+    n_threads = n_cpus()
 
     def score(case: str) -> CaseScore | Problem:
         pair = read_pair(case)
-        return pair if isinstance(pair, Problem) else score_case(case, *pair, chosen)
+        if isinstance(pair, Problem):
+            return pair
+        found, expected, spacing_mm = pair
+        # Threads that have no case of their own share the labels of the others'.
+        n_sharing = max(1, n_threads // len(common))
+        return score_case(case, found, expected, targets, spacing_mm=spacing_mm, settings=settings, n_threads=n_sharing)
 
-    scores = map_threads(score, common, n_threads=n_cpus(), description="scoring")
+    scores = map_threads(score, common, n_threads=n_threads, description="scoring")
     _raise_problems(scores, prediction)
     return summarise_scores(
         [score for score in scores if isinstance(score, CaseScore)],
+        settings=settings,
         not_scored=sorted(wanted.keys() - predicted.keys()),
+        model=model,
     )
+
+
+def _check_targets(targets: Sequence[Target], *, ignore: int | None) -> None:
+    names = [target.name for target in targets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise AutosegError(f"{', '.join(twice)}: is the name of a label; give the region another")
+    ignored = [target.name for target in targets if ignore in target.values]
+    if ignored:
+        raise AutosegError(f"the value {ignore} is to be ignored, but {', '.join(ignored)} has it; take it out of one")
 
 
 def _raise_problems(answers: Sequence[object], folder: Path) -> None:

@@ -26,9 +26,9 @@ from autoseg.training.checkpoint import Progress
 
 SUFFIX = ".autoseg"
 FORMAT = "autoseg model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Counts up with each change of what the members hold, be it the manifest, the record of a fold, or the plan."""
-MANIFEST, PLAN = "manifest.json", "plan.json"
+MANIFEST, PLAN, POSTPROCESSING = "manifest.json", "plan.json", "postprocessing.json"
 MAX_JSON_BYTES = 16 * 2**20
 MAX_WEIGHTS_BYTES = 8 * 2**30
 
@@ -74,7 +74,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         expected = {PLAN, *(name(fold) for fold in self.folds for name in (weights_member, training_member))}
-        if not self.folds or min(self.folds) < 0 or self.members.keys() != expected:
+        if not self.folds or min(self.folds) < 0 or self.members.keys() - {POSTPROCESSING} != expected:
             raise FormatError(f"found the members {_listed(self.members)} for the folds {_listed(self.folds)}")
 
 

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from autoseg import __version__
 from autoseg.core.errors import FormatError, PredictionError, TrainingError
 from autoseg.core.serialize import from_plain, read_json
+from autoseg.core.steps import Step
 from autoseg.inference.archive import (
     FORMAT,
     FORMAT_VERSION,
     PLAN,
+    POSTPROCESSING,
     SUFFIX,
     Archive,
     Manifest,
@@ -33,6 +35,7 @@ from autoseg.inference.archive import (
     weights_member,
     write_archive,
 )
+from autoseg.inference.quality import QualityModel
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.checkpoint import Progress, load_into, read_network
@@ -42,6 +45,21 @@ logger = logging.getLogger(__name__)
 
 PROVENANCE_SHOWN = ("autoseg", "fingerprint", "like", "decisions")
 """What of a plan's provenance goes with a model: versions, digests and the name of a plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postprocessing:
+    """What is to be done after the network, as cross-validation found it to help, for `postprocessing.json`.
+
+    Attributes:
+        weights: the sha256 of each fold's weights that this was found with; it tells nothing about others.
+        steps: in order.
+        quality: how the agreement of folds tells the Dice; None where that is not known.
+    """
+
+    weights: dict[int, str]
+    steps: tuple[Step, ...]
+    quality: QualityModel | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +109,9 @@ class Source(Protocol):
 
     def hash_weights(self, fold: int) -> str:
         """The sha256 of a fold's weights."""
+
+    def read_postprocessing(self) -> Postprocessing | None:
+        """What was found to help; None where that was not looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +163,23 @@ class Model:
         """
         weights = self.source.read_weights(fold)
         return TrainedFold(network=self.build(fold, weights), sha256=weights.sha256, progress=weights.progress)
+
+    def read_postprocessing(self, weights: Mapping[int, str]) -> Postprocessing | None:
+        """What is to be done after the network; None where that is not known.
+
+        Args:
+            weights: the sha256 of each fold that is used.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        known = self.source.read_postprocessing()
+        if known is None or weights.items() <= known.weights.items():
+            return known
+        logger.warning(
+            "%s: its post-processing was decided for other weights and is left out; run 'autoseg select'", self.path
+        )
+        return None
 
     def build(self, fold: int, weights: FoldWeights) -> nn.Module:
         """The network of a fold, in evaluation mode, on the CPU.
@@ -279,6 +317,13 @@ class _FolderSource:
     def hash_weights(self, fold: int) -> str:
         return self.read_weights(fold).sha256
 
+    def read_postprocessing(self) -> Postprocessing | None:
+        file = self._folder / POSTPROCESSING
+        if not file.is_file():
+            return None
+        content: Postprocessing = read_json(file, Postprocessing)
+        return content
+
 
 class _FileSource:
     """A one-file model."""
@@ -297,6 +342,11 @@ class _FileSource:
 
     def hash_weights(self, fold: int) -> str:
         return self._archive.manifest.members[weights_member(fold)].sha256
+
+    def read_postprocessing(self) -> Postprocessing | None:
+        if POSTPROCESSING not in self._archive.manifest.members:
+            return None
+        return self._archive.read_json(POSTPROCESSING, Postprocessing)
 
 
 # -- the folder of a trained configuration -----------------------------------------------------------------------------
@@ -358,6 +408,7 @@ def export_model(model: Model, target: Path, *, folds: Sequence[int] | None = No
         )
     plan = _plan_to_give(model.plan)
     reached: dict[int, Progress | None] = {}
+    hashes: dict[int, str] = {}
 
     def members() -> Iterator[tuple[str, bytes]]:
         yield PLAN, to_json_bytes(plan)
@@ -368,6 +419,10 @@ def export_model(model: Model, target: Path, *, folds: Sequence[int] | None = No
             reached[fold] = weights.progress
             yield training_member(fold), to_json_bytes(model.source.read_record(fold))
             yield weights_member(fold), weights.data
+            hashes[fold] = weights.sha256
+        after = model.read_postprocessing(hashes)
+        if after is not None:
+            yield POSTPROCESSING, to_json_bytes(dataclasses.replace(after, weights=hashes))
 
     def describe(listed: dict[str, Member]) -> Manifest:
         return Manifest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.core.errors import FormatError, PredictionError
-from autoseg.core.geometry import Geometry, from_canonical, make_geometry, to_canonical
+from autoseg.core.errors import PredictionError
+from autoseg.core.geometry import Geometry
 from autoseg.core.runtime import format_memory, machine_memory_gib, resolve_device
+from autoseg.inference.arrays import canonical_image, to_input_axes
 from autoseg.inference.model import Model, digest_model, read_model, warn_of_unfinished
+from autoseg.inference.postprocess import apply_steps
+from autoseg.inference.quality import Agreement
 from autoseg.inference.sliding_window import CompiledNetwork, Place, SlidingWindow, WindowConfig
-from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, ready_rows
+from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, ready_rows, to_scan
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, record_occupied
+
+MAX_AGREEMENT_BYTES = 2**30
+"""Sums over tiles that are kept apart by fold, so that their agreement is known, take no more than this."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,10 +53,13 @@ class Segmentation:
     Attributes:
         label: (Z, Y, X) canonical, with the label values of the dataset.
         soft: probabilities and uncertainty, where they were asked for.
+        estimated_dice: mean Dice to expect, from the agreement of folds; None where the model does not know how they
+            are related, NaN where nothing was found.
     """
 
     label: NDArray[np.unsignedinteger]
     soft: SoftMaps | None
+    estimated_dice: float | None = None
 
 
 class Predictor:
@@ -63,6 +72,8 @@ class Predictor:
         step_fraction: distance of tiles as a fraction of the patch.
         device: that it runs on.
         digest: the sha256 that tells models apart, see `autoseg.inference.model.digest_model`.
+        steps: of post-processing, as cross-validation found them to help.
+        quality: how the agreement of folds tells the Dice; None where that is not known.
 
     Example:
         >>> import autoseg
@@ -85,6 +96,7 @@ class Predictor:
         max_ram_gib: float | None = None,
         max_vram_gib: float | None = None,
         compile: bool = False,
+        postprocess: bool = True,
     ) -> None:
         """Loads a model.
 
@@ -101,6 +113,7 @@ class Predictor:
                 machine. None for half of what is free there.
             compile: `torch.compile` the networks, which takes a minute or more and pays for many images on a GPU; where
                 it fails they run as they are.
+            postprocess: do the steps that the model brings, and estimate the quality.
 
         Raises:
             PredictionError: there is no such model, or a fold is not there.
@@ -113,7 +126,11 @@ class Predictor:
         trained = {fold: model.read_fold(fold) for fold in self.folds}
         warn_of_unfinished(model.path, {fold: known.progress for fold, known in trained.items()})
         networks = [trained[fold].network.to(self.device) for fold in self.folds]
-        self.digest = digest_model(self.plan, {fold: known.sha256 for fold, known in trained.items()})
+        hashes = {fold: known.sha256 for fold, known in trained.items()}
+        self.digest = digest_model(self.plan, hashes)
+        after = model.read_postprocessing(hashes) if postprocess else None
+        self.steps = after.steps if after else ()
+        self.quality = after.quality if after else None
         if mirroring is None:
             mirroring = all(model.source.read_record(fold).mirrored for fold in self.folds)
         self.mirroring, self.step_fraction = mirroring, step_fraction
@@ -125,6 +142,16 @@ class Predictor:
             device=self.device,
             max_device_bytes=_device_bytes(self.device) if max_vram_gib is None else max_vram_gib * 2**30,
         )
+
+    @property
+    def name(self) -> str:
+        """Of the configuration."""
+        return self.configuration.name
+
+    @property
+    def low_dice(self) -> float | None:
+        """Estimates below this are doubtful; None where there are none."""
+        return self.quality.low_dice if self.quality is not None else None
 
     def predict(
         self, image: NDArray, *, spacing_mm: Sequence[float], affine: NDArray | None = None
@@ -143,35 +170,8 @@ class Predictor:
         Raises:
             PredictionError: wrong number of axes or channels, NaN or infinity, or a spacing that is not positive.
         """
-        array = np.asarray(image)
-        array = array[None] if array.ndim == 3 else array
-        if array.ndim != 4 or array.shape[0] != len(self.plan.channels) or 0 in array.shape:
-            expected = f"({len(self.plan.channels)}, Z, Y, X) with the channels {', '.join(self.plan.channels)}"
-            raise PredictionError(f"found an image of shape {np.shape(image)}, expected {expected}")
-        spacing = tuple(float(value) for value in spacing_mm)
-        if len(spacing) != 3 or not all(np.isfinite(spacing)) or min(spacing) <= 0:
-            raise PredictionError(f"found the spacing {spacing} mm, expected three positive numbers (z, y, x)")
-        if array.dtype.kind not in "biuf":
-            raise PredictionError(f"found voxels of type {array.dtype}, expected real numbers")
-        array = array.astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise PredictionError("found voxels that are NaN or infinite, expected finite numbers")
-        matrix = np.diag([*spacing[::-1], 1.0]) if affine is None else np.asarray(affine, np.float64)
-        try:
-            geometry = make_geometry(array.shape[:0:-1], matrix, header_spacing_mm=spacing[::-1])
-        except FormatError as error:
-            raise PredictionError(str(error)) from error
-        lengths = np.linalg.norm(matrix[:3, :3], axis=0)[::-1]
-        if not np.allclose(lengths, spacing, rtol=1e-3):
-            raise PredictionError(
-                f"found the spacing {spacing} mm, expected {tuple(lengths.tolist())} mm as the affine has it"
-            )
-        # The array is (Z, Y, X), a file would be (X, Y, Z).
-        canonical = np.ascontiguousarray(to_canonical(array.transpose(0, 3, 2, 1), geometry.file_axcodes))
-        prepared = self.prepare(canonical, geometry)
-        del array, canonical
-        label = self.segment(prepared).label
-        return np.ascontiguousarray(from_canonical(label, geometry.file_axcodes).transpose(2, 1, 0))
+        canonical, geometry = canonical_image(image, self.plan.channels, spacing_mm=spacing_mm, affine=affine)
+        return to_input_axes(self.predict_canonical(canonical, geometry), geometry)
 
     def predict_canonical(self, image: NDArray[np.float32], geometry: Geometry) -> NDArray[np.unsignedinteger]:
         """Segments an image that is already in canonical orientation.
@@ -221,8 +221,10 @@ class Predictor:
             PredictionError: the device or the machine has not enough memory.
         """
         record, n_classes = prepared.record, self.plan.labels.n_classes
-        axis = self._window.choose_axis(record.shape)
-        self._check_memory(record, axis=axis, n_groups=len(self.folds) if uncertainty else 1)
+        axis = self.choose_axis(prepared)
+        agreement = self.make_agreement(prepared, axis=axis)
+        separate = uncertainty or agreement is not None
+        self.check_memory(self.needed_gib(prepared, axis=axis, separate=separate))
         labels = LabelMap(record, axis=axis, n_classes=n_classes)
         soft = None
         if probabilities or uncertainty:
@@ -234,16 +236,57 @@ class Predictor:
                 uncertainty=uncertainty,
                 scratch=scratch,
             )
-        swept = self._window.sweep(
-            prepared.image, axis=axis, separate=uncertainty, is_empty=partial(_is_empty, prepared)
-        )
-        for rows, logits, first_row in ready_rows(swept, change_along(record, axis)):
-            mean = logits.unflatten(0, (-1, n_classes)).mean(dim=0) if uncertainty else logits
+        change, n_networks = change_along(record, axis), len(self.folds) if separate else 1
+        swept = self.sweep(prepared, axis=axis, separate=separate, agreement=agreement)
+        for rows, logits, first_row in ready_rows(swept, change):
+            mean = logits.unflatten(0, (-1, n_classes)).mean(dim=0) if separate else logits
             labels.add(rows, mean, first_row)
             if soft is not None:
-                soft.add(rows, logits, first_row)
+                for part, values in to_scan(logits, change, rows, first_row=first_row, n_networks=n_networks):
+                    soft.add(part, [values])
             del logits, mean
-        return Segmentation(label=self.plan.labels.classes_to_values(labels.whole()), soft=soft)
+        label = self.plan.labels.classes_to_values(labels.whole())
+        return Segmentation(
+            label=apply_steps(label, self.steps, voxel_ml=record.geometry.voxel_volume_ml),
+            soft=soft,
+            estimated_dice=self.estimate_dice(agreement),
+        )
+
+    def choose_axis(self, prepared: PreparedImage) -> int:
+        """The axis along which tiles should advance for the least memory."""
+        return self._window.choose_axis(prepared.record.shape)
+
+    def make_agreement(self, prepared: PreparedImage, *, axis: int) -> Agreement | None:
+        """What counts how the folds agree; None where that tells nothing, or takes too much memory."""
+        n_folds = len(self.folds)
+        if self.quality is None or n_folds < 2:
+            return None
+        if self._window.sums_bytes(prepared.record.shape, axis=axis, n_groups=n_folds) > MAX_AGREEMENT_BYTES:
+            return None
+        return Agreement(n_folds, self.plan.labels.n_classes)
+
+    def estimate_dice(self, agreement: Agreement | None) -> float | None:
+        """The mean Dice to expect where the folds agree like this."""
+        return None if agreement is None or self.quality is None else self.quality.estimate(agreement.value)
+
+    def sweep(
+        self, prepared: PreparedImage, *, axis: int, separate: bool, agreement: Agreement | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of the network's grid and their logits, see `SlidingWindow.sweep`.
+
+        Args:
+            prepared: the image.
+            axis: along which the tiles advance.
+            separate: keep the folds apart.
+            agreement: counts how they agree, where they are kept apart.
+        """
+        is_empty = partial(_is_empty, prepared)
+        for rows, logits in self._window.sweep(prepared.image, axis=axis, separate=separate, is_empty=is_empty):
+            if agreement is not None:
+                agreement.add(logits)
+            yield rows, logits
+            # Not kept until the next rows are complete: they can be gigabytes.
+            del logits
 
     def predict_preprocessed(self, image: Tensor, record: CaseRecord) -> NDArray[np.unsignedinteger]:
         """`segment` for an image from the store: its label map alone.
@@ -254,12 +297,21 @@ class Predictor:
         """
         return self.segment(PreparedImage(image=image, record=record)).label
 
-    def _check_memory(self, record: CaseRecord, *, axis: int, n_groups: int) -> None:
-        n_channels = len(self.plan.channels)
+    def needed_gib(self, prepared: PreparedImage, *, axis: int, separate: bool) -> float:
+        """Memory that segmenting an image takes: the image on both grids, the sums over tiles and what is made of
+        them at a time, the label map.
+        """
+        record, n_channels = prepared.record, len(self.plan.channels)
         voxels, native = math.prod(record.shape), math.prod(record.geometry.shape)
-        # The image on both grids, the sums over tiles and what is made of them at a time, the label map.
-        sums = self._window.sums_bytes(record.shape, axis=axis, n_groups=n_groups)
-        needed_gib = (4 * n_channels * (voxels + native) + 1.3 * sums + 3 * native) / 2**30
+        sums = self._window.sums_bytes(record.shape, axis=axis, n_groups=len(self.folds) if separate else 1)
+        return (4 * n_channels * (voxels + native) + 1.3 * sums + 3 * native) / 2**30
+
+    def check_memory(self, needed_gib: float) -> None:
+        """Refuses what does not fit.
+
+        Raises:
+            PredictionError: more is needed than may be taken.
+        """
         if needed_gib > self._max_ram_gib:
             raise PredictionError(
                 f"needs about {format_memory(needed_gib)} of memory, more than the {format_memory(self._max_ram_gib)} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,52 @@ def ready_rows(swept: Iterable[tuple[slice, Tensor]], change: GridChange) -> Ite
         del logits
 
 
+def to_scan(
+    logits: Tensor, change: GridChange, rows: slice, *, first_row: int, n_networks: int = 1
+) -> Iterator[tuple[slice, Tensor]]:
+    """Logits on the scan's grid, a few rows at a time.
+
+    Args:
+        logits: (F * K, n, A, B) of F networks; see `ready_rows`.
+        change: between the two grids.
+        rows: of the scan.
+        first_row: of the network's grid that `logits` begins with.
+        n_networks: F.
+
+    Yields:
+        Rows of the scan and their logits (F, K, n, A, B) float32.
+    """
+    slabs = resample_logits(
+        logits,
+        change.target,
+        nearest_axis=change.nearest_axis,
+        rows=rows,
+        first_row=first_row,
+        n_rows=change.source[0],
+    )
+    for part, values in slabs:
+        yield part, values.unflatten(0, (n_networks, -1))
+
+
+def in_step(streams: Sequence[Iterator[tuple[slice, Tensor]]]) -> Iterator[tuple[slice, list[Tensor]]]:
+    """The same rows of several streams, which may part them differently.
+
+    Args:
+        streams: all rows in order, each once, and their values (..., n, A, B).
+
+    Yields:
+        Rows, and their values in every stream.
+    """
+    held = [next(stream, None) for stream in streams]
+    while known := [item for item in held if item is not None]:
+        start, stop = known[0][0].start, min(rows.stop for rows, _ in known)
+        yield slice(start, stop), [values[..., : stop - start, :, :] for _, values in known]
+        held = [
+            next(stream, None) if rows.stop == stop else (slice(stop, rows.stop), values[..., stop - start :, :, :])
+            for (rows, values), stream in zip(known, streams, strict=True)
+        ]
+
+
 class LabelMap:
     """The class of every voxel of a scan, from logits row by row."""
 
@@ -79,6 +125,10 @@ class LabelMap:
     def add(self, rows: slice, logits: Tensor, first_row: int) -> None:
         """Decides some rows, from logits (K, n, A, B); see `ready_rows`."""
         self._classes[rows] = restore_rows(logits, self._change, rows, first_row=first_row)
+
+    def set(self, rows: slice, classes: Tensor) -> None:
+        """Some rows, (n, A, B), that are decided already."""
+        self._classes[rows] = classes.cpu().numpy()
 
     def whole(self) -> NDArray:
         """(Z, Y, X) canonical, uint8 or uint16; background outside the crop."""
@@ -122,27 +172,23 @@ class SoftMaps:
             np.empty(self._change.target, np.uint8) if uncertainty else None for _ in range(2)
         )
 
-    def add(self, rows: slice, logits: Tensor, first_row: int) -> None:
-        """Fills some rows, from logits (F * K, n, A, B) of F networks; see `ready_rows`."""
-        slabs = resample_logits(
-            logits,
-            self._change.target,
-            nearest_axis=self._change.nearest_axis,
-            rows=rows,
-            first_row=first_row,
-            n_rows=self._change.source[0],
-        )
-        for part, values in slabs:
-            of_networks = values.unflatten(0, (-1, self._n_classes))
-            mean = of_networks.mean(dim=0)
-            probability = mean.softmax(dim=0)
-            if self._probabilities is not None:
-                self._probabilities[:, part] = _to_uint8(probability)
-            if self._entropy is not None and self._disagreement is not None:
-                entropy = torch.special.entr(probability).sum(dim=0) / math.log(max(2, self._n_classes))
-                self._entropy[part] = _to_uint8(entropy)
-                others = of_networks.argmax(dim=1) != mean.argmax(dim=0)
-                self._disagreement[part] = _to_uint8(others.float().mean(dim=0))
+    def add(self, rows: slice, groups: Sequence[Tensor]) -> None:
+        """Fills some rows.
+
+        Args:
+            rows: of the scan.
+            groups: logits (F, K, n, A, B) of F networks, for each configuration: networks of one average logits,
+                configurations probabilities.
+        """
+        probability = mean_probability(groups)
+        if self._probabilities is not None:
+            self._probabilities[:, rows] = _to_uint8(probability)
+        if self._entropy is not None and self._disagreement is not None:
+            entropy = torch.special.entr(probability).sum(dim=0) / math.log(max(2, self._n_classes))
+            self._entropy[rows] = _to_uint8(entropy)
+            decided = probability.argmax(dim=0)
+            others = torch.cat([of_networks.argmax(dim=1) != decided for of_networks in groups])
+            self._disagreement[rows] = _to_uint8(others.float().mean(dim=0))
 
     def probability(self, class_index: int) -> NDArray[np.uint8]:
         """Of one class, (Z, Y, X) canonical; outside the crop it is the background for sure."""
@@ -166,6 +212,18 @@ class SoftMaps:
 
     def _place(self, swept: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return place_in_scan(np.moveaxis(swept, 0, self._axis), self._record)
+
+
+def mean_probability(groups: Sequence[Tensor]) -> Tensor:
+    """(K, n, A, B): networks of one configuration average logits, configurations probabilities.
+
+    Args:
+        groups: logits (F, K, n, A, B) of F networks, for each configuration.
+    """
+    total = groups[0].mean(dim=0).softmax(dim=0)
+    for of_networks in groups[1:]:
+        total += of_networks.mean(dim=0).softmax(dim=0)
+    return total.div_(len(groups))
 
 
 def _to_uint8(values: Tensor) -> NDArray[np.uint8]:

@@ -1,8 +1,11 @@
 """The stages as functions with explicit paths, each usable from Python, and the work folder they share."""
 
+from autoseg.pipeline.choose import select
+from autoseg.pipeline.crossval import cross_validate, validate_fold
 from autoseg.pipeline.demo import run_demo
 from autoseg.pipeline.explain import measure, require_gpu
-from autoseg.pipeline.fit import train, validate_fold
+from autoseg.pipeline.fit import train
+from autoseg.pipeline.pages import report, report_predictions
 from autoseg.pipeline.prepare import plan, plan_from_fingerprint, preprocess_cases
 from autoseg.pipeline.score import evaluate
 from autoseg.pipeline.segment import predict
@@ -12,6 +15,7 @@ from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 __all__ = [
     "DEFAULT_WORK",
     "Workspace",
+    "cross_validate",
     "evaluate",
     "export",
     "measure",
@@ -19,8 +23,11 @@ __all__ = [
     "plan_from_fingerprint",
     "predict",
     "preprocess_cases",
+    "report",
+    "report_predictions",
     "require_gpu",
     "run_demo",
+    "select",
     "train",
     "validate_fold",
 ]

@@ -13,7 +13,7 @@ from autoseg.pipeline.score import evaluate
 from autoseg.pipeline.segment import predict
 
 if TYPE_CHECKING:
-    from autoseg.evaluation.evaluate import Evaluation
+    from autoseg.evaluation.scores import Evaluation
 
 N_CASES_SHOWN = 3
 # Voxels a little larger than the phantom's usual ones: twice as many training steps in the same time.

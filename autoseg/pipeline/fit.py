@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import TrainingError, WorkspaceError
-from autoseg.core.runtime import resolve_device, track
+from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json, to_plain, write_json
-from autoseg.data.dataset import Case
-from autoseg.data.io import read_label, write_volume
+from autoseg.pipeline.choose import select
+from autoseg.pipeline.crossval import never, untrained_folds, validate_fold
 from autoseg.pipeline.prepare import preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.plan import Plan
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from autoseg.evaluation.evaluate import Evaluation
-    from autoseg.inference.predictor import Predictor
+    from autoseg.evaluation.scores import Evaluation
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.config import TrainConfig
     from autoseg.training.record import EpochFigures, ValidationSlice
@@ -42,9 +39,12 @@ def train(
     validate: bool = True,
     checkpoint_interval_s: float = 600.0,
     track_with: Sequence[str] = (),
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = never,
 ) -> dict[int, Evaluation | None]:
     """Trains folds of a configuration one after the other and validates each on whole volumes.
+
+    When the last fold of a configuration is trained, whichever that is, it is cross-validated, and `select` compares
+    it with the others.
 
     Example:
         >>> import autoseg
@@ -60,7 +60,7 @@ def train(
         config: budget, recipe and seed; None for the recipe's defaults.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         resume: go on from checkpoints where there are some.
-        validate: predict and score the validation cases of each fold.
+        validate: predict and score the validation cases of each fold, and select when all folds are trained.
         checkpoint_interval_s: the state is saved at the end of each epoch, and after this time at the latest.
         track_with: names of trackers to send each epoch to, see `autoseg.reporting.trackers.TRACKERS`.
         stop: asked after every step; True saves and raises.
@@ -121,6 +121,8 @@ def train(
             )
         _draw_curves(folder, read_log(FoldFiles(folder=folder).log))
         results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop) if validate else None
+    if validate and not untrained_folds(workspace, chosen.name):
+        select(work, device=device, stop=stop)
     return results
 
 
@@ -183,63 +185,3 @@ def _draw_curves(folder: Path, epochs: Sequence[EpochFigures]) -> None:
     from autoseg.reporting.figures import draw_curves
 
     draw_curves(folder / "curves.png", [to_plain(figures) for figures in epochs], title=folder.name)
-
-
-def validate_fold(
-    workspace: Workspace,
-    configuration: str,
-    fold: int,
-    *,
-    device: str = "auto",
-    stop: Callable[[], bool] = lambda: False,
-) -> Evaluation:
-    """Predicts the whole volumes of a fold's validation cases and scores them.
-
-    The label maps and `evaluation.json` go to `validation/` in the fold's folder. Where the scores of these very
-    weights are there already, they are read.
-
-    Args:
-        workspace: the work folder.
-        configuration: its name.
-        fold: which.
-        device: as in `train`.
-        stop: asked after every case; True raises.
-    """
-    from autoseg.evaluation.evaluate import Evaluation, score_case, summarise_scores
-    from autoseg.inference.model import fold_folder
-    from autoseg.inference.predictor import Predictor
-    from autoseg.training.record import FoldFiles
-    from autoseg.training.trainer import TrainingInterrupted
-
-    folder = fold_folder(workspace.model(configuration), fold)
-    file = folder / "validation" / "evaluation.json"
-    if file.exists() and file.stat().st_mtime_ns >= FoldFiles(folder=folder).weights.stat().st_mtime_ns:
-        known: Evaluation = read_json(file, Evaluation)
-        return known
-    ids = set(workspace.read_splits().folds[fold].validation)
-    cases = [case for case in workspace.read_dataset().cases if case.id in ids]
-    predictor = Predictor(workspace.model(configuration), device=device, folds=[fold])
-    scores = []
-    with track(f"validating fold {fold}", total=len(cases)) as advance:
-        for case in cases:
-            predicted = _predict_stored(workspace, predictor, case)
-            reference, geometry = read_label(case.label)
-            write_volume(file.parent / f"{case.id}.nii.gz", predicted, geometry, like=case.label)
-            scores.append(score_case(case.id, predicted, reference, predictor.plan.labels))
-            advance(1, f"mean Dice {scores[-1].mean_dice:.3f}")
-            if stop():
-                raise TrainingInterrupted("stopped while validating; the same command goes on from there")
-    evaluation = summarise_scores(scores)
-    write_json(file, evaluation)
-    return evaluation
-
-
-def _predict_stored(workspace: Workspace, predictor: Predictor, case: Case) -> NDArray:
-    import numpy as np
-    import torch
-
-    from autoseg.preprocessing.store import PreprocessedCase
-
-    grid = predictor.plan.grid(predictor.configuration.name)
-    stored = PreprocessedCase(workspace.preprocessed(grid, case.id))
-    return predictor.predict_preprocessed(torch.from_numpy(np.asarray(stored.image, np.float32)), stored.record)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import AutosegError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
+from autoseg.evaluation.scores import DEFAULT_SETTINGS, ScoreSettings
 from autoseg.pipeline.segment import PredictionRecord
 
 if TYPE_CHECKING:
-    from autoseg.evaluation.evaluate import Evaluation
+    from autoseg.evaluation.scores import Evaluation
 
 
-def evaluate(prediction: Path | str, reference: Path | str, *, labels: LabelSpec | None = None) -> Evaluation:
-    """Scores label maps against references of the same file names, and writes `evaluation.json` beside them.
+def evaluate(
+    prediction: Path | str,
+    reference: Path | str,
+    *,
+    labels: LabelSpec | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
+    settings: ScoreSettings = DEFAULT_SETTINGS,
+) -> Evaluation:
+    """Scores label maps against references of the same file names.
+
+    `evaluation.json` and `evaluation.csv` are written into the folder of the label maps; for a single file nothing is.
+    What counts where a label is missing is said in `autoseg.evaluation.evaluate`.
 
     Example:
         >>> import autoseg
@@ -27,21 +39,30 @@ def evaluate(prediction: Path | str, reference: Path | str, *, labels: LabelSpec
         prediction: a folder of label maps, or one file.
         reference: the same.
         labels: names and values; None for those in `prediction.json` of the folder, or else every value that occurs.
+        regions: names and values of what is scored besides: all voxels with one of the values.
+        settings: of the metrics.
 
     Raises:
+        AutosegError: regions or an ignored value that do not go together with the labels, or a folder that cannot be
+            written.
         DatasetError: nothing in common, or label maps that cannot be compared.
     """
     from autoseg.evaluation.evaluate import evaluate_folders
+    from autoseg.evaluation.tables import write_csv
 
     folder = Path(prediction)
     record_file = folder / "prediction.json"
-    if labels is None and record_file.is_file():
+    model = None
+    if record_file.is_file():
         record: PredictionRecord = read_json(record_file, PredictionRecord)
-        labels = record.labels
-    evaluation = evaluate_folders(folder, Path(reference), labels=labels)
+        labels, model = labels or record.labels, record.model
+    evaluation = evaluate_folders(
+        folder, Path(reference), labels=labels, regions=regions, settings=settings, model=model
+    )
     if folder.is_dir():
         try:
             write_json(folder / "evaluation.json", evaluation)
+            write_csv(folder / "evaluation.csv", evaluation)
         except OSError as error:
             raise AutosegError(f"{folder}: the scores cannot be written ({error})") from error
     return evaluation

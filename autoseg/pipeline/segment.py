@@ -11,24 +11,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
 from autoseg.core.errors import AutosegError, FormatError, PredictionError, Problem, describe_problems
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
 from autoseg.core.serialize import read_json, write_json
+from autoseg.core.steps import Step
 from autoseg.data.check import load_image
 from autoseg.data.io import write_volume
-from autoseg.pipeline.inputs import find_images, find_model
+from autoseg.pipeline.inputs import Choice, choose_models, find_images
 from autoseg.pipeline.workspace import DEFAULT_WORK
 
 if TYPE_CHECKING:
     from autoseg.core.geometry import Geometry
-    from autoseg.inference.predictor import Predictor, PreparedImage, Segmentation
+    from autoseg.inference.ensemble import Ensemble
+    from autoseg.inference.predictor import Predictor, Segmentation
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,9 @@ class CaseResult:
         status: "done" or "failed".
         seconds: that it took; reading, preprocessing and writing go on beside the case before and after.
         volumes_ml: of each label.
+        estimated_dice: mean Dice to expect, from how the folds agree; None where that is not known.
+        is_doubtful: whether that is low for this model: a person should look at the label map.
+        files: the image.
         warnings: how the image differs from those of the training.
         error: why there is no label map.
     """
@@ -74,6 +79,9 @@ class CaseResult:
     status: str
     seconds: float = 0.0
     volumes_ml: dict[str, float] = field(default_factory=dict)
+    estimated_dice: float | None = None
+    is_doubtful: bool = False
+    files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     error: str | None = None
 
@@ -85,7 +93,7 @@ class PredictionRecord:
     Attributes:
         autoseg, torch, python: versions.
         dataset: the model was trained on.
-        configuration: of the model.
+        configuration: of the model; several of an ensemble.
         model: the sha256 that tells models apart, see `autoseg.inference.model.digest_model`.
         folds: that were averaged.
         mirrored: whether mirrored copies were averaged.
@@ -93,6 +101,7 @@ class PredictionRecord:
         device: that it ran on.
         precision: of the network's arithmetic.
         labels: names and values in the label maps.
+        postprocessing: steps that were done after the network.
         started: date and time, UTC.
         seconds: in all.
         peak_memory_gib: of the process.
@@ -112,6 +121,7 @@ class PredictionRecord:
     device: str
     precision: str
     labels: LabelSpec
+    postprocessing: tuple[Step, ...]
     started: str
     seconds: float
     peak_memory_gib: float
@@ -121,7 +131,7 @@ class PredictionRecord:
     @property
     def settings(self) -> tuple[object, ...]:
         """What label maps depend on, so that those of two runs can stand in one folder."""
-        return self.model, self.folds, self.mirrored, self.step_fraction
+        return self.model, self.folds, self.mirrored, self.step_fraction, self.postprocessing
 
 
 def predict(
@@ -143,8 +153,9 @@ def predict(
     max_ram_gib: float | None = None,
     max_vram_gib: float | None = None,
     compile: bool = False,
+    postprocess: bool = True,
 ) -> list[Path]:
-    """Segments every image of a folder with the trained folds of a configuration.
+    """Segments every image of a folder with what was selected, or with the trained folds of a configuration.
 
     Beside the label maps, `prediction.json` says what was run with what on what.
 
@@ -161,7 +172,8 @@ def predict(
         work: the work folder, or a model as for `model`.
         model: a file that `autoseg export` has made, or the folder of a trained configuration (`models/<configuration>`
             of a work folder); where it is given, `work` does not count.
-        configuration: its name; None for the recommended one of the work folder, or the one that the model is of.
+        configuration: its name; None for what `select` chose in the work folder, which may be an ensemble, or else the
+            recommended one; or the one that the model is of.
         folds: which to average; None for all that are trained to their end, see `Predictor`.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         speed: a name in `SPEEDS`.
@@ -175,6 +187,8 @@ def predict(
         max_ram_gib: images that need more memory are refused; None for what the machine has.
         max_vram_gib: of the GPU's memory for the sums over tiles; None for half of what is free.
         compile: `torch.compile` the networks; pays for many images on a GPU.
+        postprocess: do the steps that cross-validation found to help, and estimate the Dice of each label map where
+            the agreement of folds tells it.
 
     Returns:
         The label maps, one per case, in each image's own geometry.
@@ -184,23 +198,25 @@ def predict(
             segmented.
         FormatError: the model is damaged, or is none.
     """
-    from autoseg.inference.predictor import Predictor
-
     if speed not in SPEEDS:
         raise PredictionError(f"speed '{speed}' is unknown; known are {', '.join(SPEEDS)}")
     if not 1 <= part[0] <= part[1]:
         raise PredictionError(f"found the part {part[0]}/{part[1]}, expected for instance 1/8, 2/8, ... 8/8")
     chosen = SPEEDS[speed]
-    found = find_model(Path(work if model is None else model), configuration, is_model=model is not None)
-    predictor = Predictor(
-        found,
+    choice = choose_models(Path(work if model is None else model), configuration, is_model=model is not None)
+    predictor = _load(
+        choice,
         device=device,
-        folds=found.choose_folds()[: chosen.n_folds] if folds is None else folds,
-        mirroring=chosen.mirroring if mirroring is None else mirroring,
-        step_fraction=chosen.step_fraction if step_fraction is None else step_fraction,
+        folds=folds,
+        speed=replace(
+            chosen,
+            mirroring=chosen.mirroring if mirroring is None else mirroring,
+            step_fraction=chosen.step_fraction if step_fraction is None else step_fraction,
+        ),
         max_ram_gib=max_ram_gib,
         max_vram_gib=max_vram_gib,
         compile=compile,
+        postprocess=postprocess,
     )
     paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
     cases, problems = find_images(paths, n_channels=len(predictor.plan.channels))
@@ -215,7 +231,7 @@ def predict(
     logger.info(
         "segmenting %d images with %s, folds %s, %s mirroring, on %s",
         len(todo),
-        predictor.configuration.name,
+        predictor.name,
         ", ".join(map(str, predictor.folds)),
         "with" if predictor.mirroring else "without",
         predictor.device,
@@ -229,6 +245,38 @@ def predict(
     return [run.output_file(case) for case in cases]
 
 
+def _load(
+    choice: Choice,
+    *,
+    device: str,
+    folds: Sequence[int] | None,
+    speed: Speed,
+    max_ram_gib: float | None,
+    max_vram_gib: float | None,
+    compile: bool,
+    postprocess: bool,
+) -> Predictor | Ensemble:
+    """What was chosen, ready to segment."""
+    from autoseg.inference.ensemble import Ensemble
+    from autoseg.inference.predictor import Predictor
+
+    members = [
+        Predictor(
+            model,
+            device=device,
+            folds=model.choose_folds()[: speed.n_folds] if folds is None else folds,
+            mirroring=speed.mirroring,
+            step_fraction=speed.step_fraction,
+            max_ram_gib=max_ram_gib,
+            max_vram_gib=max_vram_gib,
+            compile=compile,
+            postprocess=postprocess,
+        )
+        for model in choice.models
+    ]
+    return members[0] if len(members) == 1 else Ensemble(members, steps=choice.steps if postprocess else ())
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Opened:
     """An image that has been read, or what is wrong with it."""
@@ -236,7 +284,7 @@ class _Opened:
     case: str
     files: Sequence[Path]
     geometry: Geometry | None = None
-    prepared: PreparedImage | None = None
+    prepared: Any = None
     warnings: tuple[str, ...] = ()
     error: AutosegError | None = None
 
@@ -246,7 +294,7 @@ class _Run:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: Predictor | Ensemble,
         folder: Path,
         *,
         part: tuple[int, int],
@@ -278,8 +326,8 @@ class _Run:
             earlier: PredictionRecord = read_json(self._manifest, PredictionRecord)
             if earlier.settings != self._record().settings:
                 raise PredictionError(
-                    f"{self.folder}: its label maps were made by another model or with other folds, mirroring or step; "
-                    "--overwrite makes all anew"
+                    f"{self.folder}: its label maps were made by another model or with other folds, mirroring, step or "
+                    "post-processing; --overwrite makes all anew"
                 )
             self._results |= {
                 case: known
@@ -394,14 +442,29 @@ class _Run:
         """Keeps what became of a case, and says it."""
         if segmentation is None:
             self._results[image.case] = CaseResult(
-                status=FAILED, seconds=round(seconds, 3), warnings=image.warnings, error=self.problems[-1].text
+                status=FAILED,
+                seconds=round(seconds, 3),
+                files=tuple(str(file) for file in image.files),
+                warnings=image.warnings,
+                error=self.problems[-1].text,
             )
         else:
             assert image.geometry is not None
             volumes = _measure_volumes(segmentation, image.geometry, self.predictor.plan.labels)
+            estimate = segmentation.estimated_dice
+            doubtful = estimate is not None and not estimate >= (self.predictor.low_dice or 0)
             self._results[image.case] = CaseResult(
-                status=DONE, seconds=round(seconds, 3), volumes_ml=volumes, warnings=image.warnings
+                status=DONE,
+                seconds=round(seconds, 3),
+                volumes_ml=volumes,
+                estimated_dice=None if estimate is None else round(estimate, 4),
+                is_doubtful=doubtful,
+                files=tuple(str(file) for file in image.files),
+                warnings=image.warnings,
             )
+            if doubtful:
+                text = "%s: the folds agree so little that a Dice of %.2f is to be expected; look at it"
+                logger.warning(text, image.case, estimate)
             found = [f"{name} {volume:.4g} ml" for name, volume in volumes.items() if volume > 0]
             shown = ", ".join(found[:N_LABELS_SHOWN])
             if len(found) > N_LABELS_SHOWN:
@@ -433,7 +496,7 @@ class _Run:
             torch=torch.__version__,
             python=platform.python_version(),
             dataset=predictor.plan.dataset,
-            configuration=predictor.configuration.name,
+            configuration=predictor.name,
             model=predictor.digest,
             folds=tuple(predictor.folds),
             mirrored=predictor.mirroring,
@@ -441,6 +504,7 @@ class _Run:
             device=torch.cuda.get_device_name(predictor.device) if on_gpu else str(predictor.device),
             precision=str(autocast_dtype(predictor.device) or torch.float32).removeprefix("torch."),
             labels=predictor.plan.labels,
+            postprocessing=tuple(predictor.steps),
             started=self._started_at.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._started, 1),
             peak_memory_gib=round(peak_memory_gib(), 2),
@@ -453,7 +517,7 @@ def _measure_volumes(segmentation: Segmentation, geometry: Geometry, labels: Lab
     import numpy as np
 
     counts = np.bincount(segmentation.label.ravel(), minlength=max(labels.values, default=0) + 1)
-    voxel_ml = math.prod(geometry.spacing_mm) / 1000
+    voxel_ml = geometry.voxel_volume_ml
     return {
         name: round(float(counts[value]) * voxel_ml, 3) for name, value in zip(labels.names, labels.values, strict=True)
     }

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoseg.core.errors import PredictionError
 from autoseg.core.runtime import format_memory
-from autoseg.pipeline.inputs import find_model
+from autoseg.pipeline.inputs import choose_models
 from autoseg.pipeline.workspace import DEFAULT_WORK
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def export(
         work: the work folder, or a model: the folder of a trained configuration, or such a file.
         target: the file to write, `NAME.autoseg`; an older one is replaced. None for one beside the model's folder,
             `models/<configuration>.autoseg` in a work folder.
-        configuration: its name; None for the recommended one.
+        configuration: its name; None for the one that was selected, or else the recommended one.
         folds: which; None for all that are trained to their end. Others that are named are exported as their last
             checkpoint has them.
 
@@ -42,13 +43,19 @@ def export(
         The file.
 
     Raises:
-        PredictionError: no fold is trained, or not those that are named.
+        PredictionError: no fold is trained, or not those that are named; or an ensemble was selected.
         FormatError: the target's name has another ending, or the model is damaged.
     """
     from autoseg.inference.archive import SUFFIX
     from autoseg.inference.model import export_model
 
-    model = find_model(Path(work), configuration)
+    choice = choose_models(Path(work), configuration)
+    model = choice.models[0]
+    if len(choice.models) > 1:
+        named = " and ".join(known.configuration.name for known in choice.models)
+        raise PredictionError(
+            f"{work}: what was selected is an ensemble of {named}, and a file holds one of them; name it with -c"
+        )
     beside = model.path.resolve()
     file = beside.with_name(beside.name + SUFFIX) if target is None else Path(target)
     export_model(model, file, folds=folds)

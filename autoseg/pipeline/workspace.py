@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -58,6 +59,16 @@ class Workspace:
         """The plan explained, for a browser."""
         return self.root / "report" / "plan.html"
 
+    @property
+    def selection_file(self) -> Path:
+        """Which configuration or ensemble predicts."""
+        return self.root / "selection.json"
+
+    @property
+    def results_page(self) -> Path:
+        """How good the trained configurations are, for a browser."""
+        return self.root / "report" / "results.html"
+
     def preprocessed(self, grid: str, case: str) -> Path:
         """Folder of a case on a grid, see `Plan.grid`."""
         return self.root / "preprocessed" / grid / case
@@ -65,6 +76,10 @@ class Workspace:
     def model(self, configuration: str) -> Path:
         """Folder of a trained configuration; complete in itself for prediction."""
         return self.root / "models" / configuration
+
+    def ensemble(self, configurations: Sequence[str]) -> Path:
+        """Folder of the out-of-fold label maps of several configurations together."""
+        return self.root / "models" / "ensembles" / "+".join(configurations)
 
     def read_plan(self) -> Plan:
         """The plan.

@@ -55,6 +55,9 @@ class Column:
 
 def escape(text: str) -> str:
     """The text as HTML, for content and for attributes; what cannot be printed is spelled out, as in `\\x1b`."""
+    if text.isprintable():
+        # Most text, and pictures of a megabyte.
+        return html.escape(text, quote=True)
     shown = (
         character
         if character.isprintable() or character in KEPT_CHARACTERS
@@ -179,7 +182,7 @@ def format_size(values: Iterable[float]) -> str:
     return f"\u00a0{TIMES}\u00a0".join(format_number(value) for value in values)
 
 
-def page(title: str, *, header: Child, body: Sequence[Child], footer: Child) -> str:
+def page(title: str, *, header: Child, body: Sequence[Child], footer: Child, style: str = "") -> str:
     """A whole page.
 
     Args:
@@ -187,6 +190,7 @@ def page(title: str, *, header: Child, body: Sequence[Child], footer: Child) -> 
         header: above the body.
         body: sections.
         footer: below it.
+        style: CSS that this page needs besides that of all pages.
 
     Returns:
         The text of an HTML file, to be written in UTF-8.
@@ -199,7 +203,7 @@ def page(title: str, *, header: Child, body: Sequence[Child], footer: Child) -> 
         element("meta", attributes={"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         element("meta", attributes={"name": "color-scheme", "content": "light dark"}),
         element("title", title),
-        element("style", Html(STYLE)),
+        element("style", Html(STYLE + style)),
     )
     content = element("body", element("header", header), element("main", *body), element("footer", footer))
     return "<!DOCTYPE html>\n" + element("html", head, content, attributes={"lang": "en"}).markup + "\n"

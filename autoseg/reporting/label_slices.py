@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from autoseg.reporting.figures import OverlayRow, choose_slices, choose_window, find_borders
-from autoseg.reporting.html import PALETTE
+from autoseg.reporting.html import PALETTE, Html, classed, element, picture
 
 HEIGHT_PIXELS = 480
 DPI = 110
@@ -49,6 +49,36 @@ def colour_of(value: int, values: Sequence[int]) -> str:
     """The colour of a label, by its place among all values of the dataset; colours repeat."""
     place = values.index(value) if value in values else value
     return PALETTE[place % len(PALETTE)]
+
+
+def show_label_slices(drawn: LabelSlices, *, title: str) -> Html:
+    """The pictures side by side.
+
+    Args:
+        drawn: from `draw_label_slices`.
+        title: of the case.
+    """
+    pictures = (
+        picture(data, MEDIA_TYPE, description=f"{title}, slice {index}")
+        for data, index in zip(drawn.pictures, drawn.indices, strict=True)
+    )
+    return classed("div", "pictures", *pictures)
+
+
+def show_legend(drawn: LabelSlices, labels: Mapping[int, str]) -> Html | None:
+    """The colour, name and value of each label that can be seen; None where there is none.
+
+    Args:
+        drawn: from `draw_label_slices`.
+        labels: names of all values of the dataset, in its order.
+    """
+    items = []
+    for value in drawn.values:
+        colour = {"width": "14", "height": "14", "rx": "3", "fill": colour_of(value, list(labels))}
+        square = element("rect", attributes=colour)
+        sample = element("svg", square, attributes={"viewBox": "0 0 16 14", "aria-hidden": "true"})
+        items.append(element("li", sample, f"{labels.get(value, 'unknown')} ({value})"))
+    return classed("ul", "legend", *items) if items else None
 
 
 def draw_label_slices(row: OverlayRow, values: Sequence[int], *, n_slices: int = 3) -> LabelSlices:

@@ -23,10 +23,9 @@ from autoseg.reporting.html import (
     format_size,
     join,
     page,
-    picture,
     section,
 )
-from autoseg.reporting.label_slices import MEDIA_TYPE, colour_of, draw_label_slices
+from autoseg.reporting.label_slices import draw_label_slices, show_label_slices, show_legend
 from autoseg.reporting.plan_figures import show_channels, show_geometry, show_labels
 from autoseg.reporting.plan_tables import (
     OTHER_PURPOSE,
@@ -42,9 +41,8 @@ from autoseg.reporting.plan_tables import (
     show_stages,
     tell_extent,
 )
+from autoseg.reporting.report_parts import list_some
 from autoseg.reporting.text import EDITED
-
-MAX_NAMES_SHOWN = 6
 
 
 def write_plan_page(
@@ -103,8 +101,8 @@ def write_plan_page(
 def _show_heading(plan: Plan, fingerprint: Fingerprint, estimates: Estimates, reasons: Sequence[Reason]) -> Html:
     facts = {
         "cases": (str(len(fingerprint.cases)), f"{plan.n_folds} folds of cross-validation"),
-        "channels": (str(len(plan.channels)), _list_some(plan.channels)),
-        "labels": (str(len(plan.labels.names)), _list_some(plan.labels.names)),
+        "channels": (str(len(plan.channels)), list_some(plan.channels)),
+        "labels": (str(len(plan.labels.names)), list_some(plan.labels.names)),
         "recommended": (plan.recommended, f"of {len(plan.configurations)} planned"),
     }
     cards = [
@@ -168,18 +166,8 @@ def _show_examples(plan: Plan, overlays: Iterable[OverlayRow]) -> Html | None:
     parts: list[Child] = []
     for row in overlays:
         drawn = draw_label_slices(row, plan.labels.values)
-        pictures = [
-            picture(data, MEDIA_TYPE, description=f"{row.title}, slice {index}")
-            for data, index in zip(drawn.pictures, drawn.indices, strict=True)
-        ]
-        legend = [
-            element(
-                "li", _draw_swatch(colour_of(value, plan.labels.values)), f"{names.get(value, 'unknown')} ({value})"
-            )
-            for value in drawn.values
-        ]
-        caption = join(element("strong", row.title), classed("ul", "legend", *legend) if legend else ", no labels here")
-        parts.append(figure(classed("div", "pictures", *pictures), caption))
+        caption = join(element("strong", row.title), show_legend(drawn, names) or ", no labels here")
+        parts.append(figure(show_label_slices(drawn, title=row.title), caption))
     if not parts:
         return None
     return join(element("p", "Slices seen from the feet, anterior up: the patient's right (R) is on the left."), *parts)
@@ -200,13 +188,3 @@ def _add_badge(plan: Plan, title: str) -> Child:
 def _show_footer(plan: Plan) -> Html:
     made_of = "; ".join(f"{key}: {value}" for key, value in plan.provenance.items())
     return element("p", f"Written by autoseg {__version__}. Provenance of the plan: {made_of or 'not recorded'}.")
-
-
-def _draw_swatch(colour: str) -> Html:
-    square = element("rect", attributes={"width": "14", "height": "14", "rx": "3", "fill": colour})
-    return element("svg", square, attributes={"viewBox": "0 0 16 14", "aria-hidden": "true"})
-
-
-def _list_some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMES_SHOWN])
-    return shown if len(names) <= MAX_NAMES_SHOWN else f"{shown} and {len(names) - MAX_NAMES_SHOWN} more"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from autoseg.core.errors import describe_problems
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import format_memory
+from autoseg.evaluation.selection import Selection
 from autoseg.planning.estimates import ConfigurationEstimate, Estimates
 from autoseg.planning.plan import ConfigurationPlan, Plan
 
+if TYPE_CHECKING:
+    from autoseg.evaluation.scores import Evaluation
+
+UNDEFINED = "-"
 EDITED = (
     "This plan was edited by hand after it was made: the reasons tell why the planner had decided as it did, and may "
     "not be true of what stands there now."
@@ -58,6 +65,32 @@ def explain_plan(plan: Plan, estimates: Estimates) -> str:
     return "\n\n".join(blocks)
 
 
+def describe_selection(selection: Selection) -> str:
+    """Candidates in a table, what was chosen and why, and the post-processing that goes with it."""
+    rows = [
+        (
+            f"{known.name}{' (selected)' if known.name == selection.chosen else ''}",
+            f"{known.raw_dice:.4f}",
+            f"{known.mean_dice:.4f}",
+            f"{known.cost:.3g}",
+        )
+        for known in selection.candidates
+    ]
+    parts = [
+        format_table(("candidate", "Dice", "after post-processing", "billions of multiply-adds a case"), rows),
+        f"Selected: {selection.why}.",
+    ]
+    adopted = [known for known in selection.candidate.decisions if known.adopted]
+    lines = [f"  {known.step}: Dice {known.gain:+.4f} ({known.low:+.4f} to {known.high:+.4f})" for known in adopted]
+    parts.append(
+        "Post-processing (gain in Dice, 95% interval):\n" + "\n".join(lines) if lines else "No post-processing."
+    )
+    if selection.missing:
+        listed = "\n".join(f"  {name}: {why}" for name, why in selection.missing.items())
+        parts.append(f"Not compared:\n{listed}")
+    return "\n\n".join(parts)
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns under their heads, the first flush left, the others flush right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
@@ -67,6 +100,59 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join([row[0].ljust(widths[0]), *cells])
 
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
+
+
+def describe_label_dice(evaluation: Evaluation) -> str:
+    """The mean Dice of every label, one below the other."""
+    rows = [(label, _figure(value, 4)) for label, value in evaluation.label_dice.items()]
+    return format_table(("label", "Dice"), [*rows, ("mean", _figure(evaluation.mean_dice, 4))])
+
+
+def describe_case_dice(evaluation: Evaluation) -> str:
+    """The Dice of every case and label, and the means."""
+    rows = [
+        (case.case, *(_figure(score.dice, 4) for score in case.labels), _figure(case.mean_dice, 4))
+        for case in evaluation.cases
+    ]
+    means = evaluation.label_dice
+    rows.append(("mean", *(_figure(mean, 4) for mean in means.values()), _figure(evaluation.mean_dice, 4)))
+    return format_table(("case", *means, "mean"), rows)
+
+
+def describe_scores(evaluation: Evaluation) -> str:
+    """Every label summed up over cases, and what the columns mean and count."""
+    heads = ("label", "n", "missed", "false", "Dice [95%]", "median", "HD95", "ASSD", "surface", "lesions", "volume")
+    rows = []
+    for label in evaluation.labels:
+        dice = label.metrics["dice"]
+        known = dice.n > 0
+        means = {name: statistic.mean for name, statistic in label.metrics.items()}
+        rows.append(
+            (
+                label.label,
+                *map(str, (label.n_cases, label.n_missed, label.n_false)),
+                f"{dice.mean:.3f} [{dice.low:.3f}, {dice.high:.3f}]" if known else UNDEFINED,
+                _figure(dice.median, 3),
+                _figure(means["hd95_mm"], 2),
+                _figure(means["assd_mm"], 2),
+                _figure(means["surface_dice"], 3),
+                _figure(means["lesion_f1"], 3),
+                f"{100 * means['volume_error']:+.1f}%" if known else UNDEFINED,
+            )
+        )
+    settings = evaluation.settings
+    explanation = (
+        "n: cases whose reference has the label. missed: of these, without a voxel predicted: 0 in Dice,\n"
+        "surface and lesions, not in the distances. false: predicted, but not in the reference: in no mean.\n"
+        "Means over cases, with the 95% bootstrap interval; HD95 and ASSD in mm; surface: Dice of the surfaces\n"
+        f"at {settings.tolerance_mm:g} mm; lesions: F1 of components that match from an IoU of "
+        f"{settings.min_lesion_iou:g}; volume: its error."
+    )
+    return f"{format_table(heads, rows)}\n\n{explanation}"
+
+
+def _figure(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else UNDEFINED
 
 
 def _describe_estimate(configuration: ConfigurationPlan, taken: ConfigurationEstimate) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import json
 import logging
 import math
 from pathlib import Path
@@ -9,12 +12,18 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from medpy.metric import binary
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
-from autoseg.core.errors import DatasetError
+from autoseg.cli import app
+from autoseg.core.errors import AutosegError, DatasetError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
-from autoseg.evaluation.evaluate import Evaluation, evaluate_folders
+from autoseg.evaluation.evaluate import evaluate_folders
+from autoseg.evaluation.scores import Evaluation, LabelScore, ScoreSettings
+from autoseg.evaluation.tables import write_csv
+from autoseg.pipeline import evaluate
 
 AFFINE = np.diag([0.8, 0.9, 2.5, 1.0])
 
@@ -147,3 +156,127 @@ def test_all_background_is_an_error(tmp_path: Path) -> None:
         save(tmp_path / name / "a.nii.gz", np.zeros((3, 4, 5), np.uint8))
     with pytest.raises(DatasetError, match="every voxel is background"):
         evaluate_folders(tmp_path / "prediction", tmp_path / "reference")
+
+
+# -- what is chosen ----------------------------------------------------------------------------------------------------
+
+
+def test_distances_are_in_the_files_own_millimetres(folders: tuple[Path, Path]) -> None:
+    evaluation = evaluate_folders(*folders)
+    first, second = make_label(10) == 3, make_label(0) == 3
+    found = evaluation.cases[0].labels[0]
+    assert found.hd95_mm == pytest.approx(binary.hd95(first, second, (0.8, 0.9, 2.5)))
+    assert found.reference_ml == pytest.approx(second.sum() * 0.8 * 0.9 * 2.5 / 1000)
+
+
+def test_regions_and_the_ignored_value(folders: tuple[Path, Path]) -> None:
+    settings = ScoreSettings(ignore=117)
+    evaluation = evaluate_folders(*folders, regions={"whole": (3, 4)}, settings=settings)
+    assert list(evaluation.label_dice) == ["label 3", "whole"]
+    first, second = make_label(10), make_label(0)
+    expected = dice_by_hand(np.where(second == 117, 0, first), second, 3)
+    assert [label.dice for label in evaluation.cases[0].labels] == [pytest.approx(expected)] * 2
+    assert evaluation.settings == settings
+    with pytest.raises(AutosegError, match="value 117 is to be ignored, but whole has it"):
+        evaluate_folders(*folders, regions={"whole": (3, 117)}, settings=settings)
+    spec = LabelSpec(names=("organ",), values=(117,))
+    with pytest.raises(AutosegError, match="organ: is the name of a label"):
+        evaluate_folders(*folders, labels=spec, regions={"organ": (3,)})
+    with pytest.raises(AutosegError, match="from 1 to 65535"):
+        evaluate_folders(*folders, regions={"organ": ()})
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_score_is_in_the_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    spec = LabelSpec(names=("organ", "tumour"), values=(117, 9))
+    evaluation = evaluate_folders(*folders, labels=spec, regions={"all": (3, 117)})
+    write_csv(tmp_path / "scores.csv", evaluation)
+    rows = read_rows(tmp_path / "scores.csv")
+    scores = [(case.case, score) for case in evaluation.cases for score in case.labels]
+    assert len(rows) == len(scores) == 9
+    for row, (case, score) in zip(rows, scores, strict=True):
+        assert list(row) == ["case", *(field.name for field in dataclasses.fields(LabelScore))]
+        assert (row["case"], row["label"], row["status"]) == (case, score.label, score.status)
+        assert row["values"] == " ".join(map(str, score.values))
+        for name in ("dice", "hd95_mm", "volume_error", "lesion_f1"):
+            value = getattr(score, name)
+            assert row[name] == ("" if math.isnan(value) else repr(value))
+    assert "" in {row["dice"] for row in rows}
+
+
+def test_names_do_not_become_formulas(tmp_path: Path) -> None:
+    names = ("=1+1", "+a", "-b", "@sum", "'quoted", "plain=1", 'with "quotes", and a comma')
+    for name in names:
+        save(tmp_path / "prediction" / f"{name}.nii", make_label(0, values=(0, 0, 3, 117)))
+        save(tmp_path / "reference" / f"{name}.nii", make_label(1))
+    spec = LabelSpec(names=('=HYPERLINK("x")', "organ"), values=(3, 117))
+    evaluation = evaluate_folders(tmp_path / "prediction", tmp_path / "reference", labels=spec)
+    write_csv(tmp_path / "scores.csv", evaluation)
+    rows = read_rows(tmp_path / "scores.csv")
+    assert {row["case"] for row in rows} == {f"'{name}" if name[0] in "=+-@" else name for name in names}
+    assert {row["label"] for row in rows} == {'\'=HYPERLINK("x")', "organ"}
+    # A number stays one, also below zero.
+    assert all(float(row["volume_error"]) < 0 for row in rows)
+
+
+def test_files_beside_the_label_maps_and_none_for_single_files(folders: tuple[Path, Path]) -> None:
+    prediction, reference = folders
+    (prediction / "prediction.json").unlink()
+    before = set(prediction.iterdir())
+    single = evaluate(prediction / "a.nii.gz", reference / "a.nii.gz")
+    assert set(prediction.iterdir()) == before
+    evaluation = evaluate(prediction, reference)
+    assert {file.name for file in set(prediction.iterdir()) - before} == {"evaluation.json", "evaluation.csv"}
+    assert read_json(prediction / "evaluation.json", Evaluation) == evaluation
+    assert evaluation.cases[0] == single.cases[0]
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def test_command_with_regions_and_an_ignored_value(folders: tuple[Path, Path]) -> None:
+    prediction, reference = folders
+    (prediction / "prediction.json").unlink()
+    options = ["--region", "whole=3,4", "--region", "other=4", "--ignore", "117"]
+    options += ["--beta", "1", "--tolerance", "1.5", "--lesion-iou", "0.3"]
+    done = CliRunner().invoke(app, ["evaluate", str(prediction), str(reference), *options])
+    assert done.exit_code == 0, done.output
+    content = json.loads((prediction / "evaluation.json").read_text())
+    assert content["settings"] == {"beta": 1, "tolerance_mm": 1.5, "min_lesion_iou": 0.3, "ignore": 117}
+    assert [label["label"] for label in content["labels"]] == ["label 3", "whole", "other"]
+    assert content["labels"][0]["metrics"]["f_beta"] == content["labels"][0]["metrics"]["dice"]
+    evaluation = read_json(prediction / "evaluation.json", Evaluation)
+    dice = evaluation.labels[0].metrics["dice"]
+    lines = done.output.splitlines()
+    assert f"label 3  3       0      0  {dice.mean:.3f} [{dice.low:.3f}, {dice.high:.3f}]" in done.output
+    assert next(line.split() for line in lines if line.startswith("other  "))[1:] == ["0", "0", "0", *["-"] * 7]
+    assert "surfaces\nat 1.5 mm" in done.output
+    assert "from an IoU of 0.3" in done.output
+    assert max(map(len, lines[:-1])) <= 105
+    assert str(prediction / "evaluation.csv") in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--region", "whole"), "for instance whole=1,2"),
+        (("--tolerance", "-1"), "the tolerance is -1"),
+        (("--region", "whole=3", "--ignore", "3"), "is to be ignored, but whole has it"),
+    ],
+)
+def test_command_refuses_what_has_no_meaning(
+    folders: tuple[Path, Path], options: tuple[str, ...], message: str
+) -> None:
+    prediction, reference = folders
+    (prediction / "prediction.json").unlink()
+    done = CliRunner().invoke(app, ["evaluate", str(prediction), str(reference), *options])
+    assert isinstance(done.exception, AutosegError)
+    assert message in str(done.exception)
+    assert not (prediction / "evaluation.json").exists()

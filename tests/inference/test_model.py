@@ -256,7 +256,7 @@ def test_what_is_no_model_at_all(tmp_path: Path) -> None:
 
 def test_the_format_counts_up_with_what_it_holds() -> None:
     """Whoever changes the format of the plan changes that of the file: its readers are told to update."""
-    assert (PLAN_VERSION, FORMAT_VERSION) == (2, 1), "count FORMAT_VERSION up too, and put both here"
+    assert (PLAN_VERSION, FORMAT_VERSION) == (2, 2), "count FORMAT_VERSION up too, and put both here"
 
 
 # -- folds that are not trained to their end ---------------------------------------------------------------------------
@@ -391,7 +391,7 @@ BAD_MEMBERS: dict[str, tuple[Change, str]] = {
     "a list": (lambda m: m.update({"manifest.json": b"[1]"}), r"manifest\.json: found \[1\], expected an object"),
     "newer": (
         lambda m: edit_manifest(m, version=FORMAT_VERSION + 1, ensemble=["2d"]),
-        r"made by a newer autoseg \(format 2, this one reads 1\); update autoseg",
+        r"made by a newer autoseg \(format 3, this one reads 2\); update autoseg",
     ),
     "older": (lambda m: edit_manifest(m, version=0), r"made by an older autoseg \(format 0, .*; export the model"),
     "no version": (lambda m: edit_manifest(m, version=None), r"manifest\.json has no version"),

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from autoseg.core.geometry import Box, Geometry, permute3
 from autoseg.inference.restore import interpolated_argmax
-from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, ready_rows
+from autoseg.inference.volumes import (
+    LabelMap,
+    SoftMaps,
+    change_along,
+    in_step,
+    mean_probability,
+    ready_rows,
+    to_scan,
+)
 from autoseg.preprocessing.preprocess import CaseRecord, place_in_scan
 from autoseg.preprocessing.resample import resample_logits
 
@@ -99,7 +107,8 @@ def test_probabilities_and_uncertainty(tmp_path: Path, axis: int, in_a_file: boo
     )
     change = change_along(record, axis)
     for rows, part, first_row in ready_rows(sweep(networks.flatten(0, 1), axis=axis, cuts=[2, 3, 5]), change):
-        soft.add(rows, part, first_row)
+        for scan_rows, values in to_scan(part, change, rows, first_row=first_row, n_networks=2):
+            soft.add(scan_rows, [values])
     full = torch.cat([part for _, part in resample_logits(networks.flatten(0, 1), cropped, nearest_axis=None)], dim=1)
     of_networks = full.unflatten(0, (2, 3)).double()
     mean = of_networks.mean(dim=0)
@@ -125,3 +134,26 @@ def permute_back(cropped: np.ndarray, record: CaseRecord) -> np.ndarray:
     """From the network's axes to the scan's."""
     assert permute3(record.crop.shape, record.axis_order) == cropped.shape
     return cropped.transpose(np.argsort(record.axis_order))
+
+
+@given(cuts=st.lists(st.lists(st.integers(1, 8), max_size=4), min_size=1, max_size=3))
+def test_streams_that_part_rows_differently_are_brought_in_step(cuts: list[list[int]]) -> None:
+    volumes = [torch.arange(9 * 2 * 3).reshape(1, 9, 2, 3) + 1000 * index for index in range(len(cuts))]
+    streams = [sweep(volume, axis=0, cuts=of_stream) for volume, of_stream in zip(volumes, cuts, strict=True)]
+    collected: list[list[Tensor]] = [[] for _ in cuts]
+    expected_row = 0
+    for rows, parts in in_step(streams):
+        assert rows.start == expected_row
+        expected_row = rows.stop
+        for of_stream, part in zip(collected, parts, strict=True):
+            assert part.shape[1] == rows.stop - rows.start
+            of_stream.append(part)
+    assert expected_row == 9
+    for volume, of_stream in zip(volumes, collected, strict=True):
+        assert torch.equal(torch.cat(of_stream, dim=1), volume)
+
+
+def test_networks_average_logits_and_configurations_probabilities() -> None:
+    first, second = (torch.randn(n, 3, 1, 2, 2, generator=torch.Generator().manual_seed(n)) for n in (2, 3))
+    expected = (first.mean(dim=0).softmax(dim=0) + second.mean(dim=0).softmax(dim=0)) / 2
+    torch.testing.assert_close(mean_probability([first, second]), expected)

@@ -21,7 +21,7 @@ def folder(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.mark.parametrize("name", ["plan", "train", "predict", "evaluate", "Predictor", "export"])
+@pytest.mark.parametrize("name", ["plan", "train", "predict", "evaluate", "Predictor", "export", "select", "report"])
 def test_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """In the order of the parameters: each needs what those before it have made."""
     monkeypatch.chdir(folder)
@@ -35,7 +35,7 @@ def test_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) 
 
 
 def test_public_names_are_listed_and_others_are_not() -> None:
-    public = {"Choices", "Predictor", "__version__", "evaluate", "export", "plan", "predict", "train"}
+    public = {"Choices", "Predictor", "__version__", "evaluate", "export", "plan", "predict", "report", "select", "train"}
     assert set(autoseg.__all__) == public
     with pytest.raises(AttributeError, match="nonsense"):
         _ = autoseg.nonsense

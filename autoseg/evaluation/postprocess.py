@@ -1,0 +1,217 @@
+"""Which steps of post-processing help, decided on out-of-fold label maps.
+
+Isensee et al., Nature Methods 2021, supplement: keeping only the largest component, of all foreground and then of each
+class, is adopted where it lowers no class' cross-validated Dice and raises the mean. Here each label may also lose
+components under a volume, and have its holes filled.
+
+The Dice that decides differs from the one that is reported: where a label is not in the reference it is 1 for nothing
+predicted and 0 for anything, so that false alarms count too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from autoseg.core.runtime import map_threads, n_cpus
+from autoseg.core.steps import FOREGROUND, HOLES, LARGEST, SMALL, Step
+from autoseg.evaluation.intervals import bootstrap_interval
+from autoseg.evaluation.metrics import count_labels
+from autoseg.evaluation.scores import Target
+from autoseg.evaluation.selection import StepDecision
+from autoseg.inference.postprocess import apply_steps, label_components
+
+SIZE_QUANTILES = (0.0, 0.05, 0.1, 0.25)
+"""Of the volumes of reference components of a label, tried as the volume below which components are removed."""
+
+MIN_GAIN = 1e-4
+"""Of the mean Dice: what is less is not worth a step."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """A case to try post-processing on.
+
+    Attributes:
+        prediction: (Z, Y, X) label values.
+        reference: likewise.
+        voxel_ml: volume of a voxel.
+    """
+
+    prediction: NDArray
+    reference: NDArray
+    voxel_ml: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Postprocessed:
+    """What was decided, and what it does to the cases.
+
+    Attributes:
+        steps: adopted, in order.
+        decisions: all that were tried, adopted or not; of several for one label the best.
+        raw_dice: (n_cases, n_targets) without any step; NaN where the reference does not have the target.
+        dice: the same with the steps.
+    """
+
+    steps: tuple[Step, ...]
+    decisions: tuple[StepDecision, ...]
+    raw_dice: NDArray[np.float64]
+    dice: NDArray[np.float64]
+
+
+def decide_steps(cases: Sequence[str], load: Callable[[str], Pair], targets: Sequence[Target]) -> Postprocessed:
+    """Tries steps on all cases and adopts those that help.
+
+    Args:
+        cases: names, at least one.
+        load: reads one; called several times for each, from several threads.
+        targets: labels or regions.
+    """
+    values = tuple(sorted({value for target in targets for value in target.values}))
+    whole = (Step(kind=LARGEST, target=FOREGROUND, values=values),) if len(targets) > 1 else ()
+
+    def first_look(case: str) -> tuple[NDArray, list[NDArray]]:
+        pair = load(case)
+        return _count(pair, [(), whole][: 1 + len(whole)], targets), _component_volumes(pair, targets)
+
+    looks = map_threads(first_look, cases, n_threads=n_cpus(), description="post-processing of all labels together")
+    counts = np.stack([counted for counted, _ in looks])
+    steps: tuple[Step, ...] = ()
+    decisions = []
+    if whole:
+        decisions.append(_decide_whole(whole[0], counts))
+        steps = whole if decisions[0].adopted else ()
+    volumes = [np.concatenate([found[index] for _, found in looks]) for index in range(len(targets))]
+    options = [_options(target, volumes_ml) for target, volumes_ml in zip(targets, volumes, strict=True)]
+
+    def second_look(case: str) -> list[NDArray]:
+        pair = load(case)
+        begun = Pair(
+            prediction=apply_steps(pair.prediction, steps, voxel_ml=pair.voxel_ml),
+            reference=pair.reference,
+            voxel_ml=pair.voxel_ml,
+        )
+        return [
+            _count(_cut_out(begun, target), tried, [target])[:, 0]
+            for target, tried in zip(targets, options, strict=True)
+        ]
+
+    found = map_threads(second_look, cases, n_threads=n_cpus(), description="post-processing of each label")
+    final = []
+    for index, tried in enumerate(options):
+        of_label = np.stack([of_case[index] for of_case in found])
+        chosen, best = _decide_label(tried, of_label)
+        decisions += chosen
+        steps += tried[best]
+        final.append(of_label[:, best])
+    return Postprocessed(
+        steps=steps,
+        decisions=tuple(decisions),
+        raw_dice=_reported_dice(counts[:, 0]),
+        dice=_reported_dice(np.stack(final, axis=1)),
+    )
+
+
+def _count(pair: Pair, tried: Sequence[Sequence[Step]], targets: Sequence[Target]) -> NDArray[np.int64]:
+    """(n_tried, n_targets, 3): voxels of each target in both, predicted, in the reference."""
+    values = sorted({value for target in targets for value in target.values})
+    result = np.zeros((len(tried), len(targets), 3), np.int64)
+    for of_tried, steps in zip(result, tried, strict=True):
+        label = apply_steps(pair.prediction, steps, voxel_ml=pair.voxel_ml)
+        single = dict(zip(values, count_labels(label, pair.reference, values), strict=True))
+        for row, target in zip(of_tried, targets, strict=True):
+            if len(target.values) == 1:
+                counts = single[target.values[0]]
+                row[:] = counts.overlap, counts.predicted, counts.reference
+            else:
+                predicted, wanted = np.isin(label, target.values), np.isin(pair.reference, target.values)
+                row[:] = (predicted & wanted).sum(), predicted.sum(), wanted.sum()
+    return result
+
+
+def _cut_out(pair: Pair, target: Target) -> Pair:
+    """The box that holds a target in both label maps."""
+    boxes = [
+        box
+        for label in (pair.prediction, pair.reference)
+        for box in ndimage.find_objects(np.isin(label, target.values).view(np.uint8))
+    ]
+    starts = [min(part.start for part in parts) for parts in zip(*boxes, strict=True)] or [0] * pair.prediction.ndim
+    stops = [max(part.stop for part in parts) for parts in zip(*boxes, strict=True)] or [1] * pair.prediction.ndim
+    box = tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))
+    return Pair(prediction=pair.prediction[box], reference=pair.reference[box], voxel_ml=pair.voxel_ml)
+
+
+def _component_volumes(pair: Pair, targets: Sequence[Target]) -> list[NDArray[np.float64]]:
+    """Volumes in ml of the components of each target in the reference."""
+    volumes: list[NDArray[np.float64]] = []
+    for target in targets:
+        components, _ = label_components(np.isin(_cut_out(pair, target).reference, target.values))
+        volumes.append((np.bincount(components.ravel())[1:] * pair.voxel_ml).astype(np.float64))
+    return volumes
+
+
+def _options(target: Target, volumes_ml: NDArray[np.float64]) -> list[tuple[Step, ...]]:
+    """What to try for a target: first nothing, then what does least."""
+    rules: list[tuple[Step, ...]] = [()]
+    if volumes_ml.size:
+        sizes_ml = sorted({float(f"{size:.3g}") for size in np.quantile(volumes_ml, SIZE_QUANTILES)})
+        rules += [
+            (Step(kind=SMALL, target=target.name, values=target.values, min_ml=size),) for size in sizes_ml if size > 0
+        ]
+    rules.append((Step(kind=LARGEST, target=target.name, values=target.values),))
+    if len(target.values) > 1:
+        return rules
+    fill = Step(kind=HOLES, target=target.name, values=target.values)
+    return [*rules, *((*rule, fill) for rule in rules)]
+
+
+def _deciding_dice(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of counts (..., 3); 1 where the label is neither in the reference nor predicted."""
+    overlap, predicted, reference = np.moveaxis(counts, -1, 0)
+    total = predicted + reference
+    return np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
+
+
+def _reported_dice(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of counts (..., 3); NaN where the label is not in the reference."""
+    return np.where(counts[..., 2] > 0, _deciding_dice(counts), np.nan)
+
+
+def _decide_whole(step: Step, counts: NDArray[np.int64]) -> StepDecision:
+    """By the rule of Isensee et al.; counts (n_cases, 2, n_targets, 3), without the step and with it."""
+    dice = _deciding_dice(counts)
+    gains = dice[:, 1] - dice[:, 0]
+    of_labels, of_cases = gains.mean(axis=0), gains.mean(axis=1)
+    lowered = int((of_labels < 0).sum())
+    adopted = lowered == 0 and of_labels.mean() > MIN_GAIN
+    why = "it lowers the Dice of no label and raises the mean" if adopted else "it does not raise the mean Dice"
+    if lowered:
+        why = f"it lowers the Dice of {lowered} of {len(of_labels)} labels"
+    return _decision(step, of_cases, adopted=adopted, why=why)
+
+
+def _decide_label(tried: Sequence[tuple[Step, ...]], counts: NDArray[np.int64]) -> tuple[list[StepDecision], int]:
+    """The steps of the best option with a decision each, and which option it is; counts (n_cases, n_tried, 3)."""
+    dice = _deciding_dice(counts)
+    means = dice.mean(axis=0)
+    # The first of equals: that which does least.
+    best = int(np.argmax(means[1:] > means[1:].max() - MIN_GAIN)) + 1
+    gains = dice[:, best] - dice[:, 0]
+    low, _ = bootstrap_interval(gains)
+    adopted = bool(gains.mean() > MIN_GAIN and low >= 0)
+    why = "it raises the mean Dice" if adopted else "nothing that was tried raises the mean Dice"
+    if gains.mean() > MIN_GAIN and not adopted:
+        why = "its gain is within noise"
+    shown = tried[best] if gains.mean() > MIN_GAIN else tried[best][:1]
+    return [_decision(step, gains, adopted=adopted, why=why) for step in shown], best if adopted else 0
+
+
+def _decision(step: Step, gains: NDArray[np.float64], *, adopted: bool, why: str) -> StepDecision:
+    low, high = bootstrap_interval(gains)
+    return StepDecision(step=step, adopted=adopted, gain=float(gains.mean()), low=low, high=high, why=why)

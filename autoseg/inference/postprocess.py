@@ -1,0 +1,69 @@
+"""What is done to label maps after the network: keeping the largest component, removing small ones, filling holes.
+
+Which steps help is decided on the out-of-fold label maps of the training cases, see `autoseg.evaluation.postprocess`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from autoseg.core.steps import HOLES, LARGEST, Step
+
+
+def apply_steps(label: NDArray, steps: Sequence[Step], *, voxel_ml: float) -> NDArray:
+    """Does the steps, one after the other.
+
+    Args:
+        label: (Z, Y, X) label values, unsigned; not changed.
+        steps: may be none.
+        voxel_ml: volume of a voxel.
+
+    Returns:
+        The same shape and type.
+    """
+    if not steps:
+        return label
+    result = label.copy()
+    boxes = ndimage.find_objects(label)
+    for step in steps:
+        found = [boxes[value - 1] for value in step.values if value <= len(boxes) and boxes[value - 1] is not None]
+        if found:
+            # Removing makes boxes too large and filling stays within, so those of the beginning hold to the end.
+            box = tuple(
+                slice(min(part.start for part in parts), max(part.stop for part in parts))
+                for parts in zip(*found, strict=True)
+            )
+            _apply(result[box], step, voxel_ml)
+    return result
+
+
+def _apply(label: NDArray, step: Step, voxel_ml: float) -> None:
+    mask = np.isin(label, step.values) if len(step.values) > 1 else label == step.values[0]
+    if step.kind == HOLES:
+        label[ndimage.binary_fill_holes(mask) & (label == 0)] = step.values[0]
+        return
+    components, n_components = label_components(mask)
+    if not n_components:
+        return
+    sizes = np.bincount(components.ravel(), minlength=n_components + 1)[1:]
+    # Of several that are equally large all are kept: which of them comes first depends on the orientation.
+    kept = sizes == sizes.max() if step.kind == LARGEST else sizes * voxel_ml >= (step.min_ml or 0)
+    if not kept.all():
+        label[mask & ~np.concatenate([[False], kept])[components]] = 0
+
+
+def label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+    """Numbers the components whose voxels touch at a face, edge or corner.
+
+    Args:
+        mask: (Z, Y, X).
+
+    Returns:
+        (Z, Y, X), 0 outside the mask and 1 to n inside; and n.
+    """
+    components, n_components = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    return components, int(n_components)

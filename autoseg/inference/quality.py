@@ -1,0 +1,75 @@
+"""How good a segmentation is likely to be, without a reference: folds that agree are mostly right.
+
+Agreement of independently trained networks as a measure of failure: Lakshminarayanan et al., NeurIPS 2017; Jungo et
+al., Frontiers in Neuroscience 2020.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityModel:
+    """How the agreement of folds tells the Dice that a segmentation would have: dice = intercept + slope * agreement.
+
+    Attributes:
+        intercept, slope: of the line, fitted on out-of-fold results.
+        residual_std: of the Dice about the line.
+        correlation: of agreement and Dice.
+        low_dice: estimates below this are flagged.
+        n_cases: that it was fitted on.
+    """
+
+    intercept: float
+    slope: float
+    residual_std: float
+    correlation: float
+    low_dice: float
+    n_cases: int
+
+    def estimate(self, agreement: float) -> float:
+        """The Dice to expect, from 0 to 1; NaN for an agreement that is."""
+        return min(1.0, max(0.0, self.intercept + self.slope * agreement)) if math.isfinite(agreement) else math.nan
+
+
+class Agreement:
+    """Mean Dice of networks with each other, from logits that come row by row."""
+
+    def __init__(self, n_networks: int, n_classes: int, *, of: int | None = None) -> None:
+        """Nothing is counted yet.
+
+        Args:
+            n_networks: at least two.
+            n_classes: with the background.
+            of: the network to compare with each other one, by position; None for all pairs.
+        """
+        self._n_networks, self._n_classes = n_networks, n_classes
+        pairs = itertools.combinations(range(n_networks), 2)
+        self._pairs = [pair for pair in pairs if of is None or of in pair]
+        self._overlap = torch.zeros(len(self._pairs), n_classes, dtype=torch.int64)
+        self._sizes = torch.zeros(n_networks, n_classes, dtype=torch.int64)
+
+    def add(self, logits: Tensor) -> None:
+        """Counts some rows, from logits (F * K, ...) of F networks; each voxel is to come once."""
+        classes = logits.unflatten(0, (self._n_networks, self._n_classes)).argmax(dim=1)
+        for size, of_network in zip(self._sizes, classes, strict=True):
+            size += self._count(of_network)
+        for overlap, (first, second) in zip(self._overlap, self._pairs, strict=True):
+            overlap += self._count(classes[first][classes[first] == classes[second]])
+
+    def _count(self, classes: Tensor) -> Tensor:
+        return torch.bincount(classes.flatten(), minlength=self._n_classes).cpu()
+
+    @property
+    def value(self) -> float:
+        """Mean over pairs of their mean Dice over the foreground classes that either has; NaN where none has any."""
+        first, second = zip(*self._pairs, strict=True)
+        sizes = self._sizes[list(first)] + self._sizes[list(second)]
+        dice = 2 * self._overlap.double() / sizes
+        return float(dice[:, 1:].nanmean(dim=1).nanmean())

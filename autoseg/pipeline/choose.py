@@ -1,0 +1,242 @@
+"""Choosing what predicts: configurations and their ensembles compared on out-of-fold label maps."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.core.errors import FormatError, TrainingError
+from autoseg.core.runtime import track
+from autoseg.core.serialize import read_json, write_json
+from autoseg.data.dataset import Case
+from autoseg.data.io import read_label, write_volume
+from autoseg.pipeline.crossval import cross_validate, never, read_prepared, untrained_folds, validation_folder
+from autoseg.pipeline.prepare import preprocess_cases
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+from autoseg.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from autoseg.evaluation.crossval import CrossValidation
+    from autoseg.evaluation.postprocess import Postprocessed
+    from autoseg.evaluation.selection import Candidate, Selection
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleRecord:
+    """Which models made the label maps of an ensemble, for `ensemble.json` beside them.
+
+    Attributes:
+        models: the sha256 of each configuration, all its folds.
+    """
+
+    models: tuple[str, ...]
+
+
+def select(
+    work: Path | str = DEFAULT_WORK,
+    *,
+    device: str = "auto",
+    ensembles: bool = True,
+    stop: Callable[[], bool] = never,
+) -> Selection:
+    """Compares configurations and their ensembles, decides post-processing, and writes `selection.json`.
+
+    Configurations all of whose folds are trained take part; what is missing of their cross-validation is made. From
+    then on `predict` uses the one that was chosen.
+
+    Example:
+        >>> import autoseg
+        >>> from autoseg.training.config import Budget, TrainConfig
+        >>> plan = autoseg.plan("dataset", "other", n_folds=2)
+        >>> scores = autoseg.train("other", config=TrainConfig(budget=Budget(iterations=4)), device="cpu")
+        >>> autoseg.select("other", device="cpu").chosen
+        '3d_fullres'
+
+    Args:
+        work: the work folder.
+        device: as in `train`.
+        ensembles: also compare ensembles of two configurations, which have to segment all cases once more.
+        stop: asked after every case; True raises.
+
+    Returns:
+        The decision, with everything it rests on.
+
+    Raises:
+        TrainingError: no configuration is trained on all folds.
+        TrainingInterrupted: `stop` said so.
+    """
+    from autoseg.evaluation import select as rule
+
+    workspace = Workspace(root=Path(work))
+    made, cases = workspace.read_plan(), workspace.read_dataset().cases
+    complete, missing = _find_complete(workspace, made)
+    if not complete:
+        listed = "\n".join(f"  - {name}: {why}" for name, why in missing.items())
+        raise TrainingError(f"{workspace.root}: no configuration is trained on all folds\n{listed}")
+    known = {name: cross_validate(work, configuration=name, device=device, stop=stop) for name in complete}
+    members: list[tuple[str, ...]] = [(name,) for name in complete]
+    if ensembles:
+        members += list(itertools.combinations(complete, 2))
+    candidates, dice = [], {}
+    for names in members:
+        if len(names) > 1:
+            _predict_together(workspace, [known[name] for name in names], cases, device=device, stop=stop)
+        candidate, decided = _judge(workspace, made, [known[name] for name in names], cases)
+        if len(names) == 1:
+            _write_postprocessing(workspace, known[names[0]], decided)
+        candidates.append(candidate)
+        dice[candidate.name] = decided.dice
+    selection = rule.select(candidates, dice, missing=missing)
+    write_json(workspace.selection_file, selection)
+    logger.info("selected %s: %s", selection.chosen, selection.why)
+    for decision in selection.candidate.decisions:
+        if decision.adopted:
+            text = "post-processing: %s, Dice %+.4f (%+.4f to %+.4f)"
+            logger.info(text, decision.step, decision.gain, decision.low, decision.high)
+    return selection
+
+
+def read_selection(workspace: Workspace) -> Selection | None:
+    """What was selected; None where nothing was, or where it cannot be read, which is said."""
+    from autoseg.evaluation.selection import Selection
+
+    if not workspace.selection_file.is_file():
+        return None
+    try:
+        content: Selection = read_json(workspace.selection_file, Selection)
+    except FormatError as error:
+        logger.warning("%s; it does not count until 'autoseg select' has made it anew", error)
+        return None
+    return content
+
+
+def _find_complete(workspace: Workspace, made: Plan) -> tuple[list[str], dict[str, str]]:
+    """Configurations with all folds, and why the others are not."""
+    complete, missing = [], {}
+    for name, configuration in made.configurations.items():
+        if configuration.previous is not None:
+            missing[name] = "cascades are not supported yet"
+            continue
+        folds = ",".join(map(str, untrained_folds(workspace, name)))
+        if folds:
+            missing[name] = f"folds {folds} are not trained to their end; run 'autoseg train -c {name} --fold {folds}'"
+        else:
+            complete.append(name)
+    return complete, missing
+
+
+def _label_file(workspace: Workspace, names: Sequence[str], case: str, fold: int) -> Path:
+    """The out-of-fold label map of a case."""
+    folder = validation_folder(workspace, names[0], fold) if len(names) == 1 else workspace.ensemble(names)
+    return folder / f"{case}.nii.gz"
+
+
+def _judge(
+    workspace: Workspace, made: Plan, members: Sequence[CrossValidation], cases: Sequence[Case]
+) -> tuple[Candidate, Postprocessed]:
+    """Decides the post-processing of a configuration or ensemble, and scores it."""
+    from autoseg.evaluation.postprocess import Pair, decide_steps
+    from autoseg.evaluation.scores import targets_of
+    from autoseg.evaluation.select import mean_of_labels
+    from autoseg.evaluation.selection import Candidate
+    from autoseg.inference.cost import count_multiply_adds
+
+    names = [known.configuration for known in members]
+    targets, by_id = targets_of(made.labels), {case.id: case for case in cases}
+
+    def load(case: str) -> Pair:
+        reference, geometry = read_label(by_id[case].label)
+        prediction, _ = read_label(_label_file(workspace, names, case, members[0].folds[case]))
+        return Pair(prediction=prediction, reference=reference, voxel_ml=geometry.voxel_volume_ml)
+
+    decided = decide_steps(sorted(members[0].folds), load, targets)
+    candidate = Candidate(
+        configurations=tuple(names),
+        models=tuple(known.model for known in members),
+        mean_dice=mean_of_labels(decided.dice),
+        raw_dice=mean_of_labels(decided.raw_dice),
+        label_dice={target.name: mean_of_labels(decided.dice[:, [index]]) for index, target in enumerate(targets)},
+        cost=sum(
+            count_multiply_adds(made, made.configuration(name), _median_shape(workspace, made.grid(name), cases))
+            for name in names
+        ),
+        steps=decided.steps,
+        decisions=decided.decisions,
+    )
+    logger.info(
+        "%s: mean Dice %.4f, %.4f after post-processing", candidate.name, candidate.raw_dice, candidate.mean_dice
+    )
+    return candidate, decided
+
+
+def _median_shape(workspace: Workspace, grid: str, cases: Sequence[Case]) -> list[int]:
+    """Of the cases on a grid."""
+    import numpy as np
+
+    from autoseg.preprocessing.store import PreprocessedCase
+
+    shapes = [PreprocessedCase(workspace.preprocessed(grid, case.id)).record.shape for case in cases]
+    return [round(size) for size in np.median(shapes, axis=0).tolist()]
+
+
+def _write_postprocessing(workspace: Workspace, known: CrossValidation, decided: Postprocessed) -> None:
+    """Puts what helps a configuration beside its weights, where every prediction with it finds it."""
+    from autoseg.inference.model import Postprocessing, read_model
+
+    folder = workspace.model(known.configuration)
+    model = read_model(folder)
+    weights = {fold: model.source.hash_weights(fold) for fold in model.finished}
+    write_json(
+        folder / "postprocessing.json", Postprocessing(weights=weights, steps=decided.steps, quality=known.quality)
+    )
+
+
+def _predict_together(
+    workspace: Workspace,
+    members: Sequence[CrossValidation],
+    cases: Sequence[Case],
+    *,
+    device: str,
+    stop: Callable[[], bool],
+) -> None:
+    """Out-of-fold label maps of several configurations together; those of these very models are not made again."""
+    from autoseg.inference.ensemble import Ensemble
+    from autoseg.inference.predictor import Predictor
+    from autoseg.training.trainer import TrainingInterrupted
+
+    names = [known.configuration for known in members]
+    folder = workspace.ensemble(names)
+    record, file = EnsembleRecord(models=tuple(known.model for known in members)), folder / "ensemble.json"
+    if not file.is_file() or read_json(file) != {"models": list(record.models)}:
+        for old in folder.glob("*.nii.gz"):
+            old.unlink()
+        write_json(file, record)
+    fold_of = members[0].folds
+    todo = [case for case in cases if case.id in fold_of and not (folder / f"{case.id}.nii.gz").is_file()]
+    if not todo:
+        return
+    made, dataset = workspace.read_plan(), workspace.read_dataset()
+    for name in names:
+        preprocess_cases(workspace, dataset, made, name)
+    with track(f"{' and '.join(names)} together segment all cases", total=len(todo)) as advance:
+        for fold in sorted({fold_of[case.id] for case in todo}):
+            predictors = [
+                Predictor(workspace.model(name), device=device, folds=[fold], postprocess=False) for name in names
+            ]
+            ensemble = Ensemble(predictors)
+            for case in todo:
+                if fold_of[case.id] != fold:
+                    continue
+                prepared = [read_prepared(workspace, predictor, case) for predictor in predictors]
+                _, geometry = read_label(case.label)
+                label = ensemble.segment(prepared).label
+                write_volume(folder / f"{case.id}.nii.gz", label, geometry, like=case.label)
+                advance(1)
+                if stop():
+                    raise TrainingInterrupted("stopped while comparing ensembles; the same command goes on from there")

@@ -1,0 +1,240 @@
+"""Cross-validation: every case segmented by the fold that had not seen it, scored, and looked at by all folds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.core.errors import FormatError, TrainingError
+from autoseg.core.runtime import n_cpus, resolve_device, track
+from autoseg.core.serialize import read_json, write_json
+from autoseg.data.dataset import Case
+from autoseg.data.io import read_label, write_volume
+from autoseg.pipeline.prepare import preprocess_cases
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+
+if TYPE_CHECKING:
+    from autoseg.evaluation.crossval import CaseReview, CrossValidation
+    from autoseg.evaluation.review import ReviewCounts
+    from autoseg.evaluation.scores import Evaluation
+    from autoseg.inference.predictor import Predictor, PreparedImage
+
+logger = logging.getLogger(__name__)
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+def validate_fold(
+    workspace: Workspace,
+    configuration: str,
+    fold: int,
+    *,
+    device: str = "auto",
+    stop: Callable[[], bool] = never,
+) -> Evaluation:
+    """Predicts the whole volumes of a fold's validation cases and scores them.
+
+    The label maps, without post-processing, and `evaluation.json` go to `validation/` in the fold's folder. Where the
+    scores of these very weights are there already, they are read.
+
+    Args:
+        workspace: the work folder.
+        configuration: its name.
+        fold: which.
+        device: as in `train`.
+        stop: asked after every case; True raises.
+
+    Raises:
+        TrainingInterrupted: `stop` said so.
+    """
+    from autoseg.evaluation.evaluate import score_case, summarise_scores
+    from autoseg.evaluation.scores import Evaluation, ScoreSettings, targets_of
+    from autoseg.inference.model import read_model
+    from autoseg.inference.predictor import Predictor
+    from autoseg.training.trainer import TrainingInterrupted
+
+    model = read_model(workspace.model(configuration))
+    folder = validation_folder(workspace, configuration, fold)
+    file, digest = folder / "evaluation.json", model.digest([fold])
+    if file.exists():
+        try:
+            known: Evaluation = read_json(file, Evaluation)
+        except FormatError as error:
+            logger.info("scoring fold %d again: %s", fold, error)
+        else:
+            if known.model == digest:
+                return known
+    ids = set(workspace.read_splits().folds[fold].validation)
+    cases = [case for case in workspace.read_dataset().cases if case.id in ids]
+    predictor = Predictor(model, device=device, folds=[fold], postprocess=False)
+    targets = targets_of(predictor.plan.labels)
+    scores = []
+    with track(f"validating fold {fold}", total=len(cases)) as advance:
+        for case in cases:
+            predicted = predictor.segment(read_prepared(workspace, predictor, case)).label
+            reference, geometry = read_label(case.label)
+            write_volume(folder / f"{case.id}.nii.gz", predicted, geometry, like=case.label)
+            scores.append(
+                score_case(case.id, predicted, reference, targets, spacing_mm=geometry.spacing_mm, n_threads=n_cpus())
+            )
+            advance(1, f"mean Dice {scores[-1].mean_dice:.3f}")
+            if stop():
+                raise TrainingInterrupted("stopped while validating; the same command goes on from there")
+    evaluation = summarise_scores(scores, settings=ScoreSettings(), model=digest)
+    write_json(file, evaluation)
+    return evaluation
+
+
+def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Path:
+    """Where the label maps of a fold's validation cases are."""
+    from autoseg.inference.model import fold_folder
+
+    return fold_folder(workspace.model(configuration), fold) / "validation"
+
+
+def read_prepared(workspace: Workspace, predictor: Predictor, case: Case) -> PreparedImage:
+    """A case of the training data on the grid of a predictor, from the store."""
+    import numpy as np
+    import torch
+
+    from autoseg.inference.predictor import PreparedImage
+    from autoseg.preprocessing.store import PreprocessedCase
+
+    stored = PreprocessedCase(workspace.preprocessed(predictor.plan.grid(predictor.name), case.id))
+    return PreparedImage(image=torch.from_numpy(np.asarray(stored.image, np.float32)), record=stored.record)
+
+
+def untrained_folds(workspace: Workspace, configuration: str) -> tuple[int, ...]:
+    """Folds of the splits that are not trained to their end."""
+    from autoseg.inference.model import trained_folds
+
+    finished = trained_folds(workspace.model(configuration))
+    return tuple(fold for fold in range(len(workspace.read_splits().folds)) if fold not in finished)
+
+
+def cross_validate(
+    work: Path | str = DEFAULT_WORK,
+    *,
+    configuration: str | None = None,
+    device: str = "auto",
+    stop: Callable[[], bool] = never,
+) -> CrossValidation:
+    """Scores the out-of-fold label maps of all cases, and writes `models/<configuration>/cv.json`.
+
+    What is there already of these very weights is read; folds that are not validated yet are.
+
+    Args:
+        work: the work folder.
+        configuration: its name; None for the recommended one.
+        device: as in `train`.
+        stop: asked after every case; True raises.
+
+    Raises:
+        TrainingError: not all folds are trained to their end.
+        TrainingInterrupted: `stop` said so.
+    """
+    import numpy as np
+
+    from autoseg.evaluation.crossval import CrossValidation
+    from autoseg.evaluation.evaluate import summarise_scores
+    from autoseg.evaluation.review import calibrate, find_suspects, fit_quality
+    from autoseg.evaluation.scores import ScoreSettings
+    from autoseg.inference.model import read_model
+
+    workspace = Workspace(root=Path(work))
+    made = workspace.read_plan()
+    name = default_configuration(made, configuration).name
+    missing = untrained_folds(workspace, name)
+    if missing:
+        listed = ",".join(map(str, missing))
+        raise TrainingError(
+            f"{workspace.model(name)}: cross-validation needs all folds, and {listed} are not trained to their end; "
+            f"run 'autoseg train -c {name} --fold {listed}'"
+        )
+    folds = range(len(workspace.read_splits().folds))
+    file, digest = workspace.model(name) / "cv.json", read_model(workspace.model(name)).digest(list(folds))
+    known = read_cross_validation(workspace, name)
+    if known is not None and known.model == digest:
+        return known
+    preprocess_cases(workspace, workspace.read_dataset(), made, name)
+    parts = {fold: validate_fold(workspace, name, fold, device=device, stop=stop) for fold in folds}
+    scores = {score.case: score for part in parts.values() for score in part.cases}
+    fold_of = {score.case: fold for fold, part in parts.items() for score in part.cases}
+    reviews, counts = [], []
+    for review, counted in _review(workspace, name, fold_of, device=device, stop=stop):
+        reviews.append(review)
+        counts.append(counted)
+    result = CrossValidation(
+        configuration=name,
+        model=digest,
+        evaluation=summarise_scores(list(scores.values()), settings=ScoreSettings(), model=digest),
+        folds=fold_of,
+        confusion=tuple(tuple(row) for row in np.sum([known.confusion for known in counts], axis=0).tolist()),
+        calibration=calibrate(counts),
+        reviews=tuple(reviews),
+        suspects=find_suspects(reviews),
+        quality=fit_quality(reviews, [scores[review.case].mean_dice for review in reviews]),
+    )
+    write_json(file, result)
+    logger.info("%s: mean Dice %.4f over all %d cases", name, result.evaluation.mean_dice, len(scores))
+    return result
+
+
+def read_cross_validation(workspace: Workspace, configuration: str) -> CrossValidation | None:
+    """What is written in `cv.json`, whichever weights it is of; None where it is missing or of another version."""
+    from autoseg.evaluation.crossval import CrossValidation
+
+    file = workspace.model(configuration) / "cv.json"
+    if not file.is_file():
+        return None
+    try:
+        content: CrossValidation = read_json(file, CrossValidation)
+    except FormatError as error:
+        logger.info("%s; it is made anew", error)
+        return None
+    return content
+
+
+def _review(
+    workspace: Workspace, configuration: str, fold_of: dict[str, int], *, device: str, stop: Callable[[], bool]
+) -> Iterator[tuple[CaseReview, ReviewCounts]]:
+    """Every case as all folds see it, without mirrored copies."""
+    import numpy as np
+    import torch
+
+    from autoseg.core.geometry import axis_first
+    from autoseg.evaluation.review import Reviewer
+    from autoseg.inference.predictor import Predictor
+    from autoseg.preprocessing.store import PreprocessedCase
+    from autoseg.training.trainer import TrainingInterrupted
+
+    folds = sorted(set(fold_of.values()))
+    predictor = Predictor(
+        workspace.model(configuration),
+        device=str(resolve_device(device)),
+        folds=folds,
+        mirroring=False,
+        postprocess=False,
+    )
+    grid, n_classes = predictor.plan.grid(configuration), predictor.plan.labels.n_classes
+    cases = [case for case in workspace.read_dataset().cases if case.id in fold_of]
+    with track(f"all folds of {configuration} look at all cases", total=len(cases)) as advance:
+        for case in cases:
+            prepared = read_prepared(workspace, predictor, case)
+            axis = predictor.choose_axis(prepared)
+            label = PreprocessedCase(workspace.preprocessed(grid, case.id)).label.transpose(axis_first(axis))
+            fold = fold_of[case.id]
+            reviewer = Reviewer(len(folds), n_classes, own=folds.index(fold))
+            for rows, logits in predictor.sweep(prepared, axis=axis, separate=True):
+                reference = torch.from_numpy(np.asarray(label[rows], np.int64)).to(logits.device)
+                reviewer.add(logits, reference)
+                del logits
+            yield reviewer.review(case.id, fold), reviewer.counts()
+            advance(1)
+            if stop():
+                raise TrainingInterrupted("stopped while all folds looked at the cases; the same command goes on")

@@ -1,0 +1,169 @@
+"""Pages that people look at: how good the models of a work folder are, and what a folder of predictions holds."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.core.errors import AutosegError, DatasetError, FormatError
+from autoseg.core.serialize import read_json
+from autoseg.data.io import read_label, read_raw
+from autoseg.pipeline.choose import read_selection
+from autoseg.pipeline.crossval import read_cross_validation, validation_folder
+from autoseg.pipeline.segment import DONE, CaseResult, PredictionRecord
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+
+if TYPE_CHECKING:
+    from autoseg.reporting.figures import OverlayRow
+    from autoseg.reporting.predictions_page import PredictedCase
+    from autoseg.reporting.results_page import ConfigurationResults
+
+logger = logging.getLogger(__name__)
+
+
+def report(work: Path | str = DEFAULT_WORK) -> Path:
+    """Writes `report/results.html`: curves, scores, cases to look at, and how the model was selected.
+
+    Whatever is not there yet, folds or a cross-validation, is left out and named on the page.
+
+    Example:
+        >>> import autoseg
+        >>> autoseg.report("work").name
+        'results.html'
+
+    Args:
+        work: the work folder.
+
+    Returns:
+        The page, which needs no other file. Its pictures are beside it too, in `results/`.
+
+    Raises:
+        WorkspaceError: the work folder is not planned.
+        AutosegError: nothing is trained yet.
+    """
+    from autoseg.reporting.figures import OverlayRow
+    from autoseg.reporting.results_page import write_results_page
+
+    workspace = Workspace(root=Path(work))
+    made, dataset = workspace.read_plan(), workspace.read_dataset()
+    found = [_read_results(workspace, name) for name in made.configurations]
+    results = [known for known in found if known.curves or known.crossval is not None]
+    if not results:
+        raise AutosegError(
+            f"{workspace.root}: no fold is trained yet, so there is nothing to report; run 'autoseg train'"
+        )
+    by_id = {case.id: case for case in dataset.cases}
+    folds = {known.name: known.crossval.folds for known in results if known.crossval is not None}
+
+    def overlay(configuration: str, case: str) -> OverlayRow:
+        if case not in by_id:
+            raise DatasetError(f"case {case} is not in {workspace.dataset_file} any more")
+        raw = read_raw(by_id[case].images[0])
+        reference, _ = read_label(by_id[case].label)
+        folder = validation_folder(workspace, configuration, folds[configuration][case])
+        prediction, _ = read_label(folder / f"{case}.nii.gz")
+        return OverlayRow(
+            title=case,
+            image=raw.load()[0],
+            spacing_mm=raw.geometry.spacing_mm,
+            reference=reference,
+            prediction=prediction,
+        )
+
+    return write_results_page(
+        workspace.results_page, made, results, selection=read_selection(workspace), overlays=overlay
+    )
+
+
+def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:
+    """Everything there is of a configuration."""
+    from autoseg.reporting.results_page import ConfigurationResults
+    from autoseg.training.record import FoldFiles, read_log
+
+    curves = {}
+    for folder in sorted(workspace.model(configuration).glob("fold_*")):
+        fold = folder.name.removeprefix("fold_")
+        epochs = read_log(FoldFiles(folder=folder).log)
+        if fold.isdecimal() and epochs:
+            curves[int(fold)] = epochs
+    return ConfigurationResults(
+        name=configuration, curves=curves, crossval=read_cross_validation(workspace, configuration)
+    )
+
+
+def report_predictions(folder: Path | str) -> Path:
+    """Writes `report.html` into a folder of label maps: pictures, volumes, and cases that stand out.
+
+    Args:
+        folder: that `predict` has written.
+
+    Returns:
+        The page.
+
+    Raises:
+        AutosegError: it is no such folder.
+    """
+    from autoseg.reporting.figures import OverlayRow
+    from autoseg.reporting.predictions_page import write_predictions_page
+
+    folder = Path(folder)
+    records = _read_records(folder)
+    first = records[0]
+    cases = {case: known for record in records for case, known in record.cases.items()}
+
+    def overlay(case: str) -> OverlayRow:
+        files = [Path(file) for file in cases[case].files]
+        prediction, geometry = read_label(folder / f"{case}.nii.gz")
+        missing = [str(file) for file in files if not file.is_file()]
+        if missing or not files:
+            raise DatasetError(f"the image is not there any more: {', '.join(missing) or 'no file is recorded'}")
+        raw = read_raw(files[0])
+        if raw.geometry.shape != geometry.shape:
+            raise DatasetError(f"{files[0]}: has {raw.geometry.shape} voxels, its label map {geometry.shape}")
+        return OverlayRow(title=case, image=raw.load()[0], spacing_mm=geometry.spacing_mm, prediction=prediction)
+
+    facts = [
+        ("dataset of the model", first.dataset),
+        ("configuration", first.configuration),
+        ("folds", ", ".join(map(str, first.folds))),
+        ("mirrored copies", "yes" if first.mirrored else "no"),
+        ("post-processing", "; ".join(map(str, first.postprocessing)) or "none"),
+        ("device", first.device),
+        ("images", str(len(cases))),
+        ("started", first.started),
+    ]
+    return write_predictions_page(
+        folder / "report.html",
+        f"Predictions in {folder.resolve().name}",
+        facts,
+        [_describe(case, known) for case, known in sorted(cases.items())],
+        overlay,
+        values=first.labels.values,
+        names=first.labels.names,
+    )
+
+
+def _read_records(folder: Path) -> list[PredictionRecord]:
+    """The manifests of a folder of label maps: one, or one per part."""
+    files = sorted(folder.glob("prediction*.json"))
+    if not files:
+        raise AutosegError(f"{folder}: found no prediction.json, expected a folder that 'autoseg predict' has written")
+    records = [read_json(file, PredictionRecord) for file in files]
+    if any(record.labels != records[0].labels for record in records):
+        raise FormatError(f"{folder}: its manifests are of models with different labels")
+    return records
+
+
+def _describe(case: str, known: CaseResult) -> PredictedCase:
+    from autoseg.reporting.predictions_page import PredictedCase
+
+    return PredictedCase(
+        case=case,
+        volumes_ml=known.volumes_ml,
+        warnings=known.warnings,
+        error=known.error if known.status != DONE else None,
+        estimated_dice=known.estimated_dice,
+        is_flagged=known.is_doubtful,
+        seconds=known.seconds,
+    )

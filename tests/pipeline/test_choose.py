@@ -1,0 +1,292 @@
+"""Cross-validation and selection complete by themselves, are used by prediction, and notice other weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import autoseg
+from autoseg.core.errors import PredictionError, TrainingError
+from autoseg.core.serialize import read_json, write_json
+from autoseg.core.steps import FOREGROUND, LARGEST, Step
+from autoseg.data.io import read_image, read_label
+from autoseg.evaluation.evaluate import score_case
+from autoseg.evaluation.scores import targets_of
+from autoseg.evaluation.selection import Selection
+from autoseg.inference.ensemble import Ensemble
+from autoseg.inference.model import Postprocessing, read_model
+from autoseg.inference.postprocess import apply_steps
+from autoseg.inference.predictor import Predictor
+from autoseg.inference.quality import QualityModel
+from autoseg.pipeline import Workspace, cross_validate
+from autoseg.pipeline.crossval import read_cross_validation
+from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.trainer import TrainingInterrupted
+
+SHORT = TrainConfig(budget=Budget(iterations=8))
+BOTH = "2d + 3d_fullres"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folds of the 3D configuration, the second first, then two of the 2D one. Do not change it."""
+    work = tmp_path_factory.mktemp("choose") / "work"
+    autoseg.plan(tiny_dataset, work, n_folds=2)
+    autoseg.train(work, folds=[1], config=SHORT, device="cpu")
+    assert not (work / "selection.json").exists()
+    autoseg.train(work, folds=[0], config=SHORT, device="cpu")
+    alone: Selection = read_json(work / "selection.json", Selection)
+    assert [known.name for known in alone.candidates] == ["3d_fullres"]
+    assert alone.missing["2d"].endswith("run 'autoseg train -c 2d --fold 0,1'")
+    autoseg.train(work, configuration="2d", config=SHORT, device="cpu")
+    return work
+
+
+@pytest.fixture
+def work(trained: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(trained, tmp_path / "work"))
+
+
+def choose(work: Path, name: str, *, steps: tuple[Step, ...] = ()) -> None:
+    """As if another candidate had been selected."""
+    content = json.loads((work / "selection.json").read_text())
+    content["chosen"] = name
+    for candidate in content["candidates"]:
+        candidate["steps"] = json.loads(json.dumps([vars(step) for step in steps]))
+    (work / "selection.json").write_text(json.dumps(content))
+
+
+def manifest(folder: Path) -> dict:
+    content: dict = json.loads((folder / "prediction.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("name", ["2d", "3d_fullres"])
+def test_every_case_is_scored_by_the_fold_that_had_not_seen_it(trained: Path, name: str) -> None:
+    workspace = Workspace(root=trained)
+    known = read_cross_validation(workspace, name)
+    assert known is not None
+    splits, dataset = workspace.read_splits(), workspace.read_dataset()
+    expected = {case: fold for fold, split in enumerate(splits.folds) for case in split.validation}
+    assert known.folds == expected
+    assert {case.case for case in known.evaluation.cases} == {case.id for case in dataset.cases}
+    targets = targets_of(workspace.read_plan().labels)
+    by_name = {case.case: case for case in known.evaluation.cases}
+    for case in dataset.cases:
+        file = workspace.model(name) / f"fold_{expected[case.id]}" / "validation" / f"{case.id}.nii.gz"
+        reference, geometry = read_label(case.label)
+        score = score_case(case.id, read_label(file)[0], reference, targets, spacing_mm=geometry.spacing_mm)
+        assert by_name[case.id].mean_dice == pytest.approx(score.mean_dice, nan_ok=True)
+    assert known.model == read_model(workspace.model(name)).digest()
+    n_voxels = sum(
+        np.load(workspace.preprocessed(workspace.read_plan().grid(name), case.id) / "label.npy").size
+        for case in dataset.cases
+    )
+    assert np.sum(known.confusion) == n_voxels
+    assert [review.fold for review in known.reviews] == [expected[review.case] for review in known.reviews]
+
+
+def test_the_selection_names_all_candidates_and_the_best_that_is_beyond_noise(trained: Path) -> None:
+    selection: Selection = read_json(trained / "selection.json", Selection)
+    assert {known.name for known in selection.candidates} == {"2d", "3d_fullres", BOTH}
+    assert [known.cost for known in selection.candidates] == sorted(known.cost for known in selection.candidates)
+    assert selection.missing == {}
+    best = max(known.mean_dice for known in selection.candidates)
+    if selection.candidate.mean_dice < best:
+        assert "within noise" in selection.why
+    for known in selection.candidates:
+        assert known.mean_dice >= known.raw_dice - 1e-12
+        assert known.steps == tuple(decision.step for decision in known.decisions if decision.adopted)
+
+
+def test_what_is_there_is_not_made_again(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = [file for file in trained.rglob("*.nii.gz") if "preprocessed" not in file.parts]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    first: Selection = read_json(trained / "selection.json", Selection)
+    caplog.set_level(logging.INFO)
+    assert autoseg.select(trained, device="cpu") == first
+    assert {file: file.stat().st_mtime_ns for file in files} == before
+    assert not any("look at all cases" in record.getMessage() for record in caplog.records)
+
+
+def after(n: int) -> Callable[[], bool]:
+    asked = iter(range(n))
+
+    def stop() -> bool:
+        return next(asked, None) is None
+
+    return stop
+
+
+@pytest.mark.parametrize("n_cases", [1, 4, 8, 15])
+def test_an_interrupted_selection_goes_on_to_the_same_result(work: Path, n_cases: int) -> None:
+    first = (work / "selection.json").read_text()
+    shutil.rmtree(work / "models" / "ensembles")
+    (work / "selection.json").unlink()
+    (work / "models" / "2d" / "cv.json").unlink()
+    if n_cases == 8:
+        (work / "models" / "2d" / "fold_1" / "validation" / "evaluation.json").unlink()
+    try:
+        autoseg.select(work, device="cpu", stop=after(n_cases))
+    except TrainingInterrupted:
+        assert not (work / "selection.json").exists()
+        autoseg.select(work, device="cpu")
+    else:
+        assert n_cases == 15
+    assert (work / "selection.json").read_text() == first
+
+
+def test_prediction_uses_what_was_selected(work: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    images = sorted((tiny_dataset / "imagesTs").iterdir())
+    step = Step(kind=LARGEST, target=FOREGROUND, values=(1, 2, 3, 4, 5))
+    choose(work, BOTH, steps=(step,))
+    options: dict[str, Any] = {"device": "cpu", "mirroring": False}
+    autoseg.predict(images, tmp_path / "both", work, **options, postprocess=False)
+    assert manifest(tmp_path / "both")["configuration"] == BOTH
+    assert manifest(tmp_path / "both")["postprocessing"] == []
+    # Folds average logits, configurations probabilities, on the grid of the scan.
+    probabilities = {}
+    for name in ("2d", "3d_fullres"):
+        autoseg.predict(images, tmp_path / name, work, **options, configuration=name, save_probabilities=True)
+        for image in images:
+            case = image.name.removesuffix("_0000.nii.gz")
+            files = sorted((tmp_path / name / "probabilities" / case).iterdir())
+            stack = np.stack([read_image(file)[0][0] for file in files])
+            probabilities[name, case] = np.concatenate([1 - stack.sum(axis=0, keepdims=True), stack])
+    autoseg.predict(images, tmp_path / "steps", work, **options)
+    assert manifest(tmp_path / "steps")["postprocessing"][0]["kind"] == LARGEST
+    for image in images:
+        case = image.name.removesuffix("_0000.nii.gz")
+        expected = (probabilities["2d", case] + probabilities["3d_fullres", case]).argmax(axis=0)
+        found, geometry = read_label(tmp_path / "both" / f"{case}.nii.gz")
+        assert (found == expected).mean() > 0.99
+        assert (found != probabilities["2d", case].argmax(axis=0)).any()
+        with_steps, _ = read_label(tmp_path / "steps" / f"{case}.nii.gz")
+        expected_steps = apply_steps(found, (step,), voxel_ml=geometry.voxel_volume_ml)
+        np.testing.assert_array_equal(with_steps, expected_steps)
+
+
+def test_an_ensemble_gives_probabilities_and_uncertainty_of_the_mean(
+    work: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    choose(work, BOTH)
+    image = sorted((tiny_dataset / "imagesTs").iterdir())[0]
+    autoseg.predict(
+        image, tmp_path, work, device="cpu", save_probabilities=True, save_uncertainty=True, mirroring=False
+    )
+    (case,) = manifest(tmp_path)["cases"]
+    label, _ = read_label(tmp_path / f"{case}.nii.gz")
+    maps = np.stack([read_image(file)[0][0] for file in sorted((tmp_path / "probabilities" / case).iterdir())])
+    background = 1 - maps.sum(axis=0)
+    chosen = np.concatenate([background[None], maps])
+    assert (chosen.argmax(axis=0) == label).mean() > 0.99
+    disagreement = read_image(tmp_path / "uncertainty" / case / "disagreement.nii.gz")[0][0]
+    # Of two folds in each of two configurations.
+    assert set(np.unique((4 * disagreement).round(1))) <= {0, 1, 2, 3, 4}
+    assert disagreement.max() > 0
+
+
+def test_a_selection_of_other_weights_does_not_count(
+    work: Path, tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    choose(work, "2d")
+    weights = work / "models" / "2d" / "fold_0" / "weights.safetensors"
+    shutil.copy(work / "models" / "2d" / "fold_1" / "weights.safetensors", weights)
+    image = sorted((tiny_dataset / "imagesTs").iterdir())[0]
+    with caplog.at_level(logging.WARNING):
+        autoseg.predict(image, tmp_path, work, device="cpu")
+    assert manifest(tmp_path)["configuration"] == "3d_fullres"
+    assert any("made with other weights" in text and "autoseg select" in text for text in caplog.messages)
+    # The cross-validation is made anew, and so is what rests on it.
+    before = read_cross_validation(Workspace(root=work), "2d")
+    again = cross_validate(work, configuration="2d", device="cpu")
+    assert before is not None
+    assert again.model != before.model
+    selection = autoseg.select(work, device="cpu")
+    assert {known.models for known in selection.candidates if known.name == "2d"} == {(again.model,)}
+
+
+def test_cross_validation_names_the_folds_that_are_missing(work: Path, tmp_path: Path) -> None:
+    (work / "models" / "2d" / "fold_1" / "weights.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"2d: cross-validation needs all folds, and 1 .* -c 2d --fold 1'"):
+        cross_validate(work, configuration="2d", device="cpu")
+    shutil.rmtree(work / "models")
+    with pytest.raises(TrainingError, match=r"no configuration is trained on all folds\n.*2d: folds 0,1 "):
+        autoseg.select(work, device="cpu")
+
+
+def put_postprocessing(work: Path, *, quality: QualityModel | None, steps: tuple[Step, ...] = ()) -> Path:
+    folder = work / "models" / "3d_fullres"
+    model = read_model(folder)
+    weights = {fold: model.source.hash_weights(fold) for fold in model.finished}
+    write_json(folder / "postprocessing.json", Postprocessing(weights=weights, steps=steps, quality=quality))
+    return folder
+
+
+def test_a_model_carries_its_post_processing_and_its_quality_estimate(
+    work: Path, tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = sorted((tiny_dataset / "imagesTs").iterdir())[0]
+    step = Step(kind=LARGEST, target=FOREGROUND, values=(1, 2, 3, 4, 5))
+    quality = QualityModel(intercept=0.1, slope=0.5, residual_std=0.01, correlation=0.9, low_dice=1.0, n_cases=20)
+    folder = put_postprocessing(work, quality=quality, steps=(step,))
+    file = autoseg.export(folder, tmp_path / "model.autoseg")
+    with caplog.at_level(logging.WARNING):
+        autoseg.predict(image, tmp_path / "folder", model=folder, device="cpu")
+    autoseg.predict(image, tmp_path / "file", model=file, device="cpu")
+    autoseg.predict(image, tmp_path / "raw", model=file, device="cpu", postprocess=False)
+    (case,) = manifest(tmp_path / "file")["cases"]
+    labels = {name: read_label(tmp_path / name / f"{case}.nii.gz")[0] for name in ("folder", "file", "raw")}
+    np.testing.assert_array_equal(labels["folder"], labels["file"])
+    expected = apply_steps(labels["raw"], (step,), voxel_ml=1)
+    np.testing.assert_array_equal(labels["file"], expected)
+    known = manifest(tmp_path / "folder")["cases"][case]
+    assert 0.1 <= known["estimated_dice"] <= 0.6
+    assert known["is_doubtful"]
+    assert known["files"] == [str(image)]
+    assert any("look at it" in text for text in caplog.messages)
+    raw = manifest(tmp_path / "raw")["cases"][case]
+    assert (raw["estimated_dice"], raw["is_doubtful"]) == (None, False)
+    # One fold alone has nobody to agree with; post-processing is done all the same.
+    alone = Predictor(file, device="cpu", folds=[0])
+    assert (alone.steps, alone.quality) == ((step,), quality)
+    prepared = alone.prepare(*read_image(image))
+    assert alone.segment(prepared).estimated_dice is None
+
+
+def test_the_agreement_is_that_of_the_label_maps_of_the_folds(work: Path, tiny_dataset: Path) -> None:
+    quality = QualityModel(intercept=0.0, slope=1.0, residual_std=0.01, correlation=0.9, low_dice=0.0, n_cases=20)
+    folder = put_postprocessing(work, quality=quality)
+    image, geometry = read_image(sorted((tiny_dataset / "imagesTs").iterdir())[0])
+    both = Predictor(folder, device="cpu", mirroring=False)
+    prepared = both.prepare(image, geometry)
+    maps = []
+    for fold in (0, 1):
+        one = Predictor(folder, device="cpu", folds=[fold], mirroring=False)
+        logits = np.concatenate([rows.numpy() for _, rows in one.sweep(prepared, axis=0, separate=False)], axis=1)
+        maps.append(logits.argmax(axis=0))
+    dice = []
+    for index in range(1, 6):
+        first, second = (of_fold == index for of_fold in maps)
+        if first.any() or second.any():
+            dice.append(2 * (first & second).sum() / (first.sum() + second.sum()))
+    assert both.segment(prepared).estimated_dice == pytest.approx(np.mean(dice), abs=1e-6)
+    together = Ensemble([both, both]).segment([prepared, prepared])
+    assert together.estimated_dice == pytest.approx(np.mean(dice), abs=1e-6)
+    np.testing.assert_array_equal(together.label, both.segment(prepared).label)
+
+
+def test_an_ensemble_does_not_fit_into_one_file(work: Path, tmp_path: Path) -> None:
+    choose(work, BOTH)
+    with pytest.raises(PredictionError, match=r"ensemble of 2d and 3d_fullres, .* name it with -c"):
+        autoseg.export(work, tmp_path / "model.autoseg")
+    choose(work, "2d")
+    assert read_model(autoseg.export(work, tmp_path / "model.autoseg")).configuration.name == "2d"
