@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import shutil
@@ -97,6 +98,23 @@ def test_predict_and_evaluate(trained: Path, tiny_dataset: Path) -> None:
             a, b = (np.isin(label, score["values"]) for label in (predicted, reference))
             expected = 2 * (a & b).sum() / (a.sum() + b.sum()) if a.any() or b.any() else None
             assert score["dice"] == (pytest.approx(expected) if expected is not None else None)
+
+
+def test_pages_are_written_and_what_is_missing_for_a_selection_is_named(trained: Path, tiny_dataset: Path) -> None:
+    images = tiny_dataset / "imagesTs"
+    autoseg("predict", images, "seen", "--device", "cpu", "--speed", "fast", cwd=trained)
+    assert "results.html" in autoseg("report", cwd=trained).stdout
+    page = html.unescape((trained / "autoseg-work" / "report" / "results.html").read_text())
+    assert "run 'autoseg train -c 3d_fullres --fold 2,3,4'" in page
+    assert "report.html" in autoseg("report", "--predictions", "seen", cwd=trained).stdout
+    page = (trained / "seen" / "report.html").read_text()
+    assert all(file.name.removesuffix("_0000.nii.gz") in page for file in images.iterdir())
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    error = autoseg("select", cwd=trained, code=2).stderr
+    assert "no configuration is trained on all folds" in error
+    assert "run 'autoseg train -c 3d_fullres --fold 2,3,4'" in error
+    error = autoseg("report", "--predictions", images, cwd=trained, code=2).stderr
+    assert "found no prediction.json" in error
 
 
 def test_a_perfect_prediction_scores_one(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ SIZE_QUANTILES = (0.0, 0.05, 0.1, 0.25)
 MIN_GAIN = 1e-4
 """Of the mean Dice: what is less is not worth a step."""
 
+NO_GAIN = f"it does not raise the mean Dice by {MIN_GAIN:g}"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
@@ -190,7 +192,7 @@ def _decide_whole(step: Step, counts: NDArray[np.int64]) -> StepDecision:
     of_labels, of_cases = gains.mean(axis=0), gains.mean(axis=1)
     lowered = int((of_labels < 0).sum())
     adopted = lowered == 0 and of_labels.mean() > MIN_GAIN
-    why = "it lowers the Dice of no label and raises the mean" if adopted else "it does not raise the mean Dice"
+    why = "it lowers the Dice of no label and raises the mean" if adopted else NO_GAIN
     if lowered:
         why = f"it lowers the Dice of {lowered} of {len(of_labels)} labels"
     return _decision(step, of_cases, adopted=adopted, why=why)
@@ -205,7 +207,7 @@ def _decide_label(tried: Sequence[tuple[Step, ...]], counts: NDArray[np.int64]) 
     gains = dice[:, best] - dice[:, 0]
     low, _ = bootstrap_interval(gains)
     adopted = bool(gains.mean() > MIN_GAIN and low >= 0)
-    why = "it raises the mean Dice" if adopted else "nothing that was tried raises the mean Dice"
+    why = "it raises the mean Dice" if adopted else NO_GAIN
     if gains.mean() > MIN_GAIN and not adopted:
         why = "its gain is within noise"
     shown = tried[best] if gains.mean() > MIN_GAIN else tried[best][:1]

@@ -75,13 +75,12 @@ def write_results_page(
     """
     detailed = _choose_detailed(plan, configurations, selection)
     ordered = sorted(configurations, key=lambda known: known.name not in detailed)
-    first = detailed[0] if detailed else plan.recommended
+    described = [plan.configuration(name) for name in detailed if name in plan.configurations]
     with atomic_path(path.with_suffix("")) as folder:
         folder.mkdir(parents=True)
         pictures = PictureFolder(folder=folder)
-        described = plan.configuration(first if first in plan.configurations else plan.recommended)
         sections: dict[str, tuple[Child, Html | None]] = {
-            "plan": ("The plan", element("p", tell_plan(plan, described))),
+            "plan": ("The plan", element("p", tell_plan(plan, described or [plan.configuration(plan.recommended)]))),
             "model": ("Which model", show_selection(selection) if selection else None),
         }
         for known in ordered:

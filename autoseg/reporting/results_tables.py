@@ -36,26 +36,38 @@ N_LARGEST_CONFUSIONS = 20
 PERCENT, MILLIMETRES = "%", "mm"
 
 
-def tell_plan(plan: Plan, configuration: ConfigurationPlan) -> str:
-    """The plan in a paragraph, in plain words."""
-    kind, part = ("pixels", "patches") if configuration.n_axes == 2 else ("voxels", "blocks")
+def tell_plan(plan: Plan, configurations: Sequence[ConfigurationPlan]) -> str:
+    """The plan in a paragraph, in plain words.
+
+    Args:
+        plan: of the dataset.
+        configurations: those to tell of, at least one.
+    """
     n_channels, n_labels = len(plan.channels), len(plan.labels.names)
     schemes = {SCHEME_TITLES.get(channel.scheme, channel.scheme) for channel in plan.normalization}
     text = (
         f"Every scan of {plan.dataset} has {n_channels} channel{'s' if n_channels > 1 else ''} "
         f"({list_some(plan.channels)}), in which {n_labels} label{'s are' if n_labels > 1 else ' is'} to be found "
-        f"({list_some(plan.labels.names)}). The configuration {configuration.name} "
-        f"{PURPOSES.get(configuration.name, OTHER_PURPOSE)}. Scans are brought to {kind} of "
-        f"{format_size(configuration.spacing_mm)} mm ({name_axes(plan, configuration)}), and their intensities are "
-        f"scaled: {'; '.join(sorted(schemes))}. The network, {configuration.network.architecture} of "
-        f"{len(configuration.network.features)} stages, sees {part} of {format_size(configuration.patch_size)} {kind} "
-        f"at once, which is {tell_extent(configuration)}. "
+        f"({list_some(plan.labels.names)}). Intensities are scaled: {'; '.join(sorted(schemes))}. "
     )
+    text += " ".join(_tell_configuration(plan, configuration) for configuration in configurations)
+    is_one = len(configurations) == 1
     if plan.n_folds == 1:
-        return text + "It is trained once, and judged on cases that were kept apart."
-    return text + (
-        f"It is trained {plan.n_folds} times, each time without a {_name_part(plan.n_folds)} of the cases. These are "
-        "then segmented by the network that has not seen them: that is what all figures below are about."
+        return f"{text} {'It is' if is_one else 'They are'} trained once, and judged on cases that were kept apart."
+    return (
+        f"{text} {'It is' if is_one else 'Each is'} trained {plan.n_folds} times, each time without a "
+        f"{_name_part(plan.n_folds)} of the cases. These are then segmented by the network that has not seen them: "
+        "that is what all figures below are about."
+    )
+
+
+def _tell_configuration(plan: Plan, configuration: ConfigurationPlan) -> str:
+    kind, part = ("pixels", "patches") if configuration.n_axes == 2 else ("voxels", "blocks")
+    return (
+        f"The configuration {configuration.name} {PURPOSES.get(configuration.name, OTHER_PURPOSE)}: scans are brought "
+        f"to {kind} of {format_size(configuration.spacing_mm)} mm ({name_axes(plan, configuration)}), and the network, "
+        f"{configuration.network.architecture} of {len(configuration.network.features)} stages, sees {part} of "
+        f"{format_size(configuration.patch_size)} {kind} at once, which is {tell_extent(configuration)}."
     )
 
 

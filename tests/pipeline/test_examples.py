@@ -35,8 +35,8 @@ def test_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) 
 
 
 def test_public_names_are_listed_and_others_are_not() -> None:
-    public = {"Choices", "Predictor", "__version__", "evaluate", "export", "plan", "predict", "report", "select", "train"}
-    assert set(autoseg.__all__) == public
+    stages = {"plan", "train", "select", "predict", "evaluate", "report", "export"}
+    assert set(autoseg.__all__) == {"Choices", "Predictor", "__version__", *stages}
     with pytest.raises(AttributeError, match="nonsense"):
         _ = autoseg.nonsense
 
