@@ -212,7 +212,7 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Patches per step; default: the plan's, on a CPU at most 2.")
     ] = None,
-    validate: Annotated[bool, typer.Option(help="Score the validation cases on whole volumes afterwards.")] = True,
+    validate: Annotated[bool, typer.Option(help="Score each fold on whole volumes; after the last, select.")] = True,
     sampling: Annotated[
         str, typer.Option(help="published, or balanced: patches centred on each class of the dataset equally often.")
     ] = "published",

@@ -106,8 +106,12 @@ def test_pages_are_written_and_what_is_missing_for_a_selection_is_named(trained:
     assert "results.html" in autoseg("report", cwd=trained).stdout
     page = html.unescape((trained / "autoseg-work" / "report" / "results.html").read_text())
     assert "run 'autoseg train -c 3d_fullres --fold 2,3,4'" in page
-    assert "report.html" in autoseg("report", "--predictions", "seen", cwd=trained).stdout
-    page = (trained / "seen" / "report.html").read_text()
+    (trained / "seen" / "report").mkdir()
+    (trained / "seen" / "report" / "thesis.txt").write_text("of the user")
+    assert "autoseg_report.html" in autoseg("report", "--predictions", ".", cwd=trained / "seen").stdout
+    page = (trained / "seen" / "autoseg_report.html").read_text()
+    assert "not there any more" not in page
+    assert (trained / "seen" / "report" / "thesis.txt").exists()
     assert all(file.name.removesuffix("_0000.nii.gz") in page for file in images.iterdir())
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     error = autoseg("select", cwd=trained, code=2).stderr

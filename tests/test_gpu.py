@@ -20,7 +20,7 @@ from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
 from autoseg.evaluation.metrics import count_labels, dice
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.predictor import Predictor, PreparedImage
 from autoseg.inference.sliding_window import WindowConfig, predict_logits
 from autoseg.networks.build import build_network
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
@@ -160,7 +160,10 @@ def test_training_that_was_interrupted_learns(model: Path, cases: list[Preproces
     assert [figures.iteration for figures in epochs] == [20, 40, 60, 80, 100]
     predictor = Predictor(model, device=str(DEVICE))
     image = torch.from_numpy(np.asarray(cases[5].image, np.float32))
-    predicted, reference = predictor.predict_preprocessed(image, cases[5].record), np.asarray(cases[5].label)
+    predicted, reference = (
+        predictor.segment(PreparedImage(image=image, record=cases[5].record)).label,
+        np.asarray(cases[5].label),
+    )
     for counts in count_labels(predicted, reference, LABELS.values):
         assert dice(counts) > 0.8
 
@@ -239,7 +242,8 @@ def test_label_maps_equal_the_cpus(model: Path, cases: list[PreprocessedCase]) -
     equal, n_voxels = 0, 0
     for case in cases[3:]:
         image = torch.from_numpy(np.asarray(case.image, np.float32))
-        found, expected = (known.predict_preprocessed(image, case.record) for known in (on_gpu, on_cpu))
+        prepared = PreparedImage(image=image, record=case.record)
+        found, expected = (known.segment(prepared).label for known in (on_gpu, on_cpu))
         assert set(np.unique(expected)) == {0, *LABELS.values}
         equal += int((found == expected).sum())
         n_voxels += expected.size

@@ -74,18 +74,20 @@ class CrossValidation:
     Attributes:
         configuration: its name.
         model: the sha256 of its folds.
+        key: digest of the model and of the references as they were.
         evaluation: out-of-fold scores of all cases, without post-processing.
         folds: the fold that had not seen each case.
         confusion: voxels on the network's grid by class of the reference (rows) and of the prediction (columns); class
             0 is the background.
         calibration: of the folds' probabilities.
-        reviews: case by case; empty where there are fewer than two folds.
+        reviews: case by case; cases that take too much memory are left out.
         suspects: most suspicious first.
         quality: None where agreement tells nothing: too few cases or folds.
     """
 
     configuration: str
     model: str
+    key: str
     evaluation: Evaluation
     folds: dict[str, int]
     confusion: tuple[tuple[int, ...], ...]

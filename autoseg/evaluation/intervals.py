@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 N_RESAMPLES = 2000
 CONFIDENCE = 0.95
 PIECE_VALUES = 2**20
+MIN_CASES = 5
+"""With fewer, nothing is decided by an interval."""
 
 
 def bootstrap_interval(values: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:

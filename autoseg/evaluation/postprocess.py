@@ -4,13 +4,13 @@ Isensee et al., Nature Methods 2021, supplement: keeping only the largest compon
 class, is adopted where it lowers no class' cross-validated Dice and raises the mean. Here each label may also lose
 components under a volume, and have its holes filled.
 
-The Dice that decides differs from the one that is reported: where a label is not in the reference it is 1 for nothing
-predicted and 0 for anything, so that false alarms count too.
+The Dice that decides, here and between candidates, differs from that of an evaluation: where a label is not in the
+reference it is 1 for nothing predicted and 0 for anything, so that false alarms count too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.core.steps import FOREGROUND, HOLES, LARGEST, SMALL, Step
-from autoseg.evaluation.intervals import bootstrap_interval
+from autoseg.evaluation.intervals import MIN_CASES, bootstrap_interval
 from autoseg.evaluation.metrics import count_labels
 from autoseg.evaluation.scores import Target
 from autoseg.evaluation.selection import StepDecision
@@ -56,7 +56,7 @@ class Postprocessed:
     Attributes:
         steps: adopted, in order.
         decisions: all that were tried, adopted or not; of several for one label the best.
-        raw_dice: (n_cases, n_targets) without any step; NaN where the reference does not have the target.
+        raw_dice: (n_cases, n_targets) without any step.
         dice: the same with the steps.
     """
 
@@ -98,10 +98,8 @@ def decide_steps(cases: Sequence[str], load: Callable[[str], Pair], targets: Seq
             reference=pair.reference,
             voxel_ml=pair.voxel_ml,
         )
-        return [
-            _count(_cut_out(begun, target), tried, [target])[:, 0]
-            for target, tried in zip(targets, options, strict=True)
-        ]
+        parts = zip(_cut_out(begun, targets), targets, options, strict=True)
+        return [_count(part, tried, [target])[:, 0] for part, target, tried in parts]
 
     found = map_threads(second_look, cases, n_threads=n_cpus(), description="post-processing of each label")
     final = []
@@ -114,8 +112,8 @@ def decide_steps(cases: Sequence[str], load: Callable[[str], Pair], targets: Seq
     return Postprocessed(
         steps=steps,
         decisions=tuple(decisions),
-        raw_dice=_reported_dice(counts[:, 0]),
-        dice=_reported_dice(np.stack(final, axis=1)),
+        raw_dice=_dice(counts[:, 0]),
+        dice=_dice(np.stack(final, axis=1)),
     )
 
 
@@ -136,24 +134,27 @@ def _count(pair: Pair, tried: Sequence[Sequence[Step]], targets: Sequence[Target
     return result
 
 
-def _cut_out(pair: Pair, target: Target) -> Pair:
-    """The box that holds a target in both label maps."""
-    boxes = [
-        box
-        for label in (pair.prediction, pair.reference)
-        for box in ndimage.find_objects(np.isin(label, target.values).view(np.uint8))
-    ]
-    starts = [min(part.start for part in parts) for parts in zip(*boxes, strict=True)] or [0] * pair.prediction.ndim
-    stops = [max(part.stop for part in parts) for parts in zip(*boxes, strict=True)] or [1] * pair.prediction.ndim
-    box = tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))
-    return Pair(prediction=pair.prediction[box], reference=pair.reference[box], voxel_ml=pair.voxel_ml)
+def _cut_out(pair: Pair, targets: Sequence[Target]) -> Iterator[Pair]:
+    """The box that holds each target in both label maps; all are found in one pass."""
+    largest = max(value for target in targets for value in target.values)
+    found = [ndimage.find_objects(label, max_label=largest) for label in (pair.prediction, pair.reference)]
+    for target in targets:
+        boxes = [box for of_map in found for value in target.values if (box := of_map[value - 1]) is not None]
+        box = (
+            tuple(
+                slice(min(part.start for part in parts), max(part.stop for part in parts))
+                for parts in zip(*boxes, strict=True)
+            )
+            or (slice(0, 1),) * pair.prediction.ndim
+        )
+        yield Pair(prediction=pair.prediction[box], reference=pair.reference[box], voxel_ml=pair.voxel_ml)
 
 
 def _component_volumes(pair: Pair, targets: Sequence[Target]) -> list[NDArray[np.float64]]:
     """Volumes in ml of the components of each target in the reference."""
     volumes: list[NDArray[np.float64]] = []
-    for target in targets:
-        components, _ = label_components(np.isin(_cut_out(pair, target).reference, target.values))
+    for part, target in zip(_cut_out(pair, targets), targets, strict=True):
+        components, _ = label_components(np.isin(part.reference, target.values))
         volumes.append((np.bincount(components.ravel())[1:] * pair.voxel_ml).astype(np.float64))
     return volumes
 
@@ -173,25 +174,20 @@ def _options(target: Target, volumes_ml: NDArray[np.float64]) -> list[tuple[Step
     return [*rules, *((*rule, fill) for rule in rules)]
 
 
-def _deciding_dice(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def _dice(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Of counts (..., 3); 1 where the label is neither in the reference nor predicted."""
     overlap, predicted, reference = np.moveaxis(counts, -1, 0)
     total = predicted + reference
     return np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
 
 
-def _reported_dice(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of counts (..., 3); NaN where the label is not in the reference."""
-    return np.where(counts[..., 2] > 0, _deciding_dice(counts), np.nan)
-
-
 def _decide_whole(step: Step, counts: NDArray[np.int64]) -> StepDecision:
     """By the rule of Isensee et al.; counts (n_cases, 2, n_targets, 3), without the step and with it."""
-    dice = _deciding_dice(counts)
+    dice = _dice(counts)
     gains = dice[:, 1] - dice[:, 0]
     of_labels, of_cases = gains.mean(axis=0), gains.mean(axis=1)
     lowered = int((of_labels < 0).sum())
-    adopted = lowered == 0 and of_labels.mean() > MIN_GAIN
+    adopted = lowered == 0 and of_labels.mean() > MIN_GAIN and len(gains) >= MIN_CASES
     why = "it lowers the Dice of no label and raises the mean" if adopted else NO_GAIN
     if lowered:
         why = f"it lowers the Dice of {lowered} of {len(of_labels)} labels"
@@ -200,13 +196,13 @@ def _decide_whole(step: Step, counts: NDArray[np.int64]) -> StepDecision:
 
 def _decide_label(tried: Sequence[tuple[Step, ...]], counts: NDArray[np.int64]) -> tuple[list[StepDecision], int]:
     """The steps of the best option with a decision each, and which option it is; counts (n_cases, n_tried, 3)."""
-    dice = _deciding_dice(counts)
+    dice = _dice(counts)
     means = dice.mean(axis=0)
     # The first of equals: that which does least.
     best = int(np.argmax(means[1:] > means[1:].max() - MIN_GAIN)) + 1
     gains = dice[:, best] - dice[:, 0]
     low, _ = bootstrap_interval(gains)
-    adopted = bool(gains.mean() > MIN_GAIN and low >= 0)
+    adopted = bool(gains.mean() > MIN_GAIN and low >= 0 and len(gains) >= MIN_CASES)
     why = "it raises the mean Dice" if adopted else NO_GAIN
     if gains.mean() > MIN_GAIN and not adopted:
         why = "its gain is within noise"

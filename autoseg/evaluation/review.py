@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import theilslopes
 from torch import Tensor
 
 from autoseg.evaluation.crossval import N_CONFIDENCE_BINS, Calibration, CaseReview, Suspect
@@ -19,6 +20,9 @@ from autoseg.inference.quality import Agreement, QualityModel
 MIN_CASES_FOR_QUALITY = 10
 MIN_SUSPICION = 2.0
 """Robust z-score from which a case is shown to a person."""
+
+SCALED_DEVIATION = 1.4826
+"""Makes the median absolute deviation of normally distributed values their standard deviation."""
 
 LOW_RESIDUALS = 2.0
 """Estimates so many residual standard deviations below the median of the training cases are flagged."""
@@ -64,7 +68,12 @@ class Reviewer:
         """
         if self._agreement is not None:
             self._agreement.add(logits)
-        of_folds = logits.unflatten(0, (self._n_folds, self._n_classes)).float()
+        # Row by row: in single precision, all folds of a hundred classes would take gigabytes.
+        for row in range(logits.shape[1]):
+            self._add_row(logits[:, row].unflatten(0, (self._n_folds, self._n_classes)).float(), reference[row])
+
+    def _add_row(self, of_folds: Tensor, reference: Tensor) -> None:
+        """Logits (F, K, A, B) float32 and classes (A, B)."""
         own = of_folds[self._own]
         predicted, consensus = own.argmax(dim=0), of_folds.mean(dim=0).argmax(dim=0)
         self._confusion += self._bincount(reference * self._n_classes + predicted, self._n_classes**2)
@@ -73,16 +82,16 @@ class Reviewer:
         matters = (predicted != 0) | (reference != 0)
         if not matters.any():
             return
-        log_probability = own[:, matters].log_softmax(dim=0)
-        wanted = reference[matters]
+        # Some devices have no double precision.
+        log_probability = own[:, matters].log_softmax(dim=0).cpu()
+        wanted, predicted = reference[matters].cpu(), predicted[matters].cpu()
         self._loss -= float(log_probability.gather(0, wanted[None]).double().sum())
         self._n_loss += len(wanted)
         confidence = log_probability.amax(dim=0).exp().double()
-        right = (predicted[matters] == wanted).double()
+        right = (predicted == wanted).double()
         bins = (confidence * N_CONFIDENCE_BINS).long().clamp(max=N_CONFIDENCE_BINS - 1)
         for row, weights in enumerate((torch.ones_like(right), confidence, right)):
-            counted = torch.bincount(bins, weights=weights, minlength=N_CONFIDENCE_BINS)
-            self._bins[row] += counted.cpu()
+            self._bins[row] += torch.bincount(bins, weights=weights, minlength=N_CONFIDENCE_BINS)
 
     @staticmethod
     def _bincount(values: Tensor, n: int) -> Tensor:
@@ -112,7 +121,7 @@ class Reviewer:
 
 def calibrate(counts: Sequence[ReviewCounts]) -> Calibration:
     """The calibration over all cases."""
-    n_voxels, confidence, right = np.sum([known.bins for known in counts], axis=0)
+    n_voxels, confidence, right = sum((known.bins for known in counts), np.zeros((3, N_CONFIDENCE_BINS)))
     with np.errstate(invalid="ignore"):
         return Calibration(
             n_voxels=tuple(int(n) for n in n_voxels),
@@ -122,7 +131,10 @@ def calibrate(counts: Sequence[ReviewCounts]) -> Calibration:
 
 
 def fit_quality(reviews: Sequence[CaseReview], dice: Sequence[float]) -> QualityModel | None:
-    """How the agreement of folds tells the out-of-fold Dice: a line by least squares.
+    """How the agreement of folds tells the out-of-fold Dice: a line by Theil and Sen.
+
+    Its slope is the median of those of all pairs of cases, so that a few wrong labels, whose Dice is low however much the
+    folds agree, do not bend it.
 
     Args:
         reviews: of the cases.
@@ -136,11 +148,11 @@ def fit_quality(reviews: Sequence[CaseReview], dice: Sequence[float]) -> Quality
     agreement, known = agreement[finite], known[finite]
     if len(known) < MIN_CASES_FOR_QUALITY or np.ptp(agreement) == 0 or np.ptp(known) == 0:
         return None
-    slope, intercept = np.polyfit(agreement, known, 1)
-    if slope <= 0:
+    slope, intercept, *_ = theilslopes(known, agreement)
+    if not slope > 0:
         return None
     estimates = np.clip(intercept + slope * agreement, 0, 1)
-    residual_std = float(np.std(known - estimates))
+    residual_std = SCALED_DEVIATION * float(np.median(np.abs(known - estimates)))
     return QualityModel(
         intercept=float(intercept),
         slope=float(slope),
@@ -185,6 +197,5 @@ def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if not finite.size:
         return np.zeros(len(values))
     centre = np.median(finite)
-    # 1.4826 makes it the standard deviation of normally distributed values.
-    deviation = max(1.4826 * float(np.median(np.abs(finite - centre))), 1e-6)
+    deviation = max(SCALED_DEVIATION * float(np.median(np.abs(finite - centre))), 1e-6)
     return np.nan_to_num(np.clip((values - centre) / deviation, -10, 10))

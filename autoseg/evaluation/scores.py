@@ -213,6 +213,7 @@ class Evaluation:
         cases: case by case.
         not_scored: references without a prediction, which do not count.
         model: the sha256 of the model that made the predictions, where that is known.
+        key: of a validation, the digest of the model and of the references as they were.
     """
 
     settings: ScoreSettings
@@ -221,6 +222,7 @@ class Evaluation:
     cases: tuple[CaseScore, ...]
     not_scored: tuple[str, ...] = field(default=())
     model: str | None = None
+    key: str | None = None
 
     @property
     def label_dice(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.evaluation.intervals import bootstrap_interval
+from autoseg.evaluation.intervals import MIN_CASES, bootstrap_interval
 from autoseg.evaluation.selection import Candidate, Comparison, Selection
 
 
@@ -34,14 +34,20 @@ def compare(candidate: NDArray[np.float64], against: NDArray[np.float64]) -> tup
 
 
 def _case_shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n_cases,) whose mean is the mean over labels of the means over cases, whichever cases have which labels."""
+    """(n_cases,) whose mean is the mean over labels of the means over cases, whichever cases have which labels.
+
+    A share is that mean, and how far the case moves the means of the labels that it has: so a case without a label
+    says nothing about it, and resampling shares varies as resampling cases does.
+    """
     known = np.isfinite(values)
-    of_label = known.sum(axis=0)
-    with_cases = of_label > 0
+    with_cases = known.any(axis=0)
     if not with_cases.any():
         return np.full(len(values), np.nan)
-    shares = np.where(known, values, 0.0)[:, with_cases] / of_label[with_cases]
-    result: NDArray[np.float64] = shares.sum(axis=1) * len(values) / with_cases.sum()
+    known, values = known[:, with_cases], values[:, with_cases]
+    of_label = known.sum(axis=0)
+    means = np.where(known, values, 0.0).sum(axis=0) / of_label
+    moved = np.where(known, values - means, 0.0) / of_label
+    result: NDArray[np.float64] = means.mean() + moved.sum(axis=1) * len(values) / len(means)
     return result
 
 
@@ -62,7 +68,7 @@ def select(
     chosen = best
     for cheaper in by_cost[: by_cost.index(best)]:
         gain, low, high = compare(dice[best.name], dice[cheaper.name])
-        is_better = low > 0
+        is_better = low > 0 and len(dice[best.name]) >= MIN_CASES
         comparisons.append(
             Comparison(candidate=best.name, against=cheaper.name, gain=gain, low=low, high=high, better=is_better)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autoseg.core.errors import FormatError
 from autoseg.core.steps import Step
 
 
@@ -34,7 +35,8 @@ class Candidate:
     Attributes:
         configurations: names.
         models: the sha256 of each.
-        mean_dice: out-of-fold, after post-processing: mean over labels of their mean over cases.
+        mean_dice: out-of-fold, after post-processing: mean over labels of their mean over cases, where a label that is
+            not in the reference counts 1 if nothing was predicted and 0 if anything was.
         raw_dice: the same before post-processing.
         label_dice: after post-processing, per label.
         cost: multiply-adds, in billions, that one fold takes for a case of median size, without mirrored copies.
@@ -93,6 +95,11 @@ class Selection:
     comparisons: tuple[Comparison, ...]
     missing: dict[str, str]
     why: str
+
+    def __post_init__(self) -> None:
+        if self.chosen not in [known.name for known in self.candidates]:
+            listed = ", ".join(known.name for known in self.candidates)
+            raise FormatError(f"'{self.chosen}' was chosen, which is none of the candidates {listed}")
 
     @property
     def candidate(self) -> Candidate:

@@ -125,7 +125,7 @@ class Ensemble:
         return Segmentation(
             label=apply_steps(label, self.steps, voxel_ml=record.geometry.voxel_volume_ml),
             soft=soft,
-            estimated_dice=float(np.mean(known)) if known else None,
+            estimated_dice=float(np.nanmean(known)) if known else None,
         )
 
 

@@ -27,8 +27,10 @@ def apply_steps(label: NDArray, steps: Sequence[Step], *, voxel_ml: float) -> ND
     """
     if not steps:
         return label
-    result = label.copy()
-    boxes = ndimage.find_objects(label)
+    whole = label.copy()
+    # A slice by itself is an image: in a volume of one slice no hole would be closed.
+    result = whole.squeeze() if max(whole.shape) > 1 else whole
+    boxes = ndimage.find_objects(result)
     for step in steps:
         found = [boxes[value - 1] for value in step.values if value <= len(boxes) and boxes[value - 1] is not None]
         if found:
@@ -38,7 +40,7 @@ def apply_steps(label: NDArray, steps: Sequence[Step], *, voxel_ml: float) -> ND
                 for parts in zip(*found, strict=True)
             )
             _apply(result[box], step, voxel_ml)
-    return result
+    return whole
 
 
 def _apply(label: NDArray, step: Step, voxel_ml: float) -> None:

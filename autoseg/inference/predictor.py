@@ -97,6 +97,7 @@ class Predictor:
         max_vram_gib: float | None = None,
         compile: bool = False,
         postprocess: bool = True,
+        n_sharing: int = 1,
     ) -> None:
         """Loads a model.
 
@@ -113,7 +114,8 @@ class Predictor:
                 machine. None for half of what is free there.
             compile: `torch.compile` the networks, which takes a minute or more and pays for many images on a GPU; where
                 it fails they run as they are.
-            postprocess: do the steps that the model brings, and estimate the quality.
+            postprocess: do the steps that the model brings.
+            n_sharing: predictors that share the memory of the device.
 
         Raises:
             PredictionError: there is no such model, or a fold is not there.
@@ -128,8 +130,8 @@ class Predictor:
         networks = [trained[fold].network.to(self.device) for fold in self.folds]
         hashes = {fold: known.sha256 for fold, known in trained.items()}
         self.digest = digest_model(self.plan, hashes)
-        after = model.read_postprocessing(hashes) if postprocess else None
-        self.steps = after.steps if after else ()
+        after = model.read_postprocessing(hashes)
+        self.steps = after.steps if after and postprocess else ()
         self.quality = after.quality if after else None
         if mirroring is None:
             mirroring = all(model.source.read_record(fold).mirrored for fold in self.folds)
@@ -140,7 +142,7 @@ class Predictor:
             window_config(self.plan, self.configuration, mirroring=mirroring, step_fraction=step_fraction),
             n_classes=self.plan.labels.n_classes,
             device=self.device,
-            max_device_bytes=_device_bytes(self.device) if max_vram_gib is None else max_vram_gib * 2**30,
+            max_device_bytes=(_device_bytes(self.device) if max_vram_gib is None else max_vram_gib * 2**30) / n_sharing,
         )
 
     @property
@@ -288,15 +290,6 @@ class Predictor:
             # Not kept until the next rows are complete: they can be gigabytes.
             del logits
 
-    def predict_preprocessed(self, image: Tensor, record: CaseRecord) -> NDArray[np.unsignedinteger]:
-        """`segment` for an image from the store: its label map alone.
-
-        Args:
-            image: (C, *record.shape) float32 in the network's axes.
-            record: how to get back to the scan.
-        """
-        return self.segment(PreparedImage(image=image, record=record)).label
-
     def needed_gib(self, prepared: PreparedImage, *, axis: int, separate: bool) -> float:
         """Memory that segmenting an image takes: the image on both grids, the sums over tiles and what is made of
         them at a time, the label map.
@@ -332,7 +325,11 @@ def _is_empty(prepared: PreparedImage, place: Place) -> bool:
 
 def _device_bytes(device: torch.device) -> float:
     """Half of what is free on a GPU; the rest is for the networks' activations."""
-    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
+    if device.type != "cuda":
+        return math.inf
+    # What torch keeps for later counts as taken.
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0] / 2
 
 
 def window_config(

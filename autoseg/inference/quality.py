@@ -20,7 +20,7 @@ class QualityModel:
 
     Attributes:
         intercept, slope: of the line, fitted on out-of-fold results.
-        residual_std: of the Dice about the line.
+        residual_std: of the Dice about the line, by the median absolute deviation.
         correlation: of agreement and Dice.
         low_dice: estimates below this are flagged.
         n_cases: that it was fitted on.
@@ -68,8 +68,8 @@ class Agreement:
 
     @property
     def value(self) -> float:
-        """Mean over pairs of their mean Dice over the foreground classes that either has; NaN where none has any."""
+        """Mean over pairs of their mean Dice over the foreground classes that either has; 1 where none has any."""
         first, second = zip(*self._pairs, strict=True)
         sizes = self._sizes[list(first)] + self._sizes[list(second)]
         dice = 2 * self._overlap.double() / sizes
-        return float(dice[:, 1:].nanmean(dim=1).nanmean())
+        return float(dice[:, 1:].nanmean(dim=1).nan_to_num(nan=1.0).mean())

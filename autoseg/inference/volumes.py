@@ -54,7 +54,8 @@ def ready_rows(swept: Iterable[tuple[slice, Tensor]], change: GridChange) -> Ite
         # The first of them lie between the last row that came before and the first of these.
         joint = min(max(done, int(np.searchsorted(lower, rows.start))), complete)
         if last is not None and done < joint:
-            yield slice(done, joint), torch.cat([last, logits[:, :1]], dim=1), rows.start - 1
+            # A device that ran out of memory meanwhile has handed its sums to another one.
+            yield slice(done, joint), torch.cat([last.to(logits.device), logits[:, :1]], dim=1), rows.start - 1
         if joint < complete:
             yield slice(joint, complete), logits, rows.start
         done = max(done, complete)
@@ -187,7 +188,7 @@ class SoftMaps:
             entropy = torch.special.entr(probability).sum(dim=0) / math.log(max(2, self._n_classes))
             self._entropy[rows] = _to_uint8(entropy)
             decided = probability.argmax(dim=0)
-            others = torch.cat([of_networks.argmax(dim=1) != decided for of_networks in groups])
+            others = torch.cat([of_networks.argmax(dim=1).to(decided.device) != decided for of_networks in groups])
             self._disagreement[rows] = _to_uint8(others.float().mean(dim=0))
 
     def probability(self, class_index: int) -> NDArray[np.uint8]:
@@ -222,7 +223,8 @@ def mean_probability(groups: Sequence[Tensor]) -> Tensor:
     """
     total = groups[0].mean(dim=0).softmax(dim=0)
     for of_networks in groups[1:]:
-        total += of_networks.mean(dim=0).softmax(dim=0)
+        # Members may keep their sums on different devices.
+        total += of_networks.mean(dim=0).softmax(dim=0).to(total.device)
     return total.div_(len(groups))
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import FormatError, TrainingError
+from autoseg.core.errors import FormatError, PredictionError, TrainingError
 from autoseg.core.runtime import track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_label, write_volume
-from autoseg.pipeline.crossval import cross_validate, never, read_prepared, untrained_folds, validation_folder
-from autoseg.pipeline.prepare import preprocess_cases
+from autoseg.pipeline.crossval import cross_validate, never, read_prepared, validation_folder, why_incomplete
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.planning.plan import Plan
 
@@ -86,7 +85,12 @@ def select(
     candidates, dice = [], {}
     for names in members:
         if len(names) > 1:
-            _predict_together(workspace, [known[name] for name in names], cases, device=device, stop=stop)
+            try:
+                _predict_together(workspace, [known[name] for name in names], cases, device=device, stop=stop)
+            except PredictionError as error:
+                # What single configurations need is less.
+                missing[" + ".join(names)] = str(error)
+                continue
         candidate, decided = _judge(workspace, made, [known[name] for name in names], cases)
         if len(names) == 1:
             _write_postprocessing(workspace, known[names[0]], decided)
@@ -123,11 +127,11 @@ def _find_complete(workspace: Workspace, made: Plan) -> tuple[list[str], dict[st
         if configuration.previous is not None:
             missing[name] = "cascades are not supported yet"
             continue
-        folds = ",".join(map(str, untrained_folds(workspace, name)))
-        if folds:
-            missing[name] = f"folds {folds} are not trained to their end; run 'autoseg train -c {name} --fold {folds}'"
-        else:
+        why = why_incomplete(workspace, name)
+        if why is None:
             complete.append(name)
+        else:
+            missing[name] = why
     return complete, missing
 
 
@@ -191,7 +195,10 @@ def _write_postprocessing(workspace: Workspace, known: CrossValidation, decided:
 
     folder = workspace.model(known.configuration)
     model = read_model(folder)
-    weights = {fold: model.source.hash_weights(fold) for fold in model.finished}
+    folds = sorted(set(known.folds.values()))
+    if model.digest(folds) != known.model:
+        raise TrainingError(f"{folder}: was trained on while it was compared; run 'autoseg select' again")
+    weights = {fold: model.source.hash_weights(fold) for fold in folds}
     write_json(
         folder / "postprocessing.json", Postprocessing(weights=weights, steps=decided.steps, quality=known.quality)
     )
@@ -214,29 +221,27 @@ def _predict_together(
     folder = workspace.ensemble(names)
     record, file = EnsembleRecord(models=tuple(known.model for known in members)), folder / "ensemble.json"
     if not file.is_file() or read_json(file) != {"models": list(record.models)}:
-        for old in folder.glob("*.nii.gz"):
-            old.unlink()
+        for old in folder.glob("[!.]*.nii.gz"):
+            old.unlink(missing_ok=True)
         write_json(file, record)
     fold_of = members[0].folds
     todo = [case for case in cases if case.id in fold_of and not (folder / f"{case.id}.nii.gz").is_file()]
     if not todo:
         return
-    made, dataset = workspace.read_plan(), workspace.read_dataset()
-    for name in names:
-        preprocess_cases(workspace, dataset, made, name)
     with track(f"{' and '.join(names)} together segment all cases", total=len(todo)) as advance:
         for fold in sorted({fold_of[case.id] for case in todo}):
             predictors = [
-                Predictor(workspace.model(name), device=device, folds=[fold], postprocess=False) for name in names
+                Predictor(workspace.model(name), device=device, folds=[fold], postprocess=False, n_sharing=len(names))
+                for name in names
             ]
             ensemble = Ensemble(predictors)
             for case in todo:
                 if fold_of[case.id] != fold:
                     continue
+                if stop():
+                    raise TrainingInterrupted("stopped while comparing ensembles; the same command goes on from there")
                 prepared = [read_prepared(workspace, predictor, case) for predictor in predictors]
                 _, geometry = read_label(case.label)
                 label = ensemble.segment(prepared).label
                 write_volume(folder / f"{case.id}.nii.gz", label, geometry, like=case.label)
                 advance(1)
-                if stop():
-                    raise TrainingInterrupted("stopped while comparing ensembles; the same command goes on from there")

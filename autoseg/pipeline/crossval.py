@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import FormatError, TrainingError
+from autoseg.core.errors import FormatError, PredictionError, TrainingError
 from autoseg.core.runtime import n_cpus, resolve_device, track
+from autoseg.core.serialize import digest as digest_of
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_label, write_volume
-from autoseg.pipeline.prepare import preprocess_cases
+from autoseg.pipeline.prepare import file_identity, preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.planning.plan import Plan
 
 if TYPE_CHECKING:
     from autoseg.evaluation.crossval import CaseReview, CrossValidation
@@ -40,7 +43,7 @@ def validate_fold(
     """Predicts the whole volumes of a fold's validation cases and scores them.
 
     The label maps, without post-processing, and `evaluation.json` go to `validation/` in the fold's folder. Where the
-    scores of these very weights are there already, they are read.
+    scores of these very weights against these very labels are there already, they are read.
 
     Args:
         workspace: the work folder.
@@ -60,22 +63,25 @@ def validate_fold(
 
     model = read_model(workspace.model(configuration))
     folder = validation_folder(workspace, configuration, fold)
+    ids = set(workspace.read_splits().folds[fold].validation)
+    cases = [case for case in workspace.read_dataset().cases if case.id in ids]
     file, digest = folder / "evaluation.json", model.digest([fold])
-    if file.exists():
+    key = _key(digest, cases)
+    if file.exists() and all((folder / f"{case.id}.nii.gz").is_file() for case in cases):
         try:
             known: Evaluation = read_json(file, Evaluation)
         except FormatError as error:
             logger.info("scoring fold %d again: %s", fold, error)
         else:
-            if known.model == digest:
+            if known.key == key:
                 return known
-    ids = set(workspace.read_splits().folds[fold].validation)
-    cases = [case for case in workspace.read_dataset().cases if case.id in ids]
     predictor = Predictor(model, device=device, folds=[fold], postprocess=False)
     targets = targets_of(predictor.plan.labels)
     scores = []
     with track(f"validating fold {fold}", total=len(cases)) as advance:
         for case in cases:
+            if stop():
+                raise TrainingInterrupted("stopped while validating; the same command validates this fold again")
             predicted = predictor.segment(read_prepared(workspace, predictor, case)).label
             reference, geometry = read_label(case.label)
             write_volume(folder / f"{case.id}.nii.gz", predicted, geometry, like=case.label)
@@ -83,11 +89,14 @@ def validate_fold(
                 score_case(case.id, predicted, reference, targets, spacing_mm=geometry.spacing_mm, n_threads=n_cpus())
             )
             advance(1, f"mean Dice {scores[-1].mean_dice:.3f}")
-            if stop():
-                raise TrainingInterrupted("stopped while validating; the same command goes on from there")
-    evaluation = summarise_scores(scores, settings=ScoreSettings(), model=digest)
+    evaluation = dataclasses.replace(summarise_scores(scores, settings=ScoreSettings(), model=digest), key=key)
     write_json(file, evaluation)
     return evaluation
+
+
+def _key(model: str, cases: Sequence[Case]) -> str:
+    """What scores depend on: the model, and the labels as they are now."""
+    return digest_of((model, sorted((case.id, file_identity(case.label)) for case in cases)))
 
 
 def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Path:
@@ -117,6 +126,41 @@ def untrained_folds(workspace: Workspace, configuration: str) -> tuple[int, ...]
     return tuple(fold for fold in range(len(workspace.read_splits().folds)) if fold not in finished)
 
 
+def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
+    """Why a configuration cannot be cross-validated, and what to do; None where it can.
+
+    Folds that were trained by another plan or on other cases must not count: their validation cases may be among those
+    that they have learned from.
+    """
+    from autoseg.inference.model import fold_folder, trained_folds
+    from autoseg.training.record import FoldFiles, TrainingRecord
+
+    model, splits = workspace.model(configuration), workspace.read_splits()
+    if len(splits.folds) < 2:
+        return "the network is trained and judged on the same cases; plan with two folds or more"
+    folds = ",".join(map(str, untrained_folds(workspace, configuration)))
+    if folds:
+        return f"folds {folds} are not trained to their end; run 'autoseg train -c {configuration} --fold {folds}'"
+    advice = f"move or delete {model}, then train again"
+    trained: Plan = read_json(model / "plan.json", Plan)
+    made = dataclasses.replace(workspace.read_plan(), recommended=configuration)
+    if weights_depend_on(trained) != weights_depend_on(made):
+        return f"its folds were trained by another plan than that of now; {advice}"
+    if set(trained_folds(model)) != set(range(len(splits.folds))):
+        return f"it holds folds that the splits do not have; {advice}"
+    for fold, split in enumerate(splits.folds):
+        record: TrainingRecord = read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord)
+        cases = sorted(record.training_cases), sorted(record.validation_cases)
+        if cases != (sorted(split.training), sorted(split.validation)):
+            return f"fold {fold} was trained on other cases than the splits have now; {advice}"
+    return None
+
+
+def weights_depend_on(plan: Plan) -> tuple[object, ...]:
+    """What of a plan weights cannot do without."""
+    return plan.configuration(plan.recommended), plan.labels, plan.normalization, plan.axis_order
+
+
 def cross_validate(
     work: Path | str = DEFAULT_WORK,
     *,
@@ -135,7 +179,7 @@ def cross_validate(
         stop: asked after every case; True raises.
 
     Raises:
-        TrainingError: not all folds are trained to their end.
+        TrainingError: not all folds are trained to their end, or they are of another plan or other splits.
         TrainingInterrupted: `stop` said so.
     """
     import numpy as np
@@ -149,19 +193,20 @@ def cross_validate(
     workspace = Workspace(root=Path(work))
     made = workspace.read_plan()
     name = default_configuration(made, configuration).name
-    missing = untrained_folds(workspace, name)
-    if missing:
-        listed = ",".join(map(str, missing))
-        raise TrainingError(
-            f"{workspace.model(name)}: cross-validation needs all folds, and {listed} are not trained to their end; "
-            f"run 'autoseg train -c {name} --fold {listed}'"
-        )
-    folds = range(len(workspace.read_splits().folds))
+    missing = why_incomplete(workspace, name)
+    if missing is not None:
+        raise TrainingError(f"{workspace.model(name)}: cannot be cross-validated: {missing}")
+    dataset, splits = workspace.read_dataset(), workspace.read_splits()
+    folds = range(len(splits.folds))
     file, digest = workspace.model(name) / "cv.json", read_model(workspace.model(name)).digest(list(folds))
+    validated = {case for split in splits.folds for case in split.validation}
+    key = _key(digest, [case for case in dataset.cases if case.id in validated])
+    preprocess_cases(workspace, dataset, made, name)
     known = read_cross_validation(workspace, name)
-    if known is not None and known.model == digest:
-        return known
-    preprocess_cases(workspace, workspace.read_dataset(), made, name)
+    if known is not None and known.key == key:
+        files = (validation_folder(workspace, name, fold) / f"{case}.nii.gz" for case, fold in known.folds.items())
+        if all(file.is_file() for file in files):
+            return known
     parts = {fold: validate_fold(workspace, name, fold, device=device, stop=stop) for fold in folds}
     scores = {score.case: score for part in parts.values() for score in part.cases}
     fold_of = {score.case: fold for fold, part in parts.items() for score in part.cases}
@@ -169,12 +214,14 @@ def cross_validate(
     for review, counted in _review(workspace, name, fold_of, device=device, stop=stop):
         reviews.append(review)
         counts.append(counted)
+    nothing = np.zeros((made.labels.n_classes,) * 2, np.int64)
     result = CrossValidation(
         configuration=name,
         model=digest,
+        key=key,
         evaluation=summarise_scores(list(scores.values()), settings=ScoreSettings(), model=digest),
         folds=fold_of,
-        confusion=tuple(tuple(row) for row in np.sum([known.confusion for known in counts], axis=0).tolist()),
+        confusion=tuple(tuple(row) for row in sum((known.confusion for known in counts), nothing).tolist()),
         calibration=calibrate(counts),
         reviews=tuple(reviews),
         suspects=find_suspects(reviews),
@@ -225,8 +272,15 @@ def _review(
     cases = [case for case in workspace.read_dataset().cases if case.id in fold_of]
     with track(f"all folds of {configuration} look at all cases", total=len(cases)) as advance:
         for case in cases:
+            if stop():
+                raise TrainingInterrupted("stopped while all folds looked at the cases; start again")
             prepared = read_prepared(workspace, predictor, case)
             axis = predictor.choose_axis(prepared)
+            try:
+                predictor.check_memory(predictor.needed_gib(prepared, axis=axis, separate=True))
+            except PredictionError as error:
+                logger.warning("%s is not looked at by all folds together: %s", case.id, error)
+                continue
             label = PreprocessedCase(workspace.preprocessed(grid, case.id)).label.transpose(axis_first(axis))
             fold = fold_of[case.id]
             reviewer = Reviewer(len(folds), n_classes, own=folds.index(fold))
@@ -236,5 +290,3 @@ def _review(
                 del logits
             yield reviewer.review(case.id, fold), reviewer.counts()
             advance(1)
-            if stop():
-                raise TrainingInterrupted("stopped while all folds looked at the cases; the same command goes on")

@@ -12,7 +12,7 @@ from autoseg.core.errors import TrainingError, WorkspaceError
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json, to_plain, write_json
 from autoseg.pipeline.choose import select
-from autoseg.pipeline.crossval import never, untrained_folds, validate_fold
+from autoseg.pipeline.crossval import never, validate_fold, weights_depend_on, why_incomplete
 from autoseg.pipeline.prepare import preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.plan import Plan
@@ -121,7 +121,7 @@ def train(
             )
         _draw_curves(folder, read_log(FoldFiles(folder=folder).log))
         results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop) if validate else None
-    if validate and not untrained_folds(workspace, chosen.name):
+    if validate and why_incomplete(workspace, chosen.name) is None:
         select(work, device=device, stop=stop)
     return results
 
@@ -137,15 +137,11 @@ def _write_model_plan(model: Path, plan: Plan) -> None:
     file = model / "plan.json"
     if file.exists() and usable_folds(model):
         known: Plan = read_json(file, Plan)
-        if _what_weights_depend_on(known) != _what_weights_depend_on(plan):
+        if weights_depend_on(known) != weights_depend_on(plan):
             raise TrainingError(
                 f"{model}: holds folds that another plan has trained; move or delete this folder, then train again"
             )
     write_json(file, plan)
-
-
-def _what_weights_depend_on(plan: Plan) -> tuple[object, ...]:
-    return plan.configuration(plan.recommended), plan.labels, plan.normalization, plan.axis_order
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from autoseg.pipeline.segment import DONE, CaseResult, PredictionRecord
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
 if TYPE_CHECKING:
+    from autoseg.evaluation.selection import Selection
     from autoseg.reporting.figures import OverlayRow
     from autoseg.reporting.predictions_page import PredictedCase
     from autoseg.reporting.results_page import ConfigurationResults
@@ -72,8 +73,28 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
         )
 
     return write_results_page(
-        workspace.results_page, made, results, selection=read_selection(workspace), overlays=overlay
+        workspace.results_page, made, results, selection=_current_selection(workspace), overlays=overlay
     )
+
+
+def _current_selection(workspace: Workspace) -> Selection | None:
+    """What was selected, if it was selected with the weights that are there now."""
+    selection = read_selection(workspace)
+    if selection is None:
+        return None
+    names = selection.candidate.configurations
+    if tuple(_digest(workspace, name) for name in names) == selection.candidate.models:
+        return selection
+    logger.warning("%s: was made with other weights, and is left out; run 'autoseg select'", workspace.selection_file)
+    return None
+
+
+def _digest(workspace: Workspace, configuration: str) -> str | None:
+    """Of the folds that are trained to their end; None where there are none."""
+    from autoseg.inference.model import read_model, trained_folds
+
+    folder = workspace.model(configuration)
+    return read_model(folder).digest() if trained_folds(folder) else None
 
 
 def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:
@@ -87,13 +108,16 @@ def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResu
         epochs = read_log(FoldFiles(folder=folder).log)
         if fold.isdecimal() and epochs:
             curves[int(fold)] = epochs
-    return ConfigurationResults(
-        name=configuration, curves=curves, crossval=read_cross_validation(workspace, configuration)
-    )
+    crossval = read_cross_validation(workspace, configuration)
+    if crossval is not None and crossval.model != _digest(workspace, configuration):
+        text = "%s: its cross-validation is of other weights, and is left out; run 'autoseg select'"
+        logger.warning(text, workspace.model(configuration))
+        crossval = None
+    return ConfigurationResults(name=configuration, curves=curves, crossval=crossval)
 
 
 def report_predictions(folder: Path | str) -> Path:
-    """Writes `report.html` into a folder of label maps: pictures, volumes, and cases that stand out.
+    """Writes `autoseg_report.html` into a folder of label maps: pictures, volumes, and cases that stand out.
 
     Args:
         folder: that `predict` has written.
@@ -109,7 +133,7 @@ def report_predictions(folder: Path | str) -> Path:
 
     folder = Path(folder)
     records = _read_records(folder)
-    first = records[0]
+    first = records[-1]
     cases = {case: known for record in records for case, known in record.cases.items()}
 
     def overlay(case: str) -> OverlayRow:
@@ -134,7 +158,7 @@ def report_predictions(folder: Path | str) -> Path:
         ("started", first.started),
     ]
     return write_predictions_page(
-        folder / "report.html",
+        folder / "autoseg_report.html",
         f"Predictions in {folder.resolve().name}",
         facts,
         [_describe(case, known) for case, known in sorted(cases.items())],
@@ -152,7 +176,12 @@ def _read_records(folder: Path) -> list[PredictionRecord]:
     records = [read_json(file, PredictionRecord) for file in files]
     if any(record.labels != records[0].labels for record in records):
         raise FormatError(f"{folder}: its manifests are of models with different labels")
-    return records
+    names = {case for record in records for case in record.cases}
+    odd = sorted(case for case in names if Path(case).name != case)
+    if odd:
+        raise FormatError(f"{folder}: the case {odd[0]!r} leads to another folder")
+    # What was made last counts.
+    return sorted(records, key=lambda record: record.started)
 
 
 def _describe(case: str, known: CaseResult) -> PredictedCase:

@@ -165,7 +165,7 @@ def _decide(
 def _look_at(index: Dataset, workspace: Workspace) -> tuple[Dataset, Fingerprint]:
     """Checks and fingerprints the cases, or finds what an earlier look has found where no file has changed since."""
     logger.info("%s: layout %s, number of cases %d", index.name, index.layout, len(index.cases))
-    files = [_file_identity(file) for case in index.cases for file in (*case.images, case.label)]
+    files = [file_identity(file) for case in index.cases for file in (*case.images, case.label)]
     key = digest((__version__, index, files))
     try:
         check: CheckResult = read_json(workspace.check_file, CheckResult)
@@ -263,7 +263,7 @@ def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configu
     shared = (made.axis_order, made.configuration(grid).spacing_mm, made.normalization, made.labels)
     todo = []
     for case in dataset.cases:
-        key = digest((shared, [_file_identity(file) for file in (*case.images, case.label)]))
+        key = digest((shared, [file_identity(file) for file in (*case.images, case.label)]))
         if not is_current(workspace.preprocessed(grid, case.id), key):
             todo.append((case, key))
     if todo:
@@ -283,7 +283,7 @@ def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configu
     return grid
 
 
-def _file_identity(file: Path) -> tuple[str, int, int]:
+def file_identity(file: Path) -> tuple[str, int, int]:
     try:
         stat = file.stat()
     except OSError as error:

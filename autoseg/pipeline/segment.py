@@ -71,7 +71,7 @@ class CaseResult:
         volumes_ml: of each label.
         estimated_dice: mean Dice to expect, from how the folds agree; None where that is not known.
         is_doubtful: whether that is low for this model: a person should look at the label map.
-        files: the image.
+        files: the image, absolute paths.
         warnings: how the image differs from those of the training.
         error: why there is no label map.
     """
@@ -271,6 +271,7 @@ def _load(
             max_vram_gib=max_vram_gib,
             compile=compile,
             postprocess=postprocess,
+            n_sharing=len(choice.models),
         )
         for model in choice.models
     ]
@@ -444,7 +445,7 @@ class _Run:
             self._results[image.case] = CaseResult(
                 status=FAILED,
                 seconds=round(seconds, 3),
-                files=tuple(str(file) for file in image.files),
+                files=tuple(str(file.absolute()) for file in image.files),
                 warnings=image.warnings,
                 error=self.problems[-1].text,
             )
@@ -452,14 +453,14 @@ class _Run:
             assert image.geometry is not None
             volumes = _measure_volumes(segmentation, image.geometry, self.predictor.plan.labels)
             estimate = segmentation.estimated_dice
-            doubtful = estimate is not None and not estimate >= (self.predictor.low_dice or 0)
+            doubtful = estimate is not None and estimate < (self.predictor.low_dice or 0)
             self._results[image.case] = CaseResult(
                 status=DONE,
                 seconds=round(seconds, 3),
                 volumes_ml=volumes,
                 estimated_dice=None if estimate is None else round(estimate, 4),
                 is_doubtful=doubtful,
-                files=tuple(str(file) for file in image.files),
+                files=tuple(str(file.absolute()) for file in image.files),
                 warnings=image.warnings,
             )
             if doubtful:

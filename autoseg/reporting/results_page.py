@@ -116,7 +116,7 @@ def _list_facts(
     n_labels = len(plan.labels.names)
     facts = [("labels", str(n_labels), list_some(plan.labels.names))]
     if known is not None:
-        detail = f"{plan.n_folds} folds of cross-validation" if plan.n_folds > 1 else "kept apart"
+        detail = f"{plan.n_folds} folds of cross-validation" if plan.n_folds > 1 else "no cross-validation"
         facts.insert(0, ("cases", str(len(known.evaluation.cases)), detail))
     if selection is not None:
         facts.append(("chosen model", selection.chosen, _tell_choice(selection)))

@@ -53,7 +53,7 @@ def tell_plan(plan: Plan, configurations: Sequence[ConfigurationPlan]) -> str:
     text += " ".join(_tell_configuration(plan, configuration) for configuration in configurations)
     is_one = len(configurations) == 1
     if plan.n_folds == 1:
-        return f"{text} {'It is' if is_one else 'They are'} trained once, and judged on cases that were kept apart."
+        return f"{text} {'It is' if is_one else 'They are'} trained once, on all cases: nothing tells how good it is."
     return (
         f"{text} {'It is' if is_one else 'Each is'} trained {plan.n_folds} times, each time without a "
         f"{_name_part(plan.n_folds)} of the cases. These are then segmented by the network that has not seen them: "

@@ -50,12 +50,12 @@ def test_agreement_is_the_mean_dice_of_pairs() -> None:
     assert of_first.value == pytest.approx((pair_ab + pair_ac) / 2)
 
 
-def test_where_nothing_is_found_agreement_tells_nothing() -> None:
+def test_networks_that_find_nothing_agree() -> None:
     agreement = Agreement(2, N_CLASSES)
     agreement.add(rows_of([torch.zeros_like(A)] * 2)[0])
-    assert math.isnan(agreement.value)
+    assert agreement.value == 1
     model = QualityModel(intercept=0, slope=1, residual_std=0, correlation=1, low_dice=0.5, n_cases=9)
-    assert math.isnan(model.estimate(agreement.value))
+    assert math.isnan(model.estimate(math.nan))
     assert [model.estimate(value) for value in (-0.5, 0.3, 2.0)] == [0, 0.3, 1]
 
 
@@ -115,6 +115,17 @@ def test_the_line_from_agreement_to_dice_is_found() -> None:
     with_gap = fit_quality(reviews, [float("nan"), *dice[1:]])
     assert with_gap is not None
     assert with_gap.n_cases == 29
+
+
+def test_a_few_wrong_labels_do_not_bend_the_line() -> None:
+    reviews = make_reviews(30)
+    dice = [0.1 + 0.8 * review.agreement for review in reviews]
+    for index in (3, 11, 20):
+        dice[index] = 0.2
+    quality = fit_quality(reviews, dice)
+    assert quality is not None
+    assert quality.estimate(0.9) == pytest.approx(0.82, abs=0.01)
+    assert quality.residual_std < 0.01
 
 
 def test_no_line_where_agreement_tells_nothing() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from autoseg.core.errors import FormatError
 from autoseg.evaluation.select import compare, mean_of_labels, select
 from autoseg.evaluation.selection import Candidate, Selection
 
@@ -72,6 +73,27 @@ def test_labels_that_few_cases_have_count_as_much_as_others() -> None:
     gain, low, high = compare(dice + 0.05, dice)
     assert gain == pytest.approx(0.05)
     assert low <= gain <= high
+
+
+def test_an_interval_is_not_widened_by_cases_without_a_label() -> None:
+    rng = np.random.default_rng(1)
+    dice = np.stack([0.93 + 0.01 * rng.standard_normal(50), np.full(50, np.nan)], axis=1)
+    dice[::10, 1] = 0.9
+    gain, low, high = compare(dice, np.zeros_like(dice))
+    assert gain == pytest.approx(mean_of_labels(dice))
+    assert high - low < 0.01
+    np.testing.assert_allclose(compare(dice + 0.1, dice), 0.1)
+
+
+def test_of_few_cases_no_gain_is_beyond_noise() -> None:
+    few = BASE[:3]
+    candidates = [make_candidate("cheap", few, 1.0), make_candidate("dear", few + 0.05, 2.0)]
+    assert select(candidates, {"cheap": few, "dear": few + 0.05}, missing={}).chosen == "cheap"
+
+
+def test_a_choice_that_is_no_candidate_is_refused() -> None:
+    with pytest.raises(FormatError, match="'x' was chosen, which is none of the candidates cheap"):
+        Selection(chosen="x", candidates=(make_candidate("cheap", BASE, 1.0),), comparisons=(), missing={}, why="")
 
 
 def test_a_label_that_no_case_has_does_not_count() -> None:

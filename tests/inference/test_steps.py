@@ -70,6 +70,16 @@ def test_holes_are_filled_but_what_opens_to_the_outside_or_holds_another_label_i
     assert (result[1:3, 4, 4] == 0).all()
 
 
+def test_holes_of_a_slice_are_filled_whichever_axis_is_thin() -> None:
+    image = np.zeros((9, 9), np.uint8)
+    image[2:7, 2:7] = 3
+    image[4, 4] = 0
+    for axis in range(3):
+        filled = apply_steps(np.expand_dims(image, axis), [step(HOLES, 3)], voxel_ml=1)
+        assert filled.shape == np.expand_dims(image, axis).shape
+        assert filled.sum() == 3 * 25
+
+
 def test_steps_follow_each_other_and_labels_that_are_absent_do_not_matter() -> None:
     steps = [step(LARGEST, 3), step(HOLES, 3), step(LARGEST, 9), step(HOLES, 9), step(SMALL, 7, min_ml=0.002)]
     result = apply_steps(make_label(), steps, voxel_ml=0.001)

@@ -216,7 +216,7 @@ def test_a_selection_of_other_weights_does_not_count(
 
 def test_cross_validation_names_the_folds_that_are_missing(work: Path, tmp_path: Path) -> None:
     (work / "models" / "2d" / "fold_1" / "weights.safetensors").unlink()
-    with pytest.raises(TrainingError, match=r"2d: cross-validation needs all folds, and 1 .* -c 2d --fold 1'"):
+    with pytest.raises(TrainingError, match=r"2d: cannot be cross-validated: folds 1 are not .* -c 2d --fold 1'"):
         cross_validate(work, configuration="2d", device="cpu")
     shutil.rmtree(work / "models")
     with pytest.raises(TrainingError, match=r"no configuration is trained on all folds\n.*2d: folds 0,1 "):
@@ -254,7 +254,7 @@ def test_a_model_carries_its_post_processing_and_its_quality_estimate(
     assert known["files"] == [str(image)]
     assert any("look at it" in text for text in caplog.messages)
     raw = manifest(tmp_path / "raw")["cases"][case]
-    assert (raw["estimated_dice"], raw["is_doubtful"]) == (None, False)
+    assert raw["estimated_dice"] == known["estimated_dice"]
     # One fold alone has nobody to agree with; post-processing is done all the same.
     alone = Predictor(file, device="cpu", folds=[0])
     assert (alone.steps, alone.quality) == ((step,), quality)
@@ -282,6 +282,52 @@ def test_the_agreement_is_that_of_the_label_maps_of_the_folds(work: Path, tiny_d
     together = Ensemble([both, both]).segment([prepared, prepared])
     assert together.estimated_dice == pytest.approx(np.mean(dice), abs=1e-6)
     np.testing.assert_array_equal(together.label, both.segment(prepared).label)
+
+
+def test_folds_of_other_splits_do_not_count(work: Path) -> None:
+    """Their validation cases may be among those that they have learned from."""
+    splits = json.loads((work / "splits.json").read_text())
+    splits["folds"].reverse()
+    (work / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(TrainingError, match=r"2d: fold 0 was trained on other cases than the splits have now; move or"):
+        autoseg.select(work, device="cpu")
+    splits["folds"] = splits["folds"][:1]
+    (work / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(TrainingError, match="judged on the same cases; plan with two folds or more"):
+        cross_validate(work, device="cpu")
+
+
+def test_a_configuration_of_another_plan_is_left_out_and_named(work: Path) -> None:
+    plan = json.loads((work / "plan.json").read_text())
+    plan["configurations"]["2d"]["batch_size"] += 1
+    (work / "plan.json").write_text(json.dumps(plan))
+    selection = autoseg.select(work, device="cpu")
+    assert [known.name for known in selection.candidates] == ["3d_fullres"]
+    assert "trained by another plan" in selection.missing["2d"]
+
+
+def test_a_label_that_was_mended_counts(trained: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(tiny_dataset, tmp_path / "dataset"))
+    work = Path(shutil.copytree(trained, tmp_path / "work"))
+    index = (work / "dataset.json").read_text().replace(str(tiny_dataset), str(copied))
+    (work / "dataset.json").write_text(index)
+    first = cross_validate(work, configuration="2d", device="cpu")
+    case = first.evaluation.cases[0].case
+    file = tmp_path / "dataset" / "labelsTr" / f"{case}.nii.gz"
+    fold = first.folds[case]
+    shutil.copy(work / "models" / "2d" / f"fold_{fold}" / "validation" / f"{case}.nii.gz", file)
+    second = cross_validate(work, configuration="2d", device="cpu")
+    scores = {known.case: known.mean_dice for known in second.evaluation.cases}
+    assert scores[case] == 1
+    assert first.evaluation.cases[0].mean_dice < 1
+
+
+def test_results_of_other_weights_are_not_reported(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = work / "models" / "2d" / "fold_0" / "weights.safetensors"
+    shutil.copy(work / "models" / "2d" / "fold_1" / "weights.safetensors", weights)
+    page = autoseg.report(work).read_text()
+    assert "is of other weights" in caplog.text
+    assert "there is no cross-validation yet" in page
 
 
 def test_an_ensemble_does_not_fit_into_one_file(work: Path, tmp_path: Path) -> None:

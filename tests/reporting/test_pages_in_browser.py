@@ -164,6 +164,7 @@ def make_results() -> ConfigurationResults:
     crossval = CrossValidation(
         configuration="3d_fullres",
         model="abc",
+        key="",
         evaluation=summarise_scores(scores, settings=ScoreSettings()),
         folds=dict.fromkeys(CASES, 0),
         confusion=tuple(map(tuple, confusion.tolist())),

@@ -176,6 +176,7 @@ def make_crossval(
     return CrossValidation(
         configuration=configuration,
         model="abc",
+        key="",
         evaluation=summarise_scores(cases, settings=ScoreSettings()),
         folds={name: i % 5 for i, name in enumerate(dice)},
         confusion=tuple(map(tuple, confusion.tolist())),
