@@ -26,7 +26,9 @@ from autoseg.evaluation.selection import StepDecision
 from autoseg.inference.postprocess import apply_steps, label_components
 
 SIZE_QUANTILES = (0.0, 0.05, 0.1, 0.25)
-"""Of the volumes of reference components of a label, tried as the volume below which components are removed."""
+SIZE_FRACTION = 0.5
+"""Half of these quantiles of the volumes of reference components of a label are tried as the volume below which
+components are removed: what is found too small must not be lost."""
 
 MIN_GAIN = 1e-4
 """Of the mean Dice: what is less is not worth a step."""
@@ -163,7 +165,7 @@ def _options(target: Target, volumes_ml: NDArray[np.float64]) -> list[tuple[Step
     """What to try for a target: first nothing, then what does least."""
     rules: list[tuple[Step, ...]] = [()]
     if volumes_ml.size:
-        sizes_ml = sorted({float(f"{size:.3g}") for size in np.quantile(volumes_ml, SIZE_QUANTILES)})
+        sizes_ml = sorted({float(f"{size:.3g}") for size in SIZE_FRACTION * np.quantile(volumes_ml, SIZE_QUANTILES)})
         rules += [
             (Step(kind=SMALL, target=target.name, values=target.values, min_ml=size),) for size in sizes_ml if size > 0
         ]

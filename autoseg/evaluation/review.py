@@ -133,8 +133,8 @@ def calibrate(counts: Sequence[ReviewCounts]) -> Calibration:
 def fit_quality(reviews: Sequence[CaseReview], dice: Sequence[float]) -> QualityModel | None:
     """How the agreement of folds tells the out-of-fold Dice: a line by Theil and Sen.
 
-    Its slope is the median of those of all pairs of cases, so that a few wrong labels, whose Dice is low however much the
-    folds agree, do not bend it.
+    Its slope is the median of those of all pairs of cases, so that a few wrong labels, whose Dice is low however much
+    the folds agree, do not bend it.
 
     Args:
         reviews: of the cases.
