@@ -155,7 +155,7 @@ def report_predictions(folder: Path | str) -> Path:
         ("post-processing", "; ".join(map(str, first.postprocessing)) or "none"),
         ("device", first.device),
         ("images", str(len(cases))),
-        ("started", first.started),
+        ("started", first.started[:16].replace("T", " ") + " UTC"),
     ]
     return write_predictions_page(
         folder / "autoseg_report.html",
