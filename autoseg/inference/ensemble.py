@@ -16,7 +16,15 @@ from autoseg.core.steps import Step
 from autoseg.inference.postprocess import apply_steps
 from autoseg.inference.predictor import Predictor, PreparedImage, Segmentation
 from autoseg.inference.quality import Agreement
-from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, in_step, mean_probability, ready_rows, to_scan
+from autoseg.inference.volumes import (
+    LabelMap,
+    change_along,
+    in_step,
+    make_soft_maps,
+    mean_probability,
+    ready_rows,
+    to_scan,
+)
 
 
 class Ensemble:
@@ -98,16 +106,14 @@ class Ensemble:
         )
         self.members[0].check_memory(sum(needed))
         labels = LabelMap(record, axis=axis, n_classes=n_classes)
-        soft = None
-        if probabilities or uncertainty:
-            soft = SoftMaps(
-                record,
-                axis=axis,
-                n_classes=n_classes,
-                probabilities=probabilities,
-                uncertainty=uncertainty,
-                scratch=scratch,
-            )
+        soft = make_soft_maps(
+            record,
+            axis=axis,
+            n_classes=n_classes,
+            probabilities=probabilities,
+            uncertainty=uncertainty,
+            scratch=scratch,
+        )
         streams = [
             _rows_of_scan(member, image, axis=axis, separate=apart, agreement=agreement)
             for (member, image), apart, agreement in zip(pairs, separate, agreements, strict=True)

@@ -21,7 +21,7 @@ from autoseg.inference.model import Model, digest_model, read_model, warn_of_unf
 from autoseg.inference.postprocess import apply_steps
 from autoseg.inference.quality import Agreement
 from autoseg.inference.sliding_window import CompiledNetwork, Place, SlidingWindow, WindowConfig
-from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, ready_rows, to_scan
+from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, make_soft_maps, ready_rows, to_scan
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, record_occupied
@@ -228,16 +228,14 @@ class Predictor:
         separate = uncertainty or agreement is not None
         self.check_memory(self.needed_gib(prepared, axis=axis, separate=separate))
         labels = LabelMap(record, axis=axis, n_classes=n_classes)
-        soft = None
-        if probabilities or uncertainty:
-            soft = SoftMaps(
-                record,
-                axis=axis,
-                n_classes=n_classes,
-                probabilities=probabilities,
-                uncertainty=uncertainty,
-                scratch=scratch,
-            )
+        soft = make_soft_maps(
+            record,
+            axis=axis,
+            n_classes=n_classes,
+            probabilities=probabilities,
+            uncertainty=uncertainty,
+            scratch=scratch,
+        )
         change, n_networks = change_along(record, axis), len(self.folds) if separate else 1
         swept = self.sweep(prepared, axis=axis, separate=separate, agreement=agreement)
         for rows, logits, first_row in ready_rows(swept, change):

@@ -215,6 +215,28 @@ class SoftMaps:
         return place_in_scan(np.moveaxis(swept, 0, self._axis), self._record)
 
 
+def make_soft_maps(
+    record: CaseRecord,
+    *,
+    axis: int,
+    n_classes: int,
+    probabilities: bool,
+    uncertainty: bool,
+    scratch: Path | None,
+) -> SoftMaps | None:
+    """Empty maps of what is asked for, see `SoftMaps`; None where nothing is."""
+    if not probabilities and not uncertainty:
+        return None
+    return SoftMaps(
+        record,
+        axis=axis,
+        n_classes=n_classes,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+        scratch=scratch,
+    )
+
+
 def mean_probability(groups: Sequence[Tensor]) -> Tensor:
     """(K, n, A, B): networks of one configuration average logits, configurations probabilities.
 
