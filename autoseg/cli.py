@@ -254,7 +254,6 @@ def train(
     from autoseg.reporting.text import describe_label_dice
     from autoseg.training.config import Budget, TrainConfig
     from autoseg.training.recipe import RECIPES
-    from autoseg.training.trainer import TrainingInterrupted
 
     n_folds = len(pipeline.Workspace(root=work).read_splits().folds)
     budget = Budget.make(
@@ -275,23 +274,19 @@ def train(
         compile=compile_network,
         deterministic=deterministic,
     )
-    with _stop_on_signals() as (stop, exit_code):
-        try:
-            scores = pipeline.train(
-                work,
-                folds=parse_folds(fold, n_folds=n_folds),
-                configuration=configuration,
-                config=config,
-                device=device,
-                resume=resume,
-                validate=validate,
-                checkpoint_interval_s=parse_duration(checkpoint_interval),
-                track_with=track or (),
-                stop=stop,
-            )
-        except TrainingInterrupted as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(exit_code()) from error
+    with _stop_on_signals() as stop:
+        scores = pipeline.train(
+            work,
+            folds=parse_folds(fold, n_folds=n_folds),
+            configuration=configuration,
+            config=config,
+            device=device,
+            resume=resume,
+            validate=validate,
+            checkpoint_interval_s=parse_duration(checkpoint_interval),
+            track_with=track or (),
+            stop=stop,
+        )
     for number, evaluation in scores.items():
         if evaluation is not None:
             typer.echo(f"\nFold {number}, {len(evaluation.cases)} validation cases")
@@ -414,14 +409,9 @@ def select(
     """Compare all trained configurations, decide post-processing, and choose what 'predict' uses."""
     from autoseg import pipeline
     from autoseg.reporting.text import describe_selection
-    from autoseg.training.trainer import TrainingInterrupted
 
-    with _stop_on_signals() as (stop, exit_code):
-        try:
-            selection = pipeline.select(work, device=device, ensembles=ensembles, stop=stop)
-        except TrainingInterrupted as interruption:
-            typer.echo(f"{interruption}", err=True)
-            raise typer.Exit(exit_code()) from None
+    with _stop_on_signals() as stop:
+        selection = pipeline.select(work, device=device, ensembles=ensembles, stop=stop)
     typer.echo(describe_selection(selection))
     typer.echo(f"\nNext: autoseg report{_work_option(work)}")
 
@@ -514,14 +504,17 @@ def parse_duration(text: str) -> float:
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[tuple[Callable[[], bool], Callable[[], int]]]:
+def _stop_on_signals() -> Iterator[Callable[[], bool]]:
     """While the block runs, SIGINT, SIGTERM and SIGUSR1 only ask it to stop; a second one ends it at once.
 
-    Clusters send SIGUSR1 some time before they end a job.
+    Clusters send SIGUSR1 some time before they end a job. Where the block has stopped, the exit code is that of the
+    signal.
 
     Yields:
-        Whether to stop, and the exit code for the signal that came.
+        Whether to stop.
     """
+    from autoseg.training.trainer import TrainingInterrupted
+
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -534,7 +527,10 @@ def _stop_on_signals() -> Iterator[tuple[Callable[[], bool], Callable[[], int]]]
     known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     before: dict[int, Any] = {int(number): signal.signal(number, note) for number in known}
     try:
-        yield lambda: bool(received), lambda: 128 + received[0]
+        yield lambda: bool(received)
+    except TrainingInterrupted as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(128 + received[0]) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

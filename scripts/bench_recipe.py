@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import platform
 import statistics
 import sys
@@ -32,7 +31,7 @@ from bench_training import MAX_OTHERS_BUSY, busy_s
 import autoseg
 from autoseg.cli import parse_duration
 from autoseg.core.runtime import n_cpus
-from autoseg.core.serialize import write_json
+from autoseg.core.serialize import read_json, to_plain, write_json
 from autoseg.data.phantom import write_phantom_dataset
 from autoseg.evaluation.scores import Evaluation
 from autoseg.inference.model import fold_folder
@@ -41,7 +40,7 @@ from autoseg.planning.choices import Choices
 from autoseg.reporting.text import format_table
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.recipe import RECIPES
-from autoseg.training.record import FoldFiles, read_log
+from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
 RESULTS = Path(__file__).parents[1] / "docs" / "recipe.jsonl"
 CONFIGURATION = "3d_fullres"
@@ -166,7 +165,7 @@ def run(arguments: argparse.Namespace) -> Result:
     took_s, (all_after, own_after) = time.monotonic() - started, busy_s()
     evaluation = autoseg.train(work, **options, config=config)[arguments.fold]
     assert isinstance(evaluation, Evaluation)
-    record = json.loads(FoldFiles(folder=folder).training.read_text())
+    record = read_json(FoldFiles(folder=folder).training, TrainingRecord)
     return Result(
         dataset=arguments.dataset,
         variant=arguments.variant,
@@ -174,7 +173,7 @@ def run(arguments: argparse.Namespace) -> Result:
         seed=arguments.seed,
         budget_s=budget_s,
         n_steps=read_log(FoldFiles(folder=folder).log)[-1].iteration,
-        batch_size=record["batch_size"],
+        batch_size=record.batch_size,
         mean_dice=round(evaluation.mean_dice, 4),
         label_dice={label: round(value, 4) for label, value in evaluation.label_dice.items()},
         lesion_f1={known.label: round(known.metrics["lesion_f1"].mean, 4) for known in evaluation.labels},
@@ -231,10 +230,7 @@ def main() -> None:
         return
     result = run(arguments)
     with arguments.results.open("a") as file:
-        # NaN, of labels without lesions, is not JSON.
-        plain = dataclasses.asdict(result)
-        plain["lesion_f1"] = {label: None if math.isnan(f1) else f1 for label, f1 in result.lesion_f1.items()}
-        file.write(json.dumps(plain) + "\n")
+        file.write(json.dumps(to_plain(result)) + "\n")
     print(f"{result.dataset}, {result.variant}, {arguments.budget}: mean Dice {result.mean_dice:.4f}", file=sys.stderr)
 
 

@@ -101,3 +101,9 @@ def describe_problems(headline: str, problems: Sequence[Problem]) -> str:
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def list_some(names: Sequence[str], *, most: int = 6) -> str:
+    """Names with commas; of many, the first few and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -220,3 +220,9 @@ def axis_first(axis: int) -> tuple[int, int, int]:
     """The order of three axes that puts one first and leaves the others as they follow one another."""
     first, second = (other for other in range(3) if other != axis)
     return axis, first, second
+
+
+def joint_box(boxes: Iterable[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """The smallest box around all; of none it has no axes."""
+    axes = zip(*boxes, strict=True)
+    return tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in axes)

@@ -8,10 +8,9 @@ predictions are counted apart. Voxels that the reference marks as ignored are ba
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.core.errors import AutosegError, DatasetError, FormatError, Problem, describe_problems
-from autoseg.core.labels import LabelSpec
+from autoseg.core.errors import AutosegError, DatasetError, FormatError, Problem, describe_problems, list_some
+from autoseg.core.geometry import joint_box
+from autoseg.core.labels import LabelSpec, mask_of
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.data.check import grid_difference, label_values
 from autoseg.data.files import by_name, list_images
@@ -89,8 +89,8 @@ def score_case(
 
     def score(target: Target) -> LabelScore:
         boxes = [box for value in target.values for box in (found[value - 1], wanted[value - 1]) if box is not None]
-        box = _joint_box(boxes) if boxes else (slice(0, 0),) * reference.ndim
-        masks = [_mask_of(array[box], target.values) for array in (prediction, reference)]
+        box = joint_box(boxes) if boxes else (slice(0, 0),) * reference.ndim
+        masks = [mask_of(array[box], target.values) for array in (prediction, reference)]
         if settings.ignore is not None:
             for mask in masks:
                 mask &= reference[box] != settings.ignore
@@ -156,17 +156,6 @@ def _status(counts: Counts) -> str:
     return ONLY_PREDICTED if counts.predicted else EMPTY
 
 
-def _mask_of(array: NDArray, values: Sequence[int]) -> NDArray[np.bool_]:
-    """Where any of the values is. One after the other, because `isin` makes indices of eight bytes per voxel."""
-    return functools.reduce(np.logical_or, (array == value for value in values))
-
-
-def _joint_box(boxes: Sequence[Slices]) -> Slices:
-    """The smallest box around all."""
-    axes = zip(*boxes, strict=True)
-    return tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in axes)
-
-
 def _planes_to_keep(mask: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
     """Per axis the planes that hold a voxel of the mask, and those beside them.
 
@@ -189,6 +178,7 @@ def summarise_scores(
     settings: ScoreSettings,
     not_scored: Sequence[str] = (),
     model: str | None = None,
+    key: str | None = None,
 ) -> Evaluation:
     """Sums up over cases, each with the same labels in the same order.
 
@@ -201,6 +191,7 @@ def summarise_scores(
         settings: that they were scored with.
         not_scored: references without a prediction.
         model: the sha256 of the model that made the predictions.
+        key: see `Evaluation`.
     """
     labels = []
     for position, first in enumerate(cases[0].labels if cases else ()):
@@ -222,6 +213,7 @@ def summarise_scores(
         cases=tuple(cases),
         not_scored=tuple(not_scored),
         model=model,
+        key=key,
     )
 
 
@@ -351,7 +343,5 @@ def _label_files(path: Path) -> dict[str, Path]:
     return {case_name(path): path}
 
 
-def _some(names: object) -> str:
-    listed = sorted(names)  # type: ignore[call-overload]
-    shown = ", ".join(listed[:3]) or "no label map"
-    return shown + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+def _some(names: Iterable[str]) -> str:
+    return list_some(sorted(names), most=3) or "no label map"

@@ -1,4 +1,4 @@
-"""How sure a mean over cases is."""
+"""How sure a mean over cases is, and how far values spread."""
 
 from __future__ import annotations
 
@@ -36,3 +36,12 @@ def bootstrap_interval(values: NDArray[np.float64], *, seed: int = 0) -> tuple[f
     means = np.concatenate([values[rng.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def robust_deviation(differences: NDArray[np.float64]) -> float:
+    """The standard deviation that few outliers do not move: 1.4826 times the median of the absolute differences.
+
+    Args:
+        differences: (n,) from a centre, at least one.
+    """
+    return 1.4826 * float(np.median(np.abs(differences)))

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from autoseg.core.geometry import joint_box
+from autoseg.core.labels import mask_of
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.core.steps import FOREGROUND, HOLES, LARGEST, SMALL, Step
 from autoseg.evaluation.intervals import MIN_CASES, bootstrap_interval
-from autoseg.evaluation.metrics import count_labels
+from autoseg.evaluation.metrics import count_labels, count_mask
 from autoseg.evaluation.scores import Target
 from autoseg.evaluation.selection import StepDecision
 from autoseg.inference.postprocess import apply_steps, label_components
@@ -129,10 +131,9 @@ def _count(pair: Pair, tried: Sequence[Sequence[Step]], targets: Sequence[Target
         for row, target in zip(of_tried, targets, strict=True):
             if len(target.values) == 1:
                 counts = single[target.values[0]]
-                row[:] = counts.overlap, counts.predicted, counts.reference
             else:
-                predicted, wanted = np.isin(label, target.values), np.isin(pair.reference, target.values)
-                row[:] = (predicted & wanted).sum(), predicted.sum(), wanted.sum()
+                counts = count_mask(mask_of(label, target.values), mask_of(pair.reference, target.values))
+            row[:] = counts.overlap, counts.predicted, counts.reference
     return result
 
 
@@ -142,13 +143,7 @@ def _cut_out(pair: Pair, targets: Sequence[Target]) -> Iterator[Pair]:
     found = [ndimage.find_objects(label, max_label=largest) for label in (pair.prediction, pair.reference)]
     for target in targets:
         boxes = [box for of_map in found for value in target.values if (box := of_map[value - 1]) is not None]
-        box = (
-            tuple(
-                slice(min(part.start for part in parts), max(part.stop for part in parts))
-                for parts in zip(*boxes, strict=True)
-            )
-            or (slice(0, 1),) * pair.prediction.ndim
-        )
+        box = joint_box(boxes) or (slice(0, 1),) * pair.prediction.ndim
         yield Pair(prediction=pair.prediction[box], reference=pair.reference[box], voxel_ml=pair.voxel_ml)
 
 
@@ -156,7 +151,7 @@ def _component_volumes(pair: Pair, targets: Sequence[Target]) -> list[NDArray[np
     """Volumes in ml of the components of each target in the reference."""
     volumes: list[NDArray[np.float64]] = []
     for part, target in zip(_cut_out(pair, targets), targets, strict=True):
-        components, _ = label_components(np.isin(part.reference, target.values))
+        components, _ = label_components(mask_of(part.reference, target.values))
         volumes.append((np.bincount(components.ravel())[1:] * pair.voxel_ml).astype(np.float64))
     return volumes
 

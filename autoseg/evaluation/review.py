@@ -15,14 +15,12 @@ from scipy.stats import theilslopes
 from torch import Tensor
 
 from autoseg.evaluation.crossval import N_CONFIDENCE_BINS, Calibration, CaseReview, Suspect
-from autoseg.inference.quality import Agreement, QualityModel
+from autoseg.evaluation.intervals import robust_deviation
+from autoseg.inference.quality import Agreement, QualityModel, count_values
 
 MIN_CASES_FOR_QUALITY = 10
 MIN_SUSPICION = 2.0
 """Robust z-score from which a case is shown to a person."""
-
-SCALED_DEVIATION = 1.4826
-"""Makes the median absolute deviation of normally distributed values their standard deviation."""
 
 LOW_RESIDUALS = 2.0
 """Estimates so many residual standard deviations below the median of the training cases are flagged."""
@@ -76,9 +74,9 @@ class Reviewer:
         """Logits (F, K, A, B) float32 and classes (A, B)."""
         own = of_folds[self._own]
         predicted, consensus = own.argmax(dim=0), of_folds.mean(dim=0).argmax(dim=0)
-        self._confusion += self._bincount(reference * self._n_classes + predicted, self._n_classes**2)
+        self._confusion += count_values(reference * self._n_classes + predicted, self._n_classes**2)
         for row, classes in enumerate((reference[consensus == reference], consensus, reference)):
-            self._consensus[row] += self._bincount(classes, self._n_classes)
+            self._consensus[row] += count_values(classes, self._n_classes)
         matters = (predicted != 0) | (reference != 0)
         if not matters.any():
             return
@@ -92,10 +90,6 @@ class Reviewer:
         bins = (confidence * N_CONFIDENCE_BINS).long().clamp(max=N_CONFIDENCE_BINS - 1)
         for row, weights in enumerate((torch.ones_like(right), confidence, right)):
             self._bins[row] += torch.bincount(bins, weights=weights, minlength=N_CONFIDENCE_BINS)
-
-    @staticmethod
-    def _bincount(values: Tensor, n: int) -> Tensor:
-        return torch.bincount(values.flatten(), minlength=n).cpu()
 
     def counts(self) -> ReviewCounts:
         """What adds up over cases."""
@@ -152,7 +146,7 @@ def fit_quality(reviews: Sequence[CaseReview], dice: Sequence[float]) -> Quality
     if not slope > 0:
         return None
     estimates = np.clip(intercept + slope * agreement, 0, 1)
-    residual_std = SCALED_DEVIATION * float(np.median(np.abs(known - estimates)))
+    residual_std = robust_deviation(known - estimates)
     return QualityModel(
         intercept=float(intercept),
         slope=float(slope),
@@ -197,5 +191,5 @@ def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if not finite.size:
         return np.zeros(len(values))
     centre = np.median(finite)
-    deviation = max(SCALED_DEVIATION * float(np.median(np.abs(finite - centre))), 1e-6)
+    deviation = max(robust_deviation(finite - centre), 1e-6)
     return np.nan_to_num(np.clip((values - centre) / deviation, -10, 10))

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from autoseg.core.geometry import joint_box
+from autoseg.core.labels import mask_of
 from autoseg.core.steps import HOLES, LARGEST, Step
 
 
@@ -35,16 +37,12 @@ def apply_steps(label: NDArray, steps: Sequence[Step], *, voxel_ml: float) -> ND
         found = [boxes[value - 1] for value in step.values if value <= len(boxes) and boxes[value - 1] is not None]
         if found:
             # Removing makes boxes too large and filling stays within, so those of the beginning hold to the end.
-            box = tuple(
-                slice(min(part.start for part in parts), max(part.stop for part in parts))
-                for parts in zip(*found, strict=True)
-            )
-            _apply(result[box], step, voxel_ml)
+            _apply(result[joint_box(found)], step, voxel_ml)
     return whole
 
 
 def _apply(label: NDArray, step: Step, voxel_ml: float) -> None:
-    mask = np.isin(label, step.values) if len(step.values) > 1 else label == step.values[0]
+    mask = mask_of(label, step.values)
     if step.kind == HOLES:
         label[ndimage.binary_fill_holes(mask) & (label == 0)] = step.values[0]
         return

@@ -59,12 +59,9 @@ class Agreement:
         """Counts some rows, from logits (F * K, ...) of F networks; each voxel is to come once."""
         classes = logits.unflatten(0, (self._n_networks, self._n_classes)).argmax(dim=1)
         for size, of_network in zip(self._sizes, classes, strict=True):
-            size += self._count(of_network)
+            size += count_values(of_network, self._n_classes)
         for overlap, (first, second) in zip(self._overlap, self._pairs, strict=True):
-            overlap += self._count(classes[first][classes[first] == classes[second]])
-
-    def _count(self, classes: Tensor) -> Tensor:
-        return torch.bincount(classes.flatten(), minlength=self._n_classes).cpu()
+            overlap += count_values(classes[first][classes[first] == classes[second]], self._n_classes)
 
     @property
     def value(self) -> float:
@@ -73,3 +70,8 @@ class Agreement:
         sizes = self._sizes[list(first)] + self._sizes[list(second)]
         dice = 2 * self._overlap.double() / sizes
         return float(dice[:, 1:].nanmean(dim=1).nan_to_num(nan=1.0).mean())
+
+
+def count_values(values: Tensor, n: int) -> Tensor:
+    """How often 0 to n - 1 occur, (n,) int64 on the CPU."""
+    return torch.bincount(values.flatten(), minlength=n).cpu()

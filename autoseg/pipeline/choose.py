@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,14 @@ from autoseg.core.runtime import track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_label, write_volume
-from autoseg.pipeline.crossval import cross_validate, never, read_prepared, validation_folder, why_incomplete
+from autoseg.pipeline.crossval import (
+    cross_validate,
+    never,
+    open_stored,
+    prepare_stored,
+    validation_folder,
+    why_incomplete,
+)
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.planning.plan import Plan
 
@@ -22,19 +28,9 @@ if TYPE_CHECKING:
     from autoseg.evaluation.crossval import CrossValidation
     from autoseg.evaluation.postprocess import Postprocessed
     from autoseg.evaluation.selection import Candidate, Selection
+    from autoseg.inference.model import Model
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnsembleRecord:
-    """Which models made the label maps of an ensemble, for `ensemble.json` beside them.
-
-    Attributes:
-        models: the sha256 of each configuration, all its folds.
-    """
-
-    models: tuple[str, ...]
 
 
 def select(
@@ -82,6 +78,7 @@ def select(
     members: list[tuple[str, ...]] = [(name,) for name in complete]
     if ensembles:
         members += list(itertools.combinations(complete, 2))
+    costs = {name: _cost(workspace, made, name, cases) for name in complete}
     candidates, dice = [], {}
     for names in members:
         if len(names) > 1:
@@ -91,7 +88,8 @@ def select(
                 # What single configurations need is less.
                 missing[" + ".join(names)] = str(error)
                 continue
-        candidate, decided = _judge(workspace, made, [known[name] for name in names], cases)
+        cost = sum(costs[name] for name in names)
+        candidate, decided = _judge(workspace, made, [known[name] for name in names], cases, cost=cost)
         if len(names) == 1:
             _write_postprocessing(workspace, known[names[0]], decided)
         candidates.append(candidate)
@@ -120,6 +118,24 @@ def read_selection(workspace: Workspace) -> Selection | None:
     return content
 
 
+def selected_models(workspace: Workspace) -> tuple[Selection, tuple[Model, ...]] | None:
+    """What was selected, and its models; None where nothing was, or, with a warning, where weights have changed."""
+    from autoseg.inference.model import read_model, usable_folds
+
+    selection = read_selection(workspace)
+    if selection is None:
+        return None
+    folders = [workspace.model(name) for name in selection.candidate.configurations]
+    models = tuple(read_model(folder) for folder in folders if usable_folds(folder))
+    if tuple(model.digest() for model in models) == selection.candidate.models:
+        return selection, models
+    logger.warning(
+        "%s: was made with other weights than those there now, and does not count; run 'autoseg select'",
+        workspace.selection_file,
+    )
+    return None
+
+
 def _find_complete(workspace: Workspace, made: Plan) -> tuple[list[str], dict[str, str]]:
     """Configurations with all folds, and why the others are not."""
     complete, missing = [], {}
@@ -142,14 +158,13 @@ def _label_file(workspace: Workspace, names: Sequence[str], case: str, fold: int
 
 
 def _judge(
-    workspace: Workspace, made: Plan, members: Sequence[CrossValidation], cases: Sequence[Case]
+    workspace: Workspace, made: Plan, members: Sequence[CrossValidation], cases: Sequence[Case], *, cost: float
 ) -> tuple[Candidate, Postprocessed]:
     """Decides the post-processing of a configuration or ensemble, and scores it."""
     from autoseg.evaluation.postprocess import Pair, decide_steps
     from autoseg.evaluation.scores import targets_of
     from autoseg.evaluation.select import mean_of_labels
     from autoseg.evaluation.selection import Candidate
-    from autoseg.inference.cost import count_multiply_adds
 
     names = [known.configuration for known in members]
     targets, by_id = targets_of(made.labels), {case.id: case for case in cases}
@@ -166,10 +181,7 @@ def _judge(
         mean_dice=mean_of_labels(decided.dice),
         raw_dice=mean_of_labels(decided.raw_dice),
         label_dice={target.name: mean_of_labels(decided.dice[:, [index]]) for index, target in enumerate(targets)},
-        cost=sum(
-            count_multiply_adds(made, made.configuration(name), _median_shape(workspace, made.grid(name), cases))
-            for name in names
-        ),
+        cost=cost,
         steps=decided.steps,
         decisions=decided.decisions,
     )
@@ -179,14 +191,17 @@ def _judge(
     return candidate, decided
 
 
-def _median_shape(workspace: Workspace, grid: str, cases: Sequence[Case]) -> list[int]:
-    """Of the cases on a grid."""
+def _cost(workspace: Workspace, made: Plan, configuration: str, cases: Sequence[Case]) -> float:
+    """Billions of multiply-adds for a case of the median shape."""
     import numpy as np
 
+    from autoseg.inference.cost import count_multiply_adds
     from autoseg.preprocessing.store import PreprocessedCase
 
+    grid = made.grid(configuration)
     shapes = [PreprocessedCase(workspace.preprocessed(grid, case.id)).record.shape for case in cases]
-    return [round(size) for size in np.median(shapes, axis=0).tolist()]
+    median = [round(size) for size in np.median(shapes, axis=0).tolist()]
+    return count_multiply_adds(made, made.configuration(configuration), median)
 
 
 def _write_postprocessing(workspace: Workspace, known: CrossValidation, decided: Postprocessed) -> None:
@@ -219,8 +234,9 @@ def _predict_together(
 
     names = [known.configuration for known in members]
     folder = workspace.ensemble(names)
-    record, file = EnsembleRecord(models=tuple(known.model for known in members)), folder / "ensemble.json"
-    if not file.is_file() or read_json(file) != {"models": list(record.models)}:
+    # Which models, all folds of each, made the label maps that are there.
+    record, file = {"models": [known.model for known in members]}, folder / "ensemble.json"
+    if not file.is_file() or read_json(file) != record:
         for old in folder.glob("[!.]*.nii.gz"):
             old.unlink(missing_ok=True)
         write_json(file, record)
@@ -240,7 +256,7 @@ def _predict_together(
                     continue
                 if stop():
                     raise TrainingInterrupted("stopped while comparing ensembles; the same command goes on from there")
-                prepared = [read_prepared(workspace, predictor, case) for predictor in predictors]
+                prepared = [prepare_stored(open_stored(workspace, predictor, case)) for predictor in predictors]
                 _, geometry = read_label(case.label)
                 label = ensemble.segment(prepared).label
                 write_volume(folder / f"{case.id}.nii.gz", label, geometry, like=case.label)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError, PredictionError, TrainingError
-from autoseg.core.runtime import n_cpus, resolve_device, track
+from autoseg.core.runtime import n_cpus, track
 from autoseg.core.serialize import digest as digest_of
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autoseg.evaluation.review import ReviewCounts
     from autoseg.evaluation.scores import Evaluation
     from autoseg.inference.predictor import Predictor, PreparedImage
+    from autoseg.preprocessing.store import PreprocessedCase
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def validate_fold(
         TrainingInterrupted: `stop` said so.
     """
     from autoseg.evaluation.evaluate import score_case, summarise_scores
-    from autoseg.evaluation.scores import Evaluation, ScoreSettings, targets_of
+    from autoseg.evaluation.scores import DEFAULT_SETTINGS, Evaluation, targets_of
     from autoseg.inference.model import read_model
     from autoseg.inference.predictor import Predictor
     from autoseg.training.trainer import TrainingInterrupted
@@ -82,14 +83,14 @@ def validate_fold(
         for case in cases:
             if stop():
                 raise TrainingInterrupted("stopped while validating; the same command validates this fold again")
-            predicted = predictor.segment(read_prepared(workspace, predictor, case)).label
+            predicted = predictor.segment(prepare_stored(open_stored(workspace, predictor, case))).label
             reference, geometry = read_label(case.label)
             write_volume(folder / f"{case.id}.nii.gz", predicted, geometry, like=case.label)
             scores.append(
                 score_case(case.id, predicted, reference, targets, spacing_mm=geometry.spacing_mm, n_threads=n_cpus())
             )
             advance(1, f"mean Dice {scores[-1].mean_dice:.3f}")
-    evaluation = dataclasses.replace(summarise_scores(scores, settings=ScoreSettings(), model=digest), key=key)
+    evaluation = summarise_scores(scores, settings=DEFAULT_SETTINGS, model=digest, key=key)
     write_json(file, evaluation)
     return evaluation
 
@@ -106,24 +107,21 @@ def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Pa
     return fold_folder(workspace.model(configuration), fold) / "validation"
 
 
-def read_prepared(workspace: Workspace, predictor: Predictor, case: Case) -> PreparedImage:
+def open_stored(workspace: Workspace, predictor: Predictor, case: Case) -> PreprocessedCase:
     """A case of the training data on the grid of a predictor, from the store."""
+    from autoseg.preprocessing.store import PreprocessedCase
+
+    return PreprocessedCase(workspace.preprocessed(predictor.plan.grid(predictor.name), case.id))
+
+
+def prepare_stored(stored: PreprocessedCase) -> PreparedImage:
+    """Its image, for the predictor whose grid it is on."""
     import numpy as np
     import torch
 
     from autoseg.inference.predictor import PreparedImage
-    from autoseg.preprocessing.store import PreprocessedCase
 
-    stored = PreprocessedCase(workspace.preprocessed(predictor.plan.grid(predictor.name), case.id))
     return PreparedImage(image=torch.from_numpy(np.asarray(stored.image, np.float32)), record=stored.record)
-
-
-def untrained_folds(workspace: Workspace, configuration: str) -> tuple[int, ...]:
-    """Folds of the splits that are not trained to their end."""
-    from autoseg.inference.model import trained_folds
-
-    finished = trained_folds(workspace.model(configuration))
-    return tuple(fold for fold in range(len(workspace.read_splits().folds)) if fold not in finished)
 
 
 def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
@@ -138,15 +136,16 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     model, splits = workspace.model(configuration), workspace.read_splits()
     if len(splits.folds) < 2:
         return "the network is trained and judged on the same cases; plan with two folds or more"
-    folds = ",".join(map(str, untrained_folds(workspace, configuration)))
-    if folds:
+    finished, wanted = set(trained_folds(model)), set(range(len(splits.folds)))
+    if missing := sorted(wanted - finished):
+        folds = ",".join(map(str, missing))
         return f"folds {folds} are not trained to their end; run 'autoseg train -c {configuration} --fold {folds}'"
     advice = f"move or delete {model}, then train again"
     trained: Plan = read_json(model / "plan.json", Plan)
     made = dataclasses.replace(workspace.read_plan(), recommended=configuration)
     if weights_depend_on(trained) != weights_depend_on(made):
         return f"its folds were trained by another plan than that of now; {advice}"
-    if set(trained_folds(model)) != set(range(len(splits.folds))):
+    if finished != wanted:
         return f"it holds folds that the splits do not have; {advice}"
     for fold, split in enumerate(splits.folds):
         record: TrainingRecord = read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord)
@@ -187,7 +186,7 @@ def cross_validate(
     from autoseg.evaluation.crossval import CrossValidation
     from autoseg.evaluation.evaluate import summarise_scores
     from autoseg.evaluation.review import calibrate, find_suspects, fit_quality
-    from autoseg.evaluation.scores import ScoreSettings
+    from autoseg.evaluation.scores import DEFAULT_SETTINGS
     from autoseg.inference.model import read_model
 
     workspace = Workspace(root=Path(work))
@@ -219,7 +218,7 @@ def cross_validate(
         configuration=name,
         model=digest,
         key=key,
-        evaluation=summarise_scores(list(scores.values()), settings=ScoreSettings(), model=digest),
+        evaluation=summarise_scores(list(scores.values()), settings=DEFAULT_SETTINGS, model=digest),
         folds=fold_of,
         confusion=tuple(tuple(row) for row in sum((known.confusion for known in counts), nothing).tolist()),
         calibration=calibrate(counts),
@@ -257,31 +256,27 @@ def _review(
     from autoseg.core.geometry import axis_first
     from autoseg.evaluation.review import Reviewer
     from autoseg.inference.predictor import Predictor
-    from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.trainer import TrainingInterrupted
 
     folds = sorted(set(fold_of.values()))
     predictor = Predictor(
-        workspace.model(configuration),
-        device=str(resolve_device(device)),
-        folds=folds,
-        mirroring=False,
-        postprocess=False,
+        workspace.model(configuration), device=device, folds=folds, mirroring=False, postprocess=False
     )
-    grid, n_classes = predictor.plan.grid(configuration), predictor.plan.labels.n_classes
+    n_classes = predictor.plan.labels.n_classes
     cases = [case for case in workspace.read_dataset().cases if case.id in fold_of]
     with track(f"all folds of {configuration} look at all cases", total=len(cases)) as advance:
         for case in cases:
             if stop():
                 raise TrainingInterrupted("stopped while all folds looked at the cases; start again")
-            prepared = read_prepared(workspace, predictor, case)
+            stored = open_stored(workspace, predictor, case)
+            prepared = prepare_stored(stored)
             axis = predictor.choose_axis(prepared)
             try:
                 predictor.check_memory(predictor.needed_gib(prepared, axis=axis, separate=True))
             except PredictionError as error:
                 logger.warning("%s is not looked at by all folds together: %s", case.id, error)
                 continue
-            label = PreprocessedCase(workspace.preprocessed(grid, case.id)).label.transpose(axis_first(axis))
+            label = stored.label.transpose(axis_first(axis))
             fold = fold_of[case.id]
             reviewer = Reviewer(len(folds), n_classes, own=folds.index(fold))
             for rows, logits in predictor.sweep(prepared, axis=axis, separate=True):

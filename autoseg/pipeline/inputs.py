@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import TYPE_CHECKING
 from autoseg.core.errors import PredictionError, Problem
 from autoseg.data.files import by_name, channel_problems, group_channels, list_images, split_channel
 from autoseg.data.io import file_ending
-from autoseg.pipeline.choose import read_selection
+from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.workspace import Workspace, default_configuration
 
 if TYPE_CHECKING:
     from autoseg.core.steps import Step
     from autoseg.inference.model import Model
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +42,10 @@ def choose_models(path: Path, configuration: str | None = None, *, is_model: boo
     Raises:
         AutosegError: see `find_model`.
     """
-    from autoseg.inference.model import read_model, usable_folds
-
-    workspace = Workspace(root=path)
-    selection = None if is_model or configuration is not None else read_selection(workspace)
-    if selection is not None:
-        candidate = selection.candidate
-        folders = [workspace.model(name) for name in candidate.configurations]
-        models = tuple(read_model(folder) for folder in folders if usable_folds(folder))
-        if tuple(model.digest() for model in models) == candidate.models:
-            return Choice(models=models, steps=candidate.steps)
-        logger.warning(
-            "%s: was made with other weights than those there now, and does not count; run 'autoseg select'",
-            workspace.selection_file,
-        )
+    chosen = None if is_model or configuration is not None else selected_models(Workspace(root=path))
+    if chosen is not None:
+        selection, models = chosen
+        return Choice(models=models, steps=selection.candidate.steps)
     return Choice(models=(find_model(path, configuration, is_model=is_model),))
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from autoseg.core.errors import AutosegError, DatasetError, FormatError
 from autoseg.core.serialize import read_json
 from autoseg.data.io import read_label, read_raw
-from autoseg.pipeline.choose import read_selection
+from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.crossval import read_cross_validation, validation_folder
 from autoseg.pipeline.segment import DONE, CaseResult, PredictionRecord
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
 if TYPE_CHECKING:
-    from autoseg.evaluation.selection import Selection
     from autoseg.reporting.figures import OverlayRow
     from autoseg.reporting.predictions_page import PredictedCase
     from autoseg.reporting.results_page import ConfigurationResults
@@ -72,33 +71,14 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
             prediction=prediction,
         )
 
-    return write_results_page(
-        workspace.results_page, made, results, selection=_current_selection(workspace), overlays=overlay
-    )
-
-
-def _current_selection(workspace: Workspace) -> Selection | None:
-    """What was selected, if it was selected with the weights that are there now."""
-    selection = read_selection(workspace)
-    if selection is None:
-        return None
-    names = selection.candidate.configurations
-    if tuple(_digest(workspace, name) for name in names) == selection.candidate.models:
-        return selection
-    logger.warning("%s: was made with other weights, and is left out; run 'autoseg select'", workspace.selection_file)
-    return None
-
-
-def _digest(workspace: Workspace, configuration: str) -> str | None:
-    """Of the folds that are trained to their end; None where there are none."""
-    from autoseg.inference.model import read_model, trained_folds
-
-    folder = workspace.model(configuration)
-    return read_model(folder).digest() if trained_folds(folder) else None
+    chosen = selected_models(workspace)
+    selection = None if chosen is None else chosen[0]
+    return write_results_page(workspace.results_page, made, results, selection=selection, overlays=overlay)
 
 
 def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:
     """Everything there is of a configuration."""
+    from autoseg.inference.model import read_model, trained_folds
     from autoseg.reporting.results_page import ConfigurationResults
     from autoseg.training.record import FoldFiles, read_log
 
@@ -108,10 +88,10 @@ def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResu
         epochs = read_log(FoldFiles(folder=folder).log)
         if fold.isdecimal() and epochs:
             curves[int(fold)] = epochs
-    crossval = read_cross_validation(workspace, configuration)
-    if crossval is not None and crossval.model != _digest(workspace, configuration):
+    crossval, model = read_cross_validation(workspace, configuration), workspace.model(configuration)
+    if crossval is not None and not (trained_folds(model) and crossval.model == read_model(model).digest()):
         text = "%s: its cross-validation is of other weights, and is left out; run 'autoseg select'"
-        logger.warning(text, workspace.model(configuration))
+        logger.warning(text, model)
         crossval = None
     return ConfigurationResults(name=configuration, curves=curves, crossval=crossval)
 

@@ -27,9 +27,9 @@ from autoseg.reporting.charts import (
     WIDTH_INCHES,
     new_figure,
     safe_names,
-    save_chart,
     tidy_axes,
 )
+from autoseg.reporting.figures import save_figure
 from autoseg.reporting.html import NO_VALUE
 from autoseg.reporting.results_figures import collect_scores
 
@@ -148,7 +148,7 @@ def draw_bland_altman(path: Path, agreement: VolumeAgreement) -> Path:
     tidy_axes(axes)
     axes.yaxis.label.set_fontsize(TINY_SIZE + 0.5)
     axes.xaxis.label.set_fontsize(TINY_SIZE + 0.5)
-    return save_chart(figure, path)
+    return save_figure(figure, path)
 
 
 def normalise_rows(confusion: Sequence[Sequence[int]]) -> NDArray[np.float64]:
@@ -203,7 +203,7 @@ def draw_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequen
     axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#d9dfe5", linewidth=0.7)
     axes.tick_params(which="minor", length=0)
-    return save_chart(figure, path)
+    return save_figure(figure, path)
 
 
 def _tell_percent(part: float) -> str:
@@ -248,4 +248,4 @@ def draw_calibration(path: Path, calibration: Calibration) -> Path:
     below.set_xlabel("how sure the network is")
     for part in (axes, below):
         tidy_axes(part)
-    return save_chart(figure, path)
+    return save_figure(figure, path)

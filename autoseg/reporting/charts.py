@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 
-from autoseg.core.serialize import atomic_path
-from autoseg.reporting.html import KEPT_CHARACTERS
+from autoseg.reporting.html import spell_out
 
 WIDTH_INCHES = 5.0
 DPI = 200
@@ -43,12 +40,7 @@ def safe_text(text: str) -> str:
     What cannot be printed is spelled out as in `html.escape`; letters that the font lacks become squares.
     """
     known = _known_characters()
-    shown = []
-    for character in text:
-        if not character.isprintable() and character not in KEPT_CHARACTERS:
-            shown.append(character.encode("unicode_escape").decode("ascii"))
-        else:
-            shown.append(character if ord(character) in known else NO_GLYPH)
+    shown = (character if ord(character) in known else NO_GLYPH for character in spell_out(text))
     return "".join(shown).replace("$", r"\$")
 
 
@@ -108,11 +100,3 @@ def add_legend(figure: Figure, keys: Sequence[Line2D], *, n_columns: int) -> Non
         handletextpad=0.5,
         borderaxespad=0.2,
     )
-
-
-def save_chart(figure: Figure, path: Path) -> Path:
-    """Writes the figure as a PNG."""
-    FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path

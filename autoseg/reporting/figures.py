@@ -138,7 +138,7 @@ def draw_overlay_grid(path: Path, rows: Sequence[OverlayRow], *, n_slices: int =
             box = (left / width, bottom / height, cell_width / width, PANEL_HEIGHT_INCHES / height)
             _draw_slice(figure.add_axes(box), row, z, window)
     _draw_legend(figure, rows)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def choose_slices(labels: Sequence[NDArray], *, n_z: int, n_slices: int) -> list[int]:
@@ -294,7 +294,7 @@ def draw_curves(path: Path, epochs: Sequence[Mapping[str, float | None]], *, tit
     times = _column(epochs, "time_s")
     pace = f"after {format_duration(float(np.nanmax(times)))}" if np.isfinite(times).any() else ""
     figure.suptitle(", ".join(part for part in (title, pace) if part), fontsize=11)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def smooth(values: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
@@ -321,7 +321,8 @@ def _draw_line(axes: Axes, epoch: NDArray, values: NDArray[np.float64], colour: 
     axes.plot(epoch[known], values[known], color=colour, label=name or "_", marker=marker, markersize=4)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes the figure as a PNG."""
     FigureCanvasAgg(figure)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")

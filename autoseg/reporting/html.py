@@ -55,16 +55,20 @@ class Column:
 
 def escape(text: str) -> str:
     """The text as HTML, for content and for attributes; what cannot be printed is spelled out, as in `\\x1b`."""
+    return html.escape(spell_out(text), quote=True)
+
+
+def spell_out(text: str) -> str:
+    """The text with what cannot be printed spelled out, as in `\\x1b`."""
     if text.isprintable():
         # Most text, and pictures of a megabyte.
-        return html.escape(text, quote=True)
-    shown = (
+        return text
+    return "".join(
         character
         if character.isprintable() or character in KEPT_CHARACTERS
         else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
-    return html.escape("".join(shown), quote=True)
 
 
 def element(name: str, *children: Child, attributes: Mapping[str, str] | None = None) -> Html:

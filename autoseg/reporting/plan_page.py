@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from autoseg import __version__
-from autoseg.core.errors import MAX_SHOWN_PER_KIND, Problem, group_problems
+from autoseg.core.errors import MAX_SHOWN_PER_KIND, Problem, group_problems, list_some
 from autoseg.core.runtime import format_memory
 from autoseg.core.serialize import atomic_path
 from autoseg.planning.estimates import Estimates
@@ -41,7 +41,6 @@ from autoseg.reporting.plan_tables import (
     show_stages,
     tell_extent,
 )
-from autoseg.reporting.report_parts import list_some
 from autoseg.reporting.text import EDITED
 
 

@@ -13,7 +13,6 @@ from autoseg.reporting.figures import OverlayRow
 from autoseg.reporting.html import Child, Html, classed, element, figure, join, page, picture, section
 from autoseg.reporting.slice_pictures import Slices, write_strip
 
-MAX_NAMES_SHOWN = 6
 MAX_OPEN_ROWS = 20
 
 STYLE = """
@@ -130,12 +129,6 @@ def show_facts(facts: Sequence[tuple[str, str, str]]) -> Html:
         for title, value, detail in facts
     ]
     return classed("dl", "facts", *cards)
-
-
-def list_some(names: Sequence[str], *, most: int = MAX_NAMES_SHOWN) -> str:
-    """Names with commas; of many, the first few and how many more there are."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def assemble_page(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Sequence
 
-from autoseg.core.errors import AutosegError
+from autoseg.core.errors import AutosegError, list_some
 from autoseg.evaluation.crossval import CrossValidation, Suspect
 from autoseg.evaluation.scores import MISSED, ONLY_PREDICTED, CaseScore
 from autoseg.reporting.figures import OverlayRow
@@ -15,7 +15,6 @@ from autoseg.reporting.report_parts import (
     HOW_TO_READ_SLICES,
     PictureFolder,
     file_name,
-    list_some,
 )
 from autoseg.reporting.results_tables import format_dice
 from autoseg.reporting.slice_pictures import draw_slices

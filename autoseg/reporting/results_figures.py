@@ -31,9 +31,9 @@ from autoseg.reporting.charts import (
     mean_and_median_keys,
     new_figure,
     safe_names,
-    save_chart,
     tidy_axes,
 )
+from autoseg.reporting.figures import save_figure
 from autoseg.reporting.html import format_number
 from autoseg.training.record import EpochFigures
 
@@ -89,7 +89,7 @@ def draw_learning_curves(path: Path, curves: Mapping[int, Sequence[EpochFigures]
     ]
     losses.legend(handles=styles, fontsize=SMALL_SIZE, frameon=False, loc="upper right")
     add_legend(figure, keys, n_columns=5)
-    return save_chart(figure, path)
+    return save_figure(figure, path)
 
 
 def _plot(axes: Axes, number: NDArray, values: ArrayLike, colour: str, look: Mapping[str, Any]) -> None:
@@ -152,7 +152,7 @@ def draw_label_dice(path: Path, evaluation: Evaluation) -> Path:
     # Below the lowest case there is nothing to see.
     low = math.floor((float(found.min()) - 0.04) * 10) / 10 if found.size else 0.0
     figure.axes[0].set_xlim(max(0.0, low) - (0.02 if low <= 0 else 0.0), 1.0 + 0.01 * (1 - max(0.0, low)))
-    return save_chart(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_volumes(path: Path, volumes_ml: Mapping[str, NDArray[np.float64]]) -> Path:
@@ -176,7 +176,7 @@ def draw_volumes(path: Path, volumes_ml: Mapping[str, NDArray[np.float64]]) -> P
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     elif found.size:
         axes.set_xlim(left=0)
-    return save_chart(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_strips(rows: Mapping[str, NDArray[np.float64]], *, x_label: str, empty: str) -> Figure:
@@ -264,7 +264,7 @@ def draw_case_bars(path: Path, evaluation: Evaluation) -> Path:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0, labelsize=TINY_SIZE)
     add_legend(figure, mean_and_median_keys(), n_columns=2)
-    return save_chart(figure, path)
+    return save_figure(figure, path)
 
 
 def _name_extremes(axes: Axes, names: Sequence[str], *, inches_per_row: float) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.core.errors import list_some
 from autoseg.core.serialize import atomic_path
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.evaluation.selection import Selection
 from autoseg.planning.plan import Plan
 from autoseg.reporting.figures import OverlayRow
 from autoseg.reporting.html import Child, Html, classed, element, join
-from autoseg.reporting.report_parts import PictureFolder, assemble_page, file_name, list_some, show_facts
+from autoseg.reporting.report_parts import PictureFolder, assemble_page, file_name, show_facts
 from autoseg.reporting.results_charts import (
     show_calibration,
     show_cases,

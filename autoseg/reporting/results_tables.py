@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autoseg.core.errors import list_some
 from autoseg.evaluation.scores import Evaluation, LabelSummary, ScoreSettings, Statistic
 from autoseg.evaluation.select import compare
 from autoseg.evaluation.selection import Candidate, Comparison, Selection, StepDecision
@@ -28,7 +29,7 @@ from autoseg.reporting.html import (
     table,
 )
 from autoseg.reporting.plan_tables import OTHER_PURPOSE, PURPOSES, SCHEME_TITLES, name_axes, tell_extent
-from autoseg.reporting.report_parts import MAX_OPEN_ROWS, details, fold_away, list_some
+from autoseg.reporting.report_parts import MAX_OPEN_ROWS, details, fold_away
 from autoseg.reporting.results_figures import collect_scores
 
 MAX_LABELS_ACROSS = 6

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.evaluation.intervals import robust_deviation
 from autoseg.reporting.html import format_number
 
 MIN_CASES = 8
@@ -144,7 +145,7 @@ def _robust_z(volumes_ml: NDArray[np.float64]) -> NDArray[np.float64]:
         return z
     logs = np.log(volumes_ml[has_label])
     from_median = logs - np.median(logs)
-    deviation = max(1.4826 * float(np.median(np.abs(from_median))), MIN_DEVIATION)
+    deviation = max(robust_deviation(from_median), MIN_DEVIATION)
     z[has_label] = from_median / deviation
     return z
 

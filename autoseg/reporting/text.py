@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import describe_problems
+from autoseg.core.errors import describe_problems, list_some
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import format_memory
 from autoseg.evaluation.selection import Selection
@@ -27,7 +27,7 @@ def describe_plan(plan: Plan) -> str:
     """A plan in a few lines: the dataset, and each configuration."""
     lines = [
         f"{plan.dataset}: {_count(plan.channels, 'channel')} ({', '.join(plan.channels)}), "
-        f"{_count(plan.labels.names, 'label')} ({_shorten(plan.labels.names)})"
+        f"{_count(plan.labels.names, 'label')} ({list_some(plan.labels.names, most=20)})"
     ]
     for configuration in plan.configurations.values():
         mark = " (recommended)" if configuration.name == plan.recommended else ""
@@ -168,8 +168,3 @@ def _describe_estimate(configuration: ConfigurationPlan, taken: ConfigurationEst
 
 def _count(things: Sequence[str], name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
-
-
-def _shorten(names: Sequence[str], most: int = 20) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
