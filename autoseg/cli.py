@@ -213,9 +213,16 @@ def train(
         int | None, typer.Option(min=1, help="Patches per step; default: the plan's, on a CPU at most 2.")
     ] = None,
     validate: Annotated[bool, typer.Option(help="Score each fold on whole volumes; after the last, select.")] = True,
+    network: Annotated[
+        str, typer.Option(help="auto: a short --max-time takes smaller patches and a narrower network; or planned.")
+    ] = "auto",
     sampling: Annotated[
-        str, typer.Option(help="published, or balanced: patches centred on each class of the dataset equally often.")
-    ] = "published",
+        str | None,
+        typer.Option(
+            help="published, or balanced: patches centred on each class of the dataset equally often; default: of the "
+            "recipe."
+        ),
+    ] = None,
     augment: Annotated[
         str, typer.Option(help="torch; batchgenerators (the classic pipeline on the CPU, for comparison); or none.")
     ] = "torch",
@@ -253,20 +260,17 @@ def train(
     from autoseg.data.splits import parse_folds
     from autoseg.reporting.text import describe_label_dice
     from autoseg.training.config import Budget, TrainConfig
-    from autoseg.training.recipe import RECIPES
 
     n_folds = len(pipeline.Workspace(root=work).read_splits().folds)
     budget = Budget.make(
         epochs=epochs, iterations=iterations, max_time_s=parse_duration(max_time) if max_time is not None else None
     )
-    if budget is None:
-        budget = Budget.make(epochs=RECIPES[recipe].default_epochs if recipe in RECIPES else 1)
-    assert budget is not None
     config = TrainConfig(
         budget=budget,
         recipe=recipe,
         batch_size=batch_size,
         seed=seed,
+        network=network,
         sampling=sampling,
         augment=augment,
         mirror=mirror,

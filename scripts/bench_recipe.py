@@ -16,10 +16,12 @@ import argparse
 import dataclasses
 import json
 import platform
+import shutil
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -27,6 +29,7 @@ from typing import Any
 
 import torch
 from bench_training import MAX_OTHERS_BUSY, busy_s
+from recipe_levers import LEVERS
 
 import autoseg
 from autoseg.cli import parse_duration
@@ -34,10 +37,10 @@ from autoseg.core.runtime import n_cpus
 from autoseg.core.serialize import read_json, to_plain, write_json
 from autoseg.data.phantom import write_phantom_dataset
 from autoseg.evaluation.scores import Evaluation
-from autoseg.inference.model import fold_folder
+from autoseg.inference.model import fold_folder, read_model
 from autoseg.pipeline.workspace import Workspace, default_configuration
 from autoseg.planning.choices import Choices
-from autoseg.reporting.text import format_table
+from autoseg.training.adapt import WIDTHS, resize
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingRecord, read_log
@@ -46,6 +49,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "recipe.jsonl"
 CONFIGURATION = "3d_fullres"
 SHARED_DATASETS = {"task04": "Task04_Hippocampus", "brain16": "Brain16_iso2", "lesion5": "BrainLesion_5mm"}
 DEMO = "demo"
+COLUMNS = ("minutes", "variant", "mean Dice", "F1 of the last label", "patch", "features", "steps", "fold/seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,39 +59,52 @@ class Variant:
     Attributes:
         train: fields of `TrainConfig`.
         recipe: fields of the recipe that `train` names, or else of "fast".
-        patch_size: of the 3D configuration, (Z, Y, X).
-        first_features: of the network's first stage; the others follow in proportion.
+        width: of the network, a name in `autoseg.training.adapt.WIDTHS`; None for what the recipe chooses.
+        patch_scale: edges of the patch as a part of the planned ones; counts where a width is given.
+        lever: a name in `LEVERS`.
     """
 
     train: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    patch_size: tuple[int, int, int] | None = None
-    first_features: int | None = None
+    width: str | None = None
+    patch_scale: float = 1.0
+    lever: str | None = None
 
-    @property
-    def network(self) -> str:
-        """A name for the plan that it needs."""
-        patch = "x".join(map(str, self.patch_size)) if self.patch_size else "planned"
-        return f"{patch}-{self.first_features or 'planned'}"
-
-
-BALANCED: Mapping[str, Any] = {"sampling": "balanced", "foreground_fraction": 2 / 3}
 
 VARIANTS: dict[str, Variant] = {
     "default": Variant(),
     "published": Variant(train={"recipe": "published"}),
-    "balanced": Variant(train=BALANCED),
-    "foreground 2/3": Variant(train={"foreground_fraction": 2 / 3}),
-    "balanced, third": Variant(train={"sampling": "balanced"}),
-    "balanced, 48x64x48": Variant(train=BALANCED, patch_size=(48, 64, 48)),
-    "balanced, 48x64x48, 24 features": Variant(train=BALANCED, patch_size=(48, 64, 48), first_features=24),
-    "balanced, 64x96x64": Variant(train=BALANCED, patch_size=(64, 96, 64)),
-    "rate 1e-3": Variant(recipe={"learning_rate": 1e-3}),
-    "rate 2e-3": Variant(recipe={"learning_rate": 2e-3}),
-    "no augmentation": Variant(train={"augment": "none"}),
-    "mirrored": Variant(train={"mirror": True}),
+    # The network and its patches.
+    **{
+        f"{width}, patch x{scale:g}": Variant(width=width, patch_scale=scale)
+        for width in WIDTHS
+        for scale in (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+    },
+    # Optimization.
+    "AdamW 3e-3": Variant(recipe={"optimizer": "adamw", "learning_rate": 3e-3}),
+    "AdamW 1e-3": Variant(recipe={"optimizer": "adamw", "learning_rate": 1e-3}),
+    "SGD 1e-2, one cycle": Variant(recipe={"optimizer": "sgd", "learning_rate": 1e-2}),
+    "half the rate": Variant(recipe={"learning_rate": 6e-3}),
+    "twice the rate": Variant(recipe={"learning_rate": 24e-3}),
+    "a quarter of the rate": Variant(recipe={"learning_rate": 3e-3}),
+    "no warm-up": Variant(recipe={"warmup_fraction": 0.0}),
+    "longer warm-up": Variant(recipe={"warmup_fraction": 0.15}),
+    "polynomial schedule": Variant(recipe={"schedule": "poly"}),
+    "linear schedule": Variant(recipe={"schedule": "linear"}),
+    "no weight decay": Variant(recipe={"weight_decay": 0.0}),
+    "gradients clipped at 1": Variant(recipe={"max_gradient_norm": 1.0}),
+    "gradients not clipped": Variant(recipe={"max_gradient_norm": 1e9}),
     "batch 1": Variant(train={"batch_size": 1}),
     "batch 4": Variant(train={"batch_size": 4}),
+    # What is seen.
+    "published sampling": Variant(train={"sampling": "published", "foreground_fraction": 1 / 3}),
+    "published sampling, 2/3": Variant(train={"sampling": "published"}),
+    "balanced sampling, 1/3": Variant(train={"foreground_fraction": 1 / 3}),
+    "balanced sampling, all": Variant(train={"foreground_fraction": 1.0}),
+    "no augmentation": Variant(train={"augment": "none"}),
+    "mirrored": Variant(train={"mirror": True}),
+    # The loss, and the weights that are kept.
+    **{lever: Variant(lever=lever) for lever in LEVERS},
 }
 
 
@@ -99,6 +116,7 @@ class Result:
         dataset, variant, fold, seed: what was run.
         budget_s: training time that was allowed.
         n_steps, batch_size: that were done.
+        patch_size, features, mirrored: how, (Z, Y, X).
         mean_dice: over labels of their mean over cases, on whole volumes.
         label_dice: per label.
         lesion_f1: per label, of connected components.
@@ -113,6 +131,9 @@ class Result:
     budget_s: float
     n_steps: int
     batch_size: int
+    patch_size: tuple[int, ...]
+    features: tuple[int, ...]
+    mirrored: bool
     mean_dice: float
     label_dice: dict[str, float]
     lesion_f1: dict[str, float]
@@ -125,7 +146,7 @@ class Result:
 
 def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path:
     """The work folder of a dataset, planned for the network of a variant."""
-    folder = work / f"{dataset}-{variant.network}"
+    folder = work / (f"{dataset}-{variant.width}-{variant.patch_scale:g}" if variant.width else dataset)
     if (folder / "plan.json").exists():
         return folder
     if dataset == DEMO:
@@ -134,16 +155,10 @@ def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path
             write_phantom_dataset(source, n_train=20, n_test=1)
     else:
         source = shared / "data" / SHARED_DATASETS[dataset]
-    sizes = {CONFIGURATION: variant.patch_size} if variant.patch_size else {}
-    choices = Choices(configurations=(CONFIGURATION,), patch_sizes=sizes)
-    plan = autoseg.plan(source, folder, choices=choices)
-    if variant.first_features is not None:
-        planned = plan.configuration(CONFIGURATION)
-        ratio = variant.first_features / planned.network.features[0]
-        features = tuple(round(width * ratio) for width in planned.network.features)
-        network = dataclasses.replace(planned.network, features=features)
-        changed = {**plan.configurations, CONFIGURATION: dataclasses.replace(planned, network=network)}
-        write_json(folder / "plan.json", dataclasses.replace(plan, configurations=changed))
+    plan = autoseg.plan(source, folder, choices=Choices(configurations=(CONFIGURATION,)), preprocess="none")
+    if variant.width is not None:
+        changed = resize(plan.configuration(CONFIGURATION), variant.width, variant.patch_scale)
+        write_json(folder / "plan.json", dataclasses.replace(plan, configurations={CONFIGURATION: changed}))
     return folder
 
 
@@ -151,21 +166,26 @@ def run(arguments: argparse.Namespace) -> Result:
     """Trains, scores, and keeps the result."""
     variant, budget_s = VARIANTS[arguments.variant], parse_duration(arguments.budget)
     work = prepare(arguments.dataset, variant, shared=arguments.shared, work=arguments.work)
-    train = {"recipe": "fast", "seed": arguments.seed, **variant.train}
+    network = "planned" if variant.width else "auto"
+    train = {"recipe": "fast", "network": network, "seed": arguments.seed, **variant.train}
     if variant.recipe:
         RECIPES["variant"] = dataclasses.replace(RECIPES[train["recipe"]], **variant.recipe)
         train["recipe"] = "variant"
     workspace = Workspace(root=work)
     chosen = default_configuration(workspace.read_plan(), CONFIGURATION)
     folder = fold_folder(workspace.model(chosen.name), arguments.fold)
-    config = TrainConfig(budget=Budget.make(max_time_s=budget_s) or Budget(iterations=1), **train)
+    # Folds share a network, which must not be that of another variant.
+    shutil.rmtree(workspace.model(chosen.name), ignore_errors=True)
+    config = TrainConfig(budget=Budget.make(max_time_s=budget_s), **train)
     started, (all_before, own_before) = time.monotonic(), busy_s()
     options: dict[str, Any] = {"folds": [arguments.fold], "configuration": chosen.name, "device": "auto"}
-    autoseg.train(work, **options, config=config, resume=False, validate=False)
+    with LEVERS[variant.lever]() if variant.lever else nullcontext():
+        autoseg.train(work, **options, config=config, resume=False, validate=False)
     took_s, (all_after, own_after) = time.monotonic() - started, busy_s()
     evaluation = autoseg.train(work, **options, config=config)[arguments.fold]
     assert isinstance(evaluation, Evaluation)
     record = read_json(FoldFiles(folder=folder).training, TrainingRecord)
+    trained = read_model(workspace.model(chosen.name)).configuration
     return Result(
         dataset=arguments.dataset,
         variant=arguments.variant,
@@ -174,6 +194,9 @@ def run(arguments: argparse.Namespace) -> Result:
         budget_s=budget_s,
         n_steps=read_log(FoldFiles(folder=folder).log)[-1].iteration,
         batch_size=record.batch_size,
+        patch_size=trained.patch_size,
+        features=trained.network.features,
+        mirrored=record.mirrored,
         mean_dice=round(evaluation.mean_dice, 4),
         label_dice={label: round(value, 4) for label, value in evaluation.label_dice.items()},
         lesion_f1={known.label: round(known.metrics["lesion_f1"].mean, 4) for known in evaluation.labels},
@@ -186,29 +209,36 @@ def run(arguments: argparse.Namespace) -> Result:
 
 
 def show(results: Path) -> str:
-    """All lines: for each dataset, variant and budget the mean over folds and seeds."""
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
-    for line in lines:
-        groups.setdefault((line["dataset"], line["variant"], line["budget_s"]), []).append(line)
-    rows = []
-    for (dataset, variant, budget_s), known in sorted(groups.items()):
-        dice = [line["mean_dice"] for line in known]
-        spread = f"{min(dice):.4f}..{max(dice):.4f}" if len(dice) > 1 else ""
-        disturbed = sum(line["others_busy"] > MAX_OTHERS_BUSY for line in known)
-        rows.append(
-            (
-                f"{dataset}, {variant}",
-                f"{budget_s / 60:g}",
-                f"{statistics.mean(dice):.4f}",
-                spread,
-                str(min(line["n_steps"] for line in known)),
-                str(len(known)),
-                str(disturbed),
-            )
-        )
-    header = ("dataset, variant", "minutes", "mean Dice", "range", "steps", "runs", "disturbed")
-    return format_table(header, rows)
+    """All lines as Markdown: for each dataset, budget and variant the mean over folds and seeds."""
+    groups: dict[str, dict[tuple[float, str], list[dict[str, Any]]]] = {}
+    for text in results.read_text().splitlines():
+        line = json.loads(text)
+        groups.setdefault(line["dataset"], {}).setdefault((line["budget_s"], line["variant"]), []).append(line)
+    parts = []
+    for dataset, by_run in sorted(groups.items()):
+        parts += [f"### {dataset}", "", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+        # What is compared stands together, the default first.
+        ordered = sorted(by_run.items(), key=lambda item: (item[0][0], item[0][1] != "default", item[0][1]))
+        parts += [f"| {' | '.join(_cells(budget_s, variant, known))} |" for (budget_s, variant), known in ordered]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _cells(budget_s: float, variant: str, known: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    dice = [line["mean_dice"] for line in known]
+    spread = f" ({min(dice):.4f} to {max(dice):.4f})" if len(dice) > 1 else ""
+    runs = ", ".join(f"{line['fold']}/{line['seed']}" for line in known)
+    disturbed = any(line["others_busy"] > MAX_OTHERS_BUSY for line in known)
+    return (
+        f"{budget_s / 60:g}",
+        variant,
+        f"{statistics.mean(dice):.4f}{spread}",
+        f"{statistics.mean(list(line['lesion_f1'].values())[-1] for line in known):.2f}",
+        "x".join(map(str, known[-1]["patch_size"])),
+        ", ".join(map(str, known[-1]["features"])),
+        str(min(line["n_steps"] for line in known)),
+        f"{runs}{' (disturbed)' if disturbed else ''}",
+    )
 
 
 def main() -> None:

@@ -49,6 +49,7 @@ from autoseg import __version__
 from autoseg.core.runtime import n_cpus
 from autoseg.pipeline.workspace import Workspace
 from autoseg.preprocessing.store import PreprocessedCase
+from autoseg.training.adapt import choose_training
 from autoseg.training.augment import AugmentConfig, apply_parameters, draw_parameters, read_size
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.learner import Learner, build_trainable
@@ -269,15 +270,16 @@ def measure_training(options: dict[str, Any]) -> dict[str, Any]:
 
     # So long that neither the schedule nor an epoch comes to its end.
     budget = Budget(iterations=1_000_000, iterations_per_epoch=1_000_000)
+    config, device = TrainConfig(budget=budget, recipe=RECIPE, batch_size=configuration.batch_size), torch.device("cpu")
     with contextlib.suppress(_EnoughSteps):
         train_fold(
             Path(options["work"]) / "bench",
             plan,
-            configuration,
+            choose_training(plan, configuration, config, n_cases=len(fold.training), device=device)[0],
             training=[PreprocessedCase(workspace.preprocessed(grid, case)) for case in fold.training],
             validation=[PreprocessedCase(workspace.preprocessed(grid, case)) for case in fold.validation],
-            config=TrainConfig(budget=budget, recipe=RECIPE, batch_size=configuration.batch_size),
-            device=torch.device("cpu"),
+            config=config,
+            device=device,
             resume=False,
             stop=count_step,
         )

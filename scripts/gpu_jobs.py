@@ -46,6 +46,7 @@ from autoseg.planning.planner import make_plan
 from autoseg.planning.presets import find_preset
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case
+from autoseg.training.adapt import choose_training
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.learner import Learner, build_trainable
 from autoseg.training.measure import measure_configuration
@@ -222,16 +223,17 @@ def time_training(
 
     # So long that neither the schedule nor an epoch comes to its end.
     budget = Budget(iterations=1_000_000, iterations_per_epoch=1_000_000)
+    config = TrainConfig(
+        budget=budget, recipe=RECIPE, batch_size=configuration.batch_size, mirror=True, compile=compiled
+    )
     with contextlib.suppress(_EnoughSteps):
         train_fold(
             folder / "bench",
             plan,
-            configuration,
+            choose_training(plan, configuration, config, n_cases=len(cases), device=device)[0],
             training=cases,
             validation=cases[:1],
-            config=TrainConfig(
-                budget=budget, recipe=RECIPE, batch_size=configuration.batch_size, mirror=True, compile=compiled
-            ),
+            config=config,
             device=device,
             resume=False,
             stop=stop,
@@ -303,19 +305,22 @@ def train_one_fold(options: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         files = FoldFiles(folder=Path(name) / f"fold_{options['fold']}")
         started = time.monotonic()
+        config = TrainConfig(budget=budget)
+        choices, spent_s = choose_training(made, configuration, config, n_cases=len(fold.training), device=device)
         network = train_fold(
             files.folder,
             made,
-            configuration,
+            choices,
             training=open_cases(workspace.preprocessed(grid, case) for case in fold.training),
             validation=validation,
-            config=TrainConfig(budget=budget),
+            config=config,
             device=device,
+            spent_s=spent_s,
         )
         training_s = time.monotonic() - started
         about = read_json(files.training)
         last_epoch = json.loads(files.log.read_text().splitlines()[-1])
-    window = window_config(made, configuration, mirroring=about["mirrored"])
+    window = window_config(made, choices.configuration, mirroring=about["mirrored"])
     started = time.monotonic()
     for case in validation:
         image = torch.from_numpy(np.asarray(case.image, np.float32)).to(device)

@@ -29,6 +29,7 @@ from autoseg.planning.planner import make_plan
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.resample import resample_image
 from autoseg.preprocessing.store import PreprocessedCase, write_case
+from autoseg.training.adapt import choose_training
 from autoseg.training.augment import AugmentConfig, apply_parameters, draw_parameters, read_size
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.losses import deep_supervision_loss, dice_ce_loss
@@ -106,10 +107,11 @@ def train(
         encoder_blocks=network.encoder_blocks[:n_stages],
         decoder_blocks=network.decoder_blocks[: n_stages and n_stages - 1],
     )
+    trained = dataclasses.replace(configuration, network=network)
     return train_fold(
         folder,
         made,
-        dataclasses.replace(configuration, network=network),
+        choose_training(made, trained, config, n_cases=4, device=DEVICE)[0],
         training=cases[:4],
         validation=cases[4:],
         config=config,

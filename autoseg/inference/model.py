@@ -359,13 +359,13 @@ def fold_folder(model: Path, fold: int) -> Path:
 
 def trained_folds(model: Path) -> tuple[int, ...]:
     """Folds in the folder of a model that have final weights, in order."""
-    return _folds_with(model, "weights.safetensors")
+    return folds_with(model, "weights.safetensors")
 
 
 def unfinished_folds(model: Path) -> tuple[int, ...]:
     """Folds in the folder of a model that have a checkpoint but no final weights yet, in order."""
     finished = trained_folds(model)
-    return tuple(fold for fold in _folds_with(model, "checkpoint.safetensors") if fold not in finished)
+    return tuple(fold for fold in folds_with(model, "checkpoint.safetensors") if fold not in finished)
 
 
 def usable_folds(model: Path) -> tuple[int, ...]:
@@ -373,7 +373,8 @@ def usable_folds(model: Path) -> tuple[int, ...]:
     return tuple(sorted({*trained_folds(model), *unfinished_folds(model)}))
 
 
-def _folds_with(model: Path, name: str) -> tuple[int, ...]:
+def folds_with(model: Path, name: str) -> tuple[int, ...]:
+    """Folds in the folder of a model that have a file of this name, in order."""
     folds = (path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{name}"))
     return tuple(sorted(int(fold) for fold in folds if fold.isdecimal()))
 

@@ -78,7 +78,7 @@ def select(
     members: list[tuple[str, ...]] = [(name,) for name in complete]
     if ensembles:
         members += list(itertools.combinations(complete, 2))
-    costs = {name: _cost(workspace, made, name, cases) for name in complete}
+    costs = {name: _cost(workspace, name, cases) for name in complete}
     candidates, dice = [], {}
     for names in members:
         if len(names) > 1:
@@ -191,17 +191,19 @@ def _judge(
     return candidate, decided
 
 
-def _cost(workspace: Workspace, made: Plan, configuration: str, cases: Sequence[Case]) -> float:
-    """Billions of multiply-adds for a case of the median shape."""
+def _cost(workspace: Workspace, configuration: str, cases: Sequence[Case]) -> float:
+    """Billions of multiply-adds for a case of the median shape, with the network that was trained."""
     import numpy as np
 
     from autoseg.inference.cost import count_multiply_adds
+    from autoseg.inference.model import read_model
     from autoseg.preprocessing.store import PreprocessedCase
 
-    grid = made.grid(configuration)
+    model = read_model(workspace.model(configuration))
+    grid = model.plan.grid(configuration)
     shapes = [PreprocessedCase(workspace.preprocessed(grid, case.id)).record.shape for case in cases]
     median = [round(size) for size in np.median(shapes, axis=0).tolist()]
-    return count_multiply_adds(made, made.configuration(configuration), median)
+    return count_multiply_adds(model.plan, model.configuration, median)
 
 
 def _write_postprocessing(workspace: Workspace, known: CrossValidation, decided: Postprocessed) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from autoseg.data.dataset import Case
 from autoseg.data.io import read_label, write_volume
 from autoseg.pipeline.prepare import file_identity, preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
-from autoseg.planning.plan import Plan
 
 if TYPE_CHECKING:
     from autoseg.evaluation.crossval import CaseReview, CrossValidation
@@ -131,6 +129,7 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     that they have learned from.
     """
     from autoseg.inference.model import fold_folder, trained_folds
+    from autoseg.pipeline.settle import planned_digest, read_settled
     from autoseg.training.record import FoldFiles, TrainingRecord
 
     model, splits = workspace.model(configuration), workspace.read_splits()
@@ -141,9 +140,10 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
         folds = ",".join(map(str, missing))
         return f"folds {folds} are not trained to their end; run 'autoseg train -c {configuration} --fold {folds}'"
     advice = f"move or delete {model}, then train again"
-    trained: Plan = read_json(model / "plan.json", Plan)
-    made = dataclasses.replace(workspace.read_plan(), recommended=configuration)
-    if weights_depend_on(trained) != weights_depend_on(made):
+    settled = read_settled(model)
+    if settled is None:
+        return f"nothing says how its folds were trained; {advice}"
+    if settled.planned != planned_digest(workspace.read_plan(), configuration):
         return f"its folds were trained by another plan than that of now; {advice}"
     if finished != wanted:
         return f"it holds folds that the splits do not have; {advice}"
@@ -153,11 +153,6 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
         if cases != (sorted(split.training), sorted(split.validation)):
             return f"fold {fold} was trained on other cases than the splits have now; {advice}"
     return None
-
-
-def weights_depend_on(plan: Plan) -> tuple[object, ...]:
-    """What of a plan weights cannot do without."""
-    return plan.configuration(plan.recommended), plan.labels, plan.normalization, plan.axis_order
 
 
 def cross_validate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from autoseg.core.errors import TrainingError, WorkspaceError
 from autoseg.core.runtime import resolve_device
-from autoseg.core.serialize import read_json, to_plain, write_json
+from autoseg.core.serialize import to_plain
 from autoseg.pipeline.choose import select
-from autoseg.pipeline.crossval import never, validate_fold, weights_depend_on, why_incomplete
+from autoseg.pipeline.crossval import never, validate_fold, why_incomplete
 from autoseg.pipeline.prepare import preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
-from autoseg.planning.plan import Plan
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation
@@ -57,7 +55,7 @@ def train(
         work: the work folder, planned.
         folds: which; None for all.
         configuration: its name; None for the recommended one.
-        config: budget, recipe and seed; None for the recipe's defaults.
+        config: budget, recipe and seed; None for a full training.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         resume: go on from checkpoints where there are some.
         validate: predict and score the validation cases of each fold, and select when all folds are trained.
@@ -74,9 +72,9 @@ def train(
         TrainingInterrupted: `stop` said so.
     """
     from autoseg.inference.model import fold_folder
+    from autoseg.pipeline.settle import settle_training
     from autoseg.preprocessing.store import PreprocessedCase, load_into_memory
-    from autoseg.training.config import Budget, TrainConfig
-    from autoseg.training.recipe import RECIPES
+    from autoseg.training.config import TrainConfig
     from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import train_fold
 
@@ -84,19 +82,21 @@ def train(
     made, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
     chosen = default_configuration(made, configuration)
     where = resolve_device(device)
-    settings = config or TrainConfig(budget=Budget(iterations=RECIPES["fast"].default_epochs * 250))
+    settings = config or TrainConfig()
     if made.channels != dataset.channels:
         raise WorkspaceError(
             f"{workspace.plan_file}: has the channels {', '.join(made.channels)}, the dataset has "
             f"{', '.join(dataset.channels)}; correct 'normalization', or plan again"
         )
     model = workspace.model(chosen.name)
-    _write_model_plan(model, dataclasses.replace(made, recommended=chosen.name).signed())
     wanted = range(len(splits.folds)) if folds is None else folds
     unknown = sorted(set(wanted) - set(range(len(splits.folds))))
     if unknown:
         raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {len(splits.folds) - 1}")
     grid = preprocess_cases(workspace, dataset, made, chosen.name)
+    plan, choices, spent_s = settle_training(
+        model, made, chosen, settings, folds=wanted, resume=resume, n_cases=len(splits.folds[0].training), device=where
+    )
     results: dict[int, Evaluation | None] = {}
     for fold in wanted:
 
@@ -108,13 +108,14 @@ def train(
         with _followers(folder, track_with, labels=made.labels.names) as on_epoch:
             train_fold(
                 folder,
-                made,
-                chosen,
+                plan,
+                choices,
                 training=open_cases(splits.folds[fold].training),
                 validation=open_cases(splits.folds[fold].validation),
                 config=settings,
                 device=where,
                 resume=resume,
+                spent_s=spent_s if fold == wanted[0] else 0.0,
                 checkpoint_interval_s=checkpoint_interval_s,
                 stop=stop,
                 on_epoch=on_epoch,
@@ -124,24 +125,6 @@ def train(
     if validate and why_incomplete(workspace, chosen.name) is None:
         select(work, device=device, stop=stop)
     return results
-
-
-def _write_model_plan(model: Path, plan: Plan) -> None:
-    """Puts the plan beside the weights; not under weights that another plan has made.
-
-    Raises:
-        TrainingError: there are such weights.
-    """
-    from autoseg.inference.model import usable_folds
-
-    file = model / "plan.json"
-    if file.exists() and usable_folds(model):
-        known: Plan = read_json(file, Plan)
-        if weights_depend_on(known) != weights_depend_on(plan):
-            raise TrainingError(
-                f"{model}: holds folds that another plan has trained; move or delete this folder, then train again"
-            )
-    write_json(file, plan)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ from autoseg.pipeline.segment import DONE, CaseResult, PredictionRecord
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
 if TYPE_CHECKING:
-    from autoseg.reporting.figures import OverlayRow
     from autoseg.reporting.predictions_page import PredictedCase
     from autoseg.reporting.results_page import ConfigurationResults
 
@@ -49,6 +49,8 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
     made, dataset = workspace.read_plan(), workspace.read_dataset()
     found = [_read_results(workspace, name) for name in made.configurations]
     results = [known for known in found if known.curves or known.crossval is not None]
+    trained = {known.name: known.choices.configuration for known in results if known.choices is not None}
+    made = dataclasses.replace(made, configurations={**made.configurations, **trained})
     if not results:
         raise AutosegError(
             f"{workspace.root}: no fold is trained yet, so there is nothing to report; run 'autoseg train'"
@@ -78,9 +80,9 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
 
 def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:
     """Everything there is of a configuration."""
-    from autoseg.inference.model import read_model, trained_folds
+    from autoseg.inference.model import fold_folder, read_model, trained_folds
     from autoseg.reporting.results_page import ConfigurationResults
-    from autoseg.training.record import FoldFiles, read_log
+    from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
     curves = {}
     for folder in sorted(workspace.model(configuration).glob("fold_*")):
@@ -93,7 +95,9 @@ def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResu
         text = "%s: its cross-validation is of other weights, and is left out; run 'autoseg select'"
         logger.warning(text, model)
         crossval = None
-    return ConfigurationResults(name=configuration, curves=curves, crossval=crossval)
+    records = [read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord) for fold in curves]
+    choices = next((record.choices for record in records if record.choices is not None), None)
+    return ConfigurationResults(name=configuration, curves=curves, crossval=crossval, choices=choices)
 
 
 def report_predictions(folder: Path | str) -> Path:

@@ -13,7 +13,7 @@ from autoseg.evaluation.crossval import CrossValidation
 from autoseg.evaluation.selection import Selection
 from autoseg.planning.plan import Plan
 from autoseg.reporting.figures import OverlayRow
-from autoseg.reporting.html import Child, Html, classed, element, join
+from autoseg.reporting.html import Child, Html, bullets, classed, element, format_size, join
 from autoseg.reporting.report_parts import PictureFolder, assemble_page, file_name, show_facts
 from autoseg.reporting.results_charts import (
     show_calibration,
@@ -33,7 +33,7 @@ from autoseg.reporting.results_tables import (
     show_selection,
     tell_plan,
 )
-from autoseg.training.record import EpochFigures
+from autoseg.training.record import EpochFigures, TrainingChoices
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,11 +44,13 @@ class ConfigurationResults:
         name: of the configuration.
         curves: epochs by fold; folds that have not been trained may be missing.
         crossval: None while folds are missing.
+        choices: how the folds are trained; None where that is not known.
     """
 
     name: str
     curves: dict[int, list[EpochFigures]]
     crossval: CrossValidation | None
+    choices: TrainingChoices | None = None
 
 
 def write_results_page(
@@ -173,9 +175,27 @@ def _show_configuration(
         parts.append(show_dice(crossval.evaluation))
     if any(known.curves.values()):
         parts += [element("h3", "Learning curves"), show_curves(known.curves, pictures, prefix)]
+    if known.choices is not None:
+        parts += [element("h3", "How it is trained"), _show_choices(known.choices)]
     if crossval is not None and max_examples is not None:
         parts += _show_details(plan, crossval, load, pictures, max_examples=max_examples)
     return join(*parts)
+
+
+def _show_choices(choices: TrainingChoices) -> Html:
+    """What the recipe has chosen, with the reasons it gave."""
+    reasons = {reason.subject.removeprefix("training."): f": {reason.text}" for reason in choices.reasons}
+    chosen = {
+        "recipe": f"Recipe {choices.recipe}",
+        "budget": f"Budget of each fold: {choices.budget.describe()}",
+        "network": f"Patches of {format_size(choices.configuration.patch_size)}, features "
+        f"{format_size(choices.configuration.network.features)}",
+        "batch_size": f"{choices.batch_size} patches per step",
+        "sampling": f"Sampling {choices.sampling}",
+        "foreground_fraction": f"{choices.foreground_fraction:.0%} of the patches are centred on foreground",
+        "mirror": "Mirrored" if choices.mirror else "Not mirrored",
+    }
+    return bullets(f"{text}{reasons.get(name, '')}." for name, text in chosen.items())
 
 
 def _show_details(

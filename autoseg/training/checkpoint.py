@@ -31,7 +31,6 @@ class RunState:
         loss_scale: of float16 training; None otherwise.
         device: the kind of device that trained, such as "cpu".
         precision: that it computed in, such as "bfloat16".
-        mirror: whether patches are mirrored; None before that is decided.
         finished: whether the budget is used up.
     """
 
@@ -44,7 +43,6 @@ class RunState:
     loss_scale: float | None
     device: str
     precision: str
-    mirror: bool | None
     finished: bool
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from autoseg.core.errors import TrainingError
+from autoseg.core.runtime import format_duration
 from autoseg.training.recipe import RECIPES
 
 ITERATIONS_PER_EPOCH = 250
@@ -13,6 +14,7 @@ ITERATIONS_PER_EPOCH = 250
 MIN_EPOCHS_SHOWN = 20
 AUGMENTATIONS = ("torch", "batchgenerators", "none")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+NETWORKS = ("auto", "planned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,11 @@ class Budget:
             length = min(length, max(1, math.ceil(iterations / MIN_EPOCHS_SHOWN)))
         return cls(iterations=iterations, max_time_s=max_time_s, iterations_per_epoch=length)
 
+    def describe(self) -> str:
+        """Such as "15 min 0 s", "2,500 steps", or "2,500 steps or 15 min 0 s"."""
+        steps = [] if self.iterations is None else [f"{self.iterations:,} steps"]
+        return " or ".join(steps + ([] if self.max_time_s is None else [format_duration(self.max_time_s)]))
+
     def expected_iterations(self, step_s: float) -> float:
         """How many steps of so many seconds the budget allows."""
         by_time = math.inf if self.max_time_s is None else self.max_time_s / step_s
@@ -79,19 +86,20 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything about a training run that is not in the plan.
+    """What is asked of a training run; what is None is left to the recipe, see `autoseg.training.adapt`.
 
     Attributes:
-        budget: how long to train.
+        budget: how long to train; None for a full training.
         recipe: a name in `RECIPES`.
-        batch_size: patches per step; None for the plan's, or the recipe's limit on a CPU.
+        network: "auto", so that a short training may take smaller patches and a narrower network, or "planned".
+        batch_size: patches per step.
         seed: of weights, patches and augmentation.
         foreground_fraction: part of each batch that is centred on a foreground voxel.
         sampling: how a foreground-centred patch is found, a name in `autoseg.training.patches.SAMPLING`: "published"
             draws a case, then one of its classes; "balanced" a class, then a case that has it.
         augment: "torch", in batches on the device of the network; "batchgenerators", the same table in the classic
             pipeline on the CPU, one batch at a time, for comparison; or "none".
-        mirror: whether mirroring is part of the augmentation; None leaves it to the recipe.
+        mirror: whether mirroring is part of the augmentation.
         precision: of the network's arithmetic: "float32", "bfloat16", "float16", or "auto" for the fastest that the
             device trains well in.
         compile: whether the network is compiled (`torch.compile`); None does it on a GPU where the training is long
@@ -99,12 +107,13 @@ class TrainConfig:
         deterministic: only operations that repeat their results bit for bit; then nothing is compiled unless asked.
     """
 
-    budget: Budget
+    budget: Budget | None = None
     recipe: str = "fast"
+    network: str = "auto"
     batch_size: int | None = None
     seed: int = 0
-    foreground_fraction: float = 1 / 3
-    sampling: str = "published"
+    foreground_fraction: float | None = None
+    sampling: str | None = None
     augment: str = "torch"
     mirror: bool | None = None
     precision: str = "auto"
@@ -114,16 +123,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise TrainingError(f"recipe '{self.recipe}' is unknown; known are {', '.join(RECIPES)}")
+        if self.network not in NETWORKS:
+            raise TrainingError(f"network '{self.network}' is unknown; known are {', '.join(NETWORKS)}")
         if self.augment not in AUGMENTATIONS:
             raise TrainingError(f"augmentation '{self.augment}' is unknown; known are {', '.join(AUGMENTATIONS)}")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"precision '{self.precision}' is unknown; known are {', '.join(PRECISIONS)}")
         if self.batch_size is not None and self.batch_size < 1:
             raise TrainingError(f"the batch size is {self.batch_size}, expected at least 1")
-        if not 0 <= self.foreground_fraction <= 1:
+        if self.foreground_fraction is not None and not 0 <= self.foreground_fraction <= 1:
             raise TrainingError(f"foreground_fraction is {self.foreground_fraction}, expected 0 to 1")
         # Here, because it brings torch, and this module is read where nothing is trained.
         from autoseg.training.patches import SAMPLING
 
-        if self.sampling not in SAMPLING:
+        if self.sampling is not None and self.sampling not in SAMPLING:
             raise TrainingError(f"sampling '{self.sampling}' is unknown; known are {', '.join(SAMPLING)}")

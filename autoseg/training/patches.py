@@ -18,6 +18,12 @@ from autoseg.training.augment import AugmentConfig, AugmentParameters, draw_para
 
 T = TypeVar("T")
 
+MAX_REDRAWS = 10
+MIN_CONTENT_FRACTION = 0.02
+"""Part of a patch whose values must differ from its usual one, in some channel, so that it is not blank."""
+N_TYPICAL = 1000
+"""So many voxels tell the usual value."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -103,8 +109,8 @@ class PatchSampler:
     """Draws batches of patches. A batch depends on its number alone, so training can resume anywhere.
 
     A patch lies inside its case, or is centred on it along axes where the case is smaller; outside the case there is
-    zero and background. The first samples of each batch are of any case and any place; the last are centred on a voxel
-    of a class, which `SAMPLING` finds.
+    zero and background. The first samples of each batch are of any case and any place that is not blank; the last are
+    centred on a voxel of a class, which `SAMPLING` finds.
     """
 
     def __init__(
@@ -160,7 +166,7 @@ class PatchSampler:
                 case, class_index = self._draw_foreground(self._pool, rng)
             else:
                 case, class_index = _pick(self._pool.cases, rng), None
-            start = self._draw_start(case, class_index, rng)
+            start = self._draw_place(case, class_index, rng)
             start = tuple(s - (r - p) // 2 for s, r, p in zip(start, read, self._patch, strict=True))
             images.append(read_region(case.image, start, read))
             classes.append(read_region(case.label, start, read))
@@ -207,6 +213,17 @@ class PatchSampler:
             generator=torch.Generator().manual_seed(derive_seed("augment", self._seed, number)),
         )
 
+    def _draw_place(self, case: PreprocessedCase, class_index: int | None, rng: np.random.Generator) -> tuple[int, ...]:
+        """Where the patch starts; drawn again where it would be blank."""
+        start = self._draw_start(case, class_index, rng)
+        has_choice = any(size > patch for size, patch in zip(case.label.shape, self._patch, strict=True))
+        if class_index is None and has_choice:
+            for _ in range(MAX_REDRAWS):
+                if not is_blank(read_region(case.image, start, self._patch)):
+                    break
+                start = self._draw_start(case, None, rng)
+        return start
+
     def _draw_start(self, case: PreprocessedCase, class_index: int | None, rng: np.random.Generator) -> tuple[int, ...]:
         shape = case.label.shape
         slack = [size - patch for size, patch in zip(shape, self._patch, strict=True)]
@@ -219,6 +236,18 @@ class PatchSampler:
         return tuple(
             min(max(0, start), room) if room >= 0 else room // 2 for start, room in zip(wanted, slack, strict=True)
         )
+
+
+def is_blank(image: NDArray) -> bool:
+    """Whether nearly all values of each channel (C, Z, Y, X) are one and the same.
+
+    Nothing can be learned there, and where all are the same, instance norm divides by a deviation of zero, so that its
+    gradient is many times that of any other patch.
+    """
+    flat = image.reshape(len(image), -1)
+    n_voxels = flat.shape[1]
+    usual = np.median(flat[:, :: max(1, n_voxels // N_TYPICAL)], axis=1, keepdims=True)
+    return bool(np.count_nonzero(flat != usual, axis=1).max() < MIN_CONTENT_FRACTION * n_voxels)
 
 
 def read_region(array: NDArray, start: Sequence[int], size: Sequence[int]) -> NDArray:

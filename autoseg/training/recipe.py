@@ -18,14 +18,17 @@ class Recipe:
     """How the weights are optimised.
 
     Attributes:
-        optimizer: "adamw" or "sgd" (Nesterov momentum 0.99).
+        optimizer: "muon", "adamw" or "sgd" (Nesterov momentum 0.99).
         learning_rate: the largest.
-        weight_decay: decoupled for "adamw", in the gradient for "sgd".
-        schedule: "cosine" (linear warm-up, then one half cosine to zero) or "poly" (power 0.9, no warm-up).
-        warmup_fraction: of the budget, for "cosine".
+        weight_decay: in the gradient for "sgd", decoupled for the others.
+        schedule: "cosine" or "linear" to zero, both after a linear warm-up, or "poly" (power 0.9, no warm-up).
+        warmup_fraction: of the budget, but for "poly".
         max_gradient_norm: gradients are scaled down to it.
         max_cpu_batch: patches per step on a CPU, where steps count for more than patches; None for the plan's.
-        default_epochs: where the user gives no budget.
+        adapts: whether a short training may take smaller patches and a narrower network than planned.
+        sampling, foreground_fraction: see `autoseg.training.config.TrainConfig`.
+        patches_per_case: that a full training sees, where the user gives no budget; None for `max_epochs`.
+        min_epochs, max_epochs: of a full training.
         min_samples_to_mirror: a run that sees fewer patches does not mirror them. The network has to learn every
             structure in eight poses instead of one, which pays in a long training only.
     """
@@ -37,7 +40,12 @@ class Recipe:
     warmup_fraction: float
     max_gradient_norm: float
     max_cpu_batch: int | None
-    default_epochs: int
+    adapts: bool
+    sampling: str
+    foreground_fraction: float
+    patches_per_case: int | None
+    min_epochs: int
+    max_epochs: int
     min_samples_to_mirror: int
 
     def rate(self, fraction_done: float) -> float:
@@ -47,19 +55,26 @@ class Recipe:
         if fraction_done < self.warmup_fraction:
             return self.learning_rate * (0.01 + 0.99 * fraction_done / self.warmup_fraction)
         progress = (fraction_done - self.warmup_fraction) / (1 - self.warmup_fraction)
+        if self.schedule == "linear":
+            return self.learning_rate * (1 - progress)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(
-        optimizer="adamw",
-        learning_rate=3e-3,
+        optimizer="muon",
+        learning_rate=12e-3,
         weight_decay=0.01,
         schedule="cosine",
         warmup_fraction=0.05,
         max_gradient_norm=12.0,
         max_cpu_batch=2,
-        default_epochs=250,
+        adapts=True,
+        sampling="balanced",
+        foreground_fraction=2 / 3,
+        patches_per_case=500,
+        min_epochs=50,
+        max_epochs=250,
         min_samples_to_mirror=20_000,
     ),
     "published": Recipe(
@@ -70,7 +85,12 @@ RECIPES: dict[str, Recipe] = {
         warmup_fraction=0.0,
         max_gradient_norm=12.0,
         max_cpu_batch=None,
-        default_epochs=1000,
+        adapts=False,
+        sampling="published",
+        foreground_fraction=1 / 3,
+        patches_per_case=None,
+        min_epochs=1000,
+        max_epochs=1000,
         min_samples_to_mirror=0,
     ),
 }
@@ -109,4 +129,13 @@ def make_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> 
             weight_decay=recipe.weight_decay,
             fused=fused,
         )
-    raise TrainingError(f"optimizer '{recipe.optimizer}' is unknown; known are adamw and sgd")
+    if recipe.optimizer == "muon":
+        from autoseg.training.muon import Muon
+
+        # What makes the logits is no feature of anything, and keeps its own scale.
+        hidden: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in network.named_parameters():
+            (hidden if parameter.ndim > 2 and not name.startswith("heads.") else others).append(parameter)
+        return Muon(hidden, others, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    raise TrainingError(f"optimizer '{recipe.optimizer}' is unknown; known are muon, adamw and sgd")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError
 from autoseg.core.serialize import atomic_path, from_plain, to_plain
+from autoseg.planning.plan import ConfigurationPlan, Reason
+from autoseg.training.config import Budget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +41,38 @@ class FoldFiles:
 
     @property
     def training(self) -> Path:
-        """How it was trained."""
+        """How it was trained; there from the beginning."""
         return self.folder / "training.json"
+
+    def discard(self) -> None:
+        """Deletes what a training has left."""
+        for file in (self.checkpoint, self.weights, self.log, self.training):
+            file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingChoices:
+    """How all folds of a configuration are trained.
+
+    Attributes:
+        recipe: a name in `RECIPES`.
+        configuration: as planned, but for the patch size and the features of the network.
+        budget: of a fold.
+        batch_size: patches per step.
+        foreground_fraction: part of each batch that is centred on a foreground voxel.
+        sampling: how such a patch is found, a name in `autoseg.training.patches.SAMPLING`.
+        mirror: whether patches are mirrored.
+        reasons: for each of them; the subjects begin with "training.".
+    """
+
+    recipe: str
+    configuration: ConfigurationPlan
+    budget: Budget
+    batch_size: int
+    foreground_fraction: float
+    sampling: str
+    mirror: bool
+    reasons: tuple[Reason, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +106,12 @@ class TrainingRecord(FoldRecord):
 
     Attributes:
         training_cases, validation_cases: their ids.
+        choices: that it was trained with last.
     """
 
     training_cases: tuple[str, ...]
     validation_cases: tuple[str, ...]
+    choices: TrainingChoices | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from autoseg import __version__
 from autoseg.core.errors import TrainingError
-from autoseg.core.runtime import computing, derive_seed, format_duration, n_cpus, run_ahead, track
+from autoseg.core.runtime import computing, derive_seed, format_duration, keeping_freed_memory, n_cpus, run_ahead, track
 from autoseg.core.serialize import digest, write_json
 from autoseg.planning.mirroring import plan_mirroring
-from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.augment import AugmentConfig, apply_parameters
 from autoseg.training.checkpoint import (
@@ -34,10 +34,11 @@ from autoseg.training.checkpoint import (
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.learner import Learner, build_trainable
 from autoseg.training.patches import Batch, PatchSampler, PatchTransform
-from autoseg.training.recipe import RECIPES, choose_batch_size
+from autoseg.training.recipe import RECIPES
 from autoseg.training.record import (
     EpochFigures,
     FoldFiles,
+    TrainingChoices,
     TrainingRecord,
     ValidationSlice,
     read_log,
@@ -67,13 +68,14 @@ class TrainingInterrupted(TrainingError):
 def train_fold(
     folder: Path,
     plan: Plan,
-    configuration: ConfigurationPlan,
+    choices: TrainingChoices,
     *,
     training: Sequence[PreprocessedCase],
     validation: Sequence[PreprocessedCase],
     config: TrainConfig,
     device: torch.device,
     resume: bool = True,
+    spent_s: float = 0.0,
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
     stop: Stop = lambda: False,
     on_epoch: OnEpoch = lambda epochs, slices: None,
@@ -82,13 +84,14 @@ def train_fold(
 
     Args:
         folder: of the fold; gets the files of `FoldFiles`.
-        plan: the plan.
-        configuration: of the plan.
+        plan: its labels, channels and axes.
+        choices: what is trained and how long, see `autoseg.training.adapt.choose_training`.
         training: preprocessed cases to learn from.
         validation: preprocessed cases to follow the progress on.
-        config: budget, recipe, seed.
+        config: what was asked for, as far as the choices do not say it: seed, augmentation, precision, compiling.
         device: to train on.
         resume: go on from the checkpoint where there is one; otherwise start anew.
+        spent_s: seconds of the budget that are spent already.
         checkpoint_interval_s: the state is saved at the end of each epoch, and after this time at the latest.
         stop: asked after every step; True saves and raises `TrainingInterrupted`.
         on_epoch: called after each epoch with all so far, and slices of validation patches as the network sees them.
@@ -100,13 +103,15 @@ def train_fold(
         TrainingError: the checkpoint is of another run, or the loss is not finite again and again.
         TrainingInterrupted: `stop` said so.
     """
-    run = _Run(folder, plan, configuration, training=training, validation=validation, config=config, device=device)
+    run = _Run(folder, plan, choices, training=training, validation=validation, config=config, device=device)
+    run.elapsed_s = spent_s
     if resume:
         run.resume()
     else:
         run.discard()
     if not run.finished:
-        with computing(deterministic=config.deterministic):
+        on_cpu = device.type == "cpu"
+        with computing(deterministic=config.deterministic), keeping_freed_memory() if on_cpu else nullcontext():
             run.train(stop, on_epoch, checkpoint_interval_s=checkpoint_interval_s)
     return run.learner.network.eval()
 
@@ -118,7 +123,7 @@ class _Run:
         self,
         folder: Path,
         plan: Plan,
-        configuration: ConfigurationPlan,
+        choices: TrainingChoices,
         *,
         training: Sequence[PreprocessedCase],
         validation: Sequence[PreprocessedCase],
@@ -126,11 +131,11 @@ class _Run:
         device: torch.device,
     ) -> None:
         self.files = FoldFiles(folder=folder)
-        self.plan, self.configuration, self.config, self.device = plan, configuration, config, device
-        self.recipe = RECIPES[config.recipe]
-        self.batch_size = config.batch_size or choose_batch_size(
-            self.recipe, configuration.batch_size, n_axes=configuration.n_axes, on_cpu=device.type == "cpu"
-        )
+        self.plan, self.choices, self.config, self.device = plan, choices, config, device
+        self.budget = choices.budget
+        self.mirrors = choices.mirror and config.augment != "none"
+        self.recipe = RECIPES[choices.recipe]
+        self.configuration = configuration = choices.configuration
         seed = derive_seed("training", config.seed, configuration.name, *(case.id for case in training))
         self.seed = seed
         torch.manual_seed(derive_seed("weights", seed))
@@ -138,10 +143,10 @@ class _Run:
         self.learner = Learner(network, configuration, recipe=self.recipe, device=device, precision=config.precision)
         self.cases = {"training": tuple(training), "validation": tuple(validation)}
         # The budget may grow when a run is resumed, and compiling may fail; what else shapes the result may not change.
-        fixed = dataclasses.replace(config, budget=Budget(iterations=1), batch_size=self.batch_size, compile=None)
+        fixed = dataclasses.replace(choices, budget=Budget(iterations=1), reasons=())
+        asked = config.augment, config.precision, config.deterministic
         learned_from = (plan.labels, plan.normalization, plan.axis_order, [case.stored.key for case in training])
-        self.config_digest = digest((configuration, fixed, seed, learned_from))
-        self.mirror: bool | None = config.mirror
+        self.config_digest = digest((fixed, asked, seed, learned_from))
         self.iteration, self.elapsed_s, self.epoch_time_s = 0, 0.0, 0.0
         self.epoch_losses: list[float] = []
         self.epochs: list[EpochFigures] = []
@@ -156,10 +161,10 @@ class _Run:
         return PatchSampler(
             self.cases[name],
             patch_size=self.configuration.patch_size,
-            batch_size=self.batch_size,
-            foreground_fraction=self.config.foreground_fraction,
+            batch_size=self.choices.batch_size,
+            foreground_fraction=self.choices.foreground_fraction,
             # What is followed stays comparable, whatever is trained on.
-            sampling=self.config.sampling if name == "training" else "published",
+            sampling=self.choices.sampling if name == "training" else "published",
             seed=f"{name}/{self.seed}",
             augmentation=augmentation,
             transform=transform,
@@ -169,8 +174,7 @@ class _Run:
 
     def discard(self) -> None:
         """Forgets an earlier run in this folder."""
-        for file in (self.files.checkpoint, self.files.weights, self.files.log, self.files.training):
-            file.unlink(missing_ok=True)
+        self.files.discard()
 
     def resume(self) -> None:
         """Goes on from the checkpoint, if there is one."""
@@ -193,11 +197,11 @@ class _Run:
             # What is fastest was measured when the run began, and may come out otherwise on a busy machine.
             self.learner.use_precision(state.precision)
         self.iteration, self.elapsed_s, self.epoch_time_s = state.iteration, state.elapsed_s, state.epoch_time_s
-        self.epoch_losses, self.mirror = list(state.epoch_losses), state.mirror
+        self.epoch_losses = list(state.epoch_losses)
         if state.loss_scale is not None and self.learner.scaler.is_enabled():
             self.learner.scaler.update(state.loss_scale)
         self.epochs = read_log(self.files.log)[: state.epoch]
-        done = self.config.budget.fraction_done(self.iteration, self.elapsed_s)
+        done = self.budget.fraction_done(self.iteration, self.elapsed_s)
         self.finished = done >= 1 and self.files.weights.exists()
         if self.finished:
             load_weights(self.files.weights, self.learner.network)
@@ -221,7 +225,6 @@ class _Run:
             loss_scale=self.learner.scaler.get_scale() if self.learner.scaler.is_enabled() else None,
             device=self.device.type,
             precision=self.learner.precision_name,
-            mirror=self.mirror,
             finished=self.finished,
         )
         write_log(self.files.log, self.epochs)
@@ -231,23 +234,22 @@ class _Run:
 
     @property
     def fraction_done(self) -> float:
-        return self.config.budget.fraction_done(self.iteration, self.elapsed_s)
+        return self.budget.fraction_done(self.iteration, self.elapsed_s)
 
     def train(self, stop: Stop, on_epoch: OnEpoch, *, checkpoint_interval_s: float) -> None:
         """Steps until the budget is used up."""
-        sampler = self._prepare()
+        self._compile_where_it_pays()
+        sampler = self._training_sampler()
         self._announce()
         saved_at = time.monotonic()
         n_threads = max(1, n_cpus() // 2)
         batches = run_ahead(sampler.batch, count(self.iteration), n_threads=n_threads, depth=n_threads + 2)
         with track(f"training {self.files.folder.name}", total=1000) as advance, closing(batches):
             shown = 0
-            while self.fraction_done < 1:
+            # Choosing a network may have taken all of a tiny budget.
+            while self.fraction_done < 1 or self.iteration == 0:
                 self._timed_step(batches)
-                if (
-                    self.config.budget.epoch_is_over(len(self.epoch_losses), self.epoch_time_s)
-                    or self.fraction_done >= 1
-                ):
+                if self.budget.epoch_is_over(len(self.epoch_losses), self.epoch_time_s) or self.fraction_done >= 1:
                     on_epoch(self.epochs, self._end_epoch())
                 if not self.epoch_losses or time.monotonic() - saved_at > checkpoint_interval_s:
                     self.save()
@@ -264,40 +266,25 @@ class _Run:
         self.finished = True
         self.save()
 
-    def _prepare(self) -> PatchSampler:
-        """Decides what depends on how long this will take, and makes the batches to learn from."""
+    def _compile_where_it_pays(self) -> None:
         on_gpu = self.device.type == "cuda"
         may_compile = self.config.compile is None and on_gpu and not self.config.deterministic
-        must_decide = self.config.augment != "none" and self.mirror is None
-        step_s = 1.0
-        if self.config.compile or may_compile or (must_decide and self.config.budget.max_time_s):
+        if self.config.compile or may_compile:
             started = time.monotonic()
             images, classes = self.learner.to_device(self._sampler("training").batch(0))
             step_s = self.learner.time_step(images, classes)
-            left_s = step_s * self.config.budget.expected_iterations(step_s) * (1 - self.fraction_done)
+            left_s = step_s * self.budget.expected_iterations(step_s) * (1 - self.fraction_done)
             if self.config.compile or (may_compile and left_s > MIN_TIME_TO_COMPILE_S):
                 logger.info("%s: compiling the network, which can take minutes", self.files.folder.name)
                 self.learner.compile(images, classes)
             # A user who gives 15 minutes waits 15 minutes.
             self.elapsed_s += time.monotonic() - started
-        if must_decide:
-            self._decide_mirroring(step_s)
-        return self._training_sampler()
-
-    def _decide_mirroring(self, step_s: float) -> None:
-        """Once for a run, by how many patches it will see."""
-        expected = self.config.budget.expected_iterations(step_s) * self.batch_size
-        limit = self.recipe.min_samples_to_mirror
-        self.mirror = expected >= limit
-        text = "%s: about %.0f patches will be seen, so they are %smirrored (%d or more would be)"
-        logger.info(text, self.files.folder.name, expected, "" if self.mirror else "not ", limit)
 
     def _training_sampler(self) -> PatchSampler:
         if self.config.augment == "none":
-            self.mirror = False
             return self._sampler("training")
         config = AugmentConfig.for_patch(self.configuration.patch_size)
-        if not self.mirror:
+        if not self.mirrors:
             config = dataclasses.replace(config, mirror_probability=0.0)
         else:
             mirroring = plan_mirroring(self.plan, self.configuration)
@@ -317,10 +304,11 @@ class _Run:
             torch=torch.__version__,
             device=str(self.device),
             precision=self.learner.precision_name,
-            recipe=self.config.recipe,
+            recipe=self.choices.recipe,
             seed=self.config.seed,
-            batch_size=self.batch_size,
-            mirrored=bool(self.mirror),
+            batch_size=self.choices.batch_size,
+            mirrored=self.mirrors,
+            choices=self.choices,
             training_cases=tuple(case.id for case in self.cases["training"]),
             validation_cases=tuple(case.id for case in self.cases["validation"]),
         )
@@ -331,7 +319,7 @@ class _Run:
             self.files.folder.name,
             self.configuration.name,
             "x".join(map(str, self.configuration.patch_size)),
-            self.batch_size,
+            self.choices.batch_size,
             n_weights / 1e6,
             record.precision,
             record.device,

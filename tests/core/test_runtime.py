@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import resource
+import sys
 import threading
 import time
 
@@ -15,6 +18,7 @@ from autoseg.core.runtime import (
     autocast_dtype,
     derive_seed,
     format_duration,
+    keeping_freed_memory,
     map_threads,
     n_cpus,
     resolve_device,
@@ -139,3 +143,30 @@ def test_a_machine_without_the_accelerator_says_so() -> None:
 def test_autocast_never_chooses_half_precision_on_a_cpu() -> None:
     torch = pytest.importorskip("torch")
     assert autocast_dtype(torch.device("cpu")) in (None, torch.bfloat16)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc's memory")
+def test_memory_that_was_freed_is_used_again_without_asking_the_kernel() -> None:
+    """Each page that the kernel gives is a fault."""
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    library.malloc.argtypes = [ctypes.c_size_t]
+    library.free.argtypes = [ctypes.c_void_p]
+    size = 64 * 2**20
+
+    def count_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            block = library.malloc(size)
+            ctypes.memset(block, 1, size)
+            library.free(block)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    usually = count_faults()
+    if usually < 100:
+        pytest.skip("this C library keeps large blocks anyway")
+    with keeping_freed_memory():
+        count_faults()
+        kept = count_faults()
+    assert kept < usually / 10
+    assert count_faults() > usually / 2, "and then all is as before"

@@ -18,7 +18,15 @@ import pytest
 
 from autoseg.core.errors import DatasetError, FormatError
 from autoseg.core.labels import LabelSpec
-from autoseg.core.serialize import atomic_path, digest, dump_json, from_plain, read_json, to_plain, write_json
+from autoseg.core.serialize import (
+    atomic_path,
+    digest,
+    dump_json,
+    from_plain,
+    read_json,
+    to_plain,
+    write_json,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

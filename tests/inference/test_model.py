@@ -56,7 +56,6 @@ STATE = RunState(
     loss_scale=None,
     device="cpu",
     precision="float32",
-    mirror=True,
     finished=False,
 )
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from autoseg.core.errors import PlanError
 from autoseg.networks.build import ARCHITECTURES, build_network, channels_last
-from autoseg.networks.unet import InstanceNorm
+from autoseg.networks.unet import Conv3d, InstanceNorm
 from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.plan import NetworkPlan
 
@@ -190,3 +190,31 @@ def test_weights_are_drawn_for_the_leaky_relu(architecture: str) -> None:
 def test_unknown_architecture() -> None:
     with pytest.raises(PlanError, match="architecture 'u-net' is unknown; known are unet, resenc_unet"):
         build_network(replace(PLAN_2D, architecture="u-net"), n_channels=1, n_classes=2)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (1, 2, 2)), ((1, 3, 3), (1, 1, 1))])
+def test_weights_get_the_right_gradient_in_bfloat16_however_thin_the_input(
+    depth: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 32, depth, 6, 6, generator=generator).to(memory_format=channels_last(3))
+    z, y, x = (edge // 2 for edge in kernel)
+    convolution = Conv3d(32, 32, kernel, stride=stride, padding=(z, y, x))
+    convolution.to(memory_format=channels_last(3))  # type: ignore[call-overload]
+    expected = nn.functional.conv3d(
+        features, convolution.weight, convolution.bias, stride=stride, padding=convolution.padding
+    )
+    wanted = torch.randn(expected.shape, generator=generator)
+    (exact,) = torch.autograd.grad(expected, convolution.weight, wanted)
+    for _ in range(5):
+        # What freed memory holds is what a kernel that reads beyond its input would find.
+        junk = [torch.full((size,), float("nan")) for size in (1_000, 10_000, 100_000, 1_000_000)]
+        del junk
+        convolution.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = convolution(features)
+        output.backward(wanted.to(output.dtype))
+        assert convolution.weight.grad is not None
+        assert (output.float() - expected).norm() < 0.01 * expected.norm()
+        assert (convolution.weight.grad - exact).norm() < 0.01 * exact.norm()

@@ -31,7 +31,6 @@ STATE = RunState(
     loss_scale=None,
     device="cpu",
     precision="float32",
-    mirror=False,
     finished=False,
 )
 Optimizer = torch.optim.Optimizer

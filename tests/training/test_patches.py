@@ -16,7 +16,7 @@ from autoseg.core.runtime import derive_seed, run_ahead
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case
 from autoseg.training.augment import AugmentConfig
-from autoseg.training.patches import SAMPLING, Batch, PatchSampler, read_region
+from autoseg.training.patches import SAMPLING, Batch, PatchSampler, is_blank, read_region
 
 SHAPE = (10, 30, 20)
 
@@ -297,3 +297,27 @@ def test_reading_ahead_keeps_the_order_and_surfaces_errors(case: PreprocessedCas
     with pytest.raises(OSError, match="the disk is gone"):
         next(failing)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead") and thread.is_alive()]
+
+
+def test_blank_places_are_passed_over_where_there_are_others(tmp_path: Path) -> None:
+    """The image is zero but for its last quarter, in one channel of two."""
+    label = np.zeros(SHAPE, np.uint8)
+    known = make_case(tmp_path / "known", label, n_classes=2)
+    image = np.zeros((2, *SHAPE), np.float32)
+    image[1, :, :, 15:] = np.random.default_rng(0).normal(size=(*SHAPE[:2], 5))
+    for name, content in (("partly", image), ("blank", np.zeros_like(image))):
+        write_case(tmp_path / name, content, label, key="k", record=known.record, n_classes=2)
+    partly, blank = (PreprocessedCase(tmp_path / name) for name in ("partly", "blank"))
+    seen = [patch for n in range(50) for patch in make_sampler(partly, patch=(10, 30, 4)).batch(n).images.numpy()]
+    assert sum(is_blank(patch) for patch in seen) < 0.05 * len(seen)
+    # Where there is nothing else, it is drawn.
+    assert make_sampler(blank, patch=(10, 30, 4)).batch(0).images.abs().max() == 0
+
+
+def test_patches_of_a_few_odd_voxels_are_blank_and_one_channel_of_content_is_enough() -> None:
+    image = np.full((2, 10, 10, 10), -1.0)
+    assert is_blank(image)
+    image[1, 0, 0, :5] = 3
+    assert is_blank(image)
+    image[1, 0, :5] = np.arange(10)
+    assert not is_blank(image)

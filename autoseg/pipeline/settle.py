@@ -1,0 +1,188 @@
+"""What all folds of a configuration share, settled by the first one that is trained: the plan beside the weights, and
+how the recipe has adapted it to budget, machine and data."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from autoseg import __version__
+from autoseg.core.errors import FormatError, TrainingError
+from autoseg.core.serialize import digest, read_json, write_json
+from autoseg.inference.model import fold_folder, folds_with, usable_folds
+from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
+from autoseg.training.adapt import LADDER, WIDTHS, choose_training, full_training
+from autoseg.training.recipe import RECIPES
+from autoseg.training.record import FoldFiles, TrainingChoices
+
+if TYPE_CHECKING:
+    import torch
+
+    from autoseg.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettledTraining:
+    """How the folds of a model are trained, for `recipe.json` in its folder.
+
+    Attributes:
+        planned: digest of what the weights take from the plan of the work folder.
+        request: digest of what was asked for; who asks the same gets the same.
+        choices: that were made.
+    """
+
+    planned: str
+    request: str
+    choices: TrainingChoices
+
+
+def settle_training(
+    model: Path,
+    made: Plan,
+    configuration: ConfigurationPlan,
+    config: TrainConfig,
+    *,
+    folds: Sequence[int],
+    resume: bool,
+    n_cases: int,
+    device: torch.device,
+) -> tuple[Plan, TrainingChoices, float]:
+    """The plan and the choices that the folds of a model are trained with: those it has, or new ones.
+
+    Folds that begin at the same moment in several processes wait for the first one to choose.
+
+    Args:
+        model: its folder.
+        made: the plan of the work folder.
+        configuration: of that plan.
+        config: what the user asks for.
+        folds: that are to be trained now.
+        resume: whether they go on where they stopped; otherwise what they have is deleted.
+        n_cases: to train on.
+        device: to train on.
+
+    Returns:
+        The plan with the configuration as it is trained, also written to the model's folder; the choices; and the
+        seconds that were spent on making them.
+
+    Raises:
+        TrainingError: the folder holds folds of another plan, recipe or network.
+    """
+    model.mkdir(parents=True, exist_ok=True)
+    with FileLock(model / ".settling.lock"):
+        file, planned = model / RECIPE_FILE, planned_digest(made, configuration.name)
+        asked = dataclasses.replace(config, seed=0, compile=None)
+        rules = RECIPES[config.recipe], LADDER, WIDTHS, __version__
+        request = digest((planned, asked, n_cases, device.type, rules))
+        known = read_settled(model)
+        begun = usable_folds(model)
+        staying = [fold for fold in _announced(model) if fold not in folds or (resume and fold in begun)]
+        spent_s = 0.0
+        if known is None or known.request != request:
+            if staying:
+                known = _check_kept(known, model=model, planned=planned, configuration=configuration, config=config)
+                logger.info("%s: the network stays as it is in fold %s", model.name, ", ".join(map(str, staying)))
+            else:
+                logger.info("%s: looking how large a network the budget allows", configuration.name)
+                choices, spent_s = choose_training(made, configuration, config, n_cases=n_cases, device=device)
+                known = SettledTraining(planned=planned, request=request, choices=choices)
+        if not resume:
+            for fold in folds:
+                FoldFiles(folder=fold_folder(model, fold)).discard()
+        write_json(file, known)
+        plan = _adapted(made, known.choices)
+        write_json(model / "plan.json", plan)
+    choices = _with_requests(known.choices, config, n_cases=n_cases)
+    for reason in choices.reasons:
+        logger.info("%s: %s: %s", configuration.name, reason.subject.removeprefix("training."), reason.text)
+    return plan, choices, spent_s
+
+
+def _announced(model: Path) -> list[int]:
+    """Folds whose training has begun, with or without a checkpoint."""
+    return sorted({*usable_folds(model), *folds_with(model, "training.json")})
+
+
+def planned_digest(plan: Plan, configuration: str) -> str:
+    """Of what weights cannot do without, of a plan in a work folder."""
+    return digest((plan.configuration(configuration), plan.labels, plan.normalization, plan.axis_order))
+
+
+def read_settled(model: Path) -> SettledTraining | None:
+    """How the folds of a model are trained; None where none has begun, or what is there cannot be read."""
+    file = model / RECIPE_FILE
+    try:
+        return read_json(file, SettledTraining) if file.exists() else None
+    except FormatError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _check_kept(
+    known: SettledTraining | None, *, model: Path, planned: str, configuration: ConfigurationPlan, config: TrainConfig
+) -> SettledTraining:
+    """What the folds that stay were trained with.
+
+    Raises:
+        TrainingError: it is not what is asked for now.
+    """
+    advice = "move or delete this folder, then train again"
+    if known is None:
+        raise TrainingError(f"{model}: holds folds, but no {RECIPE_FILE} that says how they were trained; {advice}")
+    if known.planned != planned:
+        raise TrainingError(f"{model}: holds folds that another plan has trained; {advice}")
+    if known.choices.recipe != config.recipe:
+        raise TrainingError(
+            f"{model}: holds folds of the recipe '{known.choices.recipe}', '{config.recipe}' is wanted; give --recipe "
+            f"{known.choices.recipe}, or {advice}"
+        )
+    if config.network == "planned" and known.choices.configuration != configuration:
+        raise TrainingError(f"{model}: holds folds of a smaller network than the planned one; {advice}")
+    return known
+
+
+def _with_requests(choices: TrainingChoices, config: TrainConfig, *, n_cases: int) -> TrainingChoices:
+    """What is asked for explicitly counts, also where other folds have it otherwise; but not the network."""
+    asked: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("batch_size", "foreground_fraction", "sampling", "mirror")
+        if getattr(config, name) is not None
+    }
+    reasons = {f"training.{name}": SET_BY_USER for name in asked}
+    budget = config.budget
+    if budget is None:
+        batch_size = asked.get("batch_size", choices.batch_size)
+        budget, reasons["training.budget"] = full_training(
+            RECIPES[choices.recipe], n_cases=n_cases, batch_size=batch_size
+        )
+    kept = (reason for reason in choices.reasons if reason.subject not in {*reasons, "training.budget"})
+    made = (Reason(subject=subject, text=text) for subject, text in reasons.items())
+    return dataclasses.replace(choices, **asked, budget=budget, reasons=(*kept, *made))
+
+
+def _adapted(made: Plan, choices: TrainingChoices) -> Plan:
+    """The plan with the configuration as it is trained, recommended, and the reasons."""
+    name = choices.configuration.name
+    reasons = {reason.subject: reason for reason in (*made.reasons, *choices.reasons)}
+    chosen = reasons.get("training.network")
+    if chosen is not None:
+        for part in ("patch_size", "network"):
+            subject = f"configurations.{name}.{part}"
+            reasons[subject] = Reason(subject=subject, text=chosen.text)
+    plan = dataclasses.replace(
+        made,
+        configurations={**made.configurations, name: choices.configuration},
+        recommended=name,
+        reasons=tuple(reasons.values()),
+    )
+    return plan.signed()

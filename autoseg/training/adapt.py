@@ -1,0 +1,275 @@
+"""What a recipe makes of a plan for the budget, the machine and the data at hand: each choice with its reason.
+
+A network of the planned size on planned patches is made for a day on a GPU. Where there is less time, it would see a
+few dozen batches; narrower stages at full resolution and smaller patches then make more steps of the same time, and
+steps are what a short training lacks. All folds of a configuration share one set of choices, so they can be averaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from autoseg.core.errors import TrainingError
+from autoseg.core.runtime import computing, keeping_freed_memory
+from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
+from autoseg.training.config import ITERATIONS_PER_EPOCH, Budget, TrainConfig
+from autoseg.training.learner import Learner, build_trainable
+from autoseg.training.recipe import RECIPES, Recipe, choose_batch_size
+from autoseg.training.record import TrainingChoices
+
+WIDTHS: dict[str, tuple[float, ...]] = {"half": (0.5,), "slim": (0.5, 0.75, 1.0), "planned": (1.0,)}
+"""Features as parts of the planned ones, stage by stage from full resolution; the last part counts for all below."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A size of network and patch that a training may take.
+
+    Attributes:
+        width: a name in `WIDTHS`.
+        patch_scale: edges of the patch as a part of the planned ones.
+        min_steps: that a training must make to gain by it.
+    """
+
+    width: str
+    patch_scale: float
+    min_steps: int
+
+
+LADDER = (
+    Rung(width="half", patch_scale=0.4, min_steps=0),
+    Rung(width="half", patch_scale=0.5, min_steps=600),
+    Rung(width="half", patch_scale=0.6, min_steps=650),
+    Rung(width="half", patch_scale=0.7, min_steps=650),
+    Rung(width="half", patch_scale=0.8, min_steps=1000),
+    Rung(width="half", patch_scale=1.0, min_steps=1000),
+    Rung(width="slim", patch_scale=1.0, min_steps=2000),
+    Rung(width="planned", patch_scale=1.0, min_steps=5000),
+)
+"""From the fastest to the planned one. The steps are judgements from measurements, see docs/recipe.md."""
+
+N_TIMED_STEPS = 2
+MAX_TIMING_FRACTION = 0.05
+"""Of the budget; whatever has not been timed by then is not."""
+
+SAMPLING_REASONS = {
+    "published": "a case is drawn, then one of its classes",
+    "balanced": "a class is drawn, then a case that has it, so rare classes are centred on as often as common ones",
+}
+
+
+Timer = Callable[[ConfigurationPlan], float]
+
+
+def choose_training(
+    plan: Plan,
+    configuration: ConfigurationPlan,
+    config: TrainConfig,
+    *,
+    n_cases: int,
+    device: torch.device,
+    timer: Callable[..., float] | None = None,
+) -> tuple[TrainingChoices, float]:
+    """Chooses what the user has left open, and says why.
+
+    With a time limit, steps of networks from small to large are timed on the device.
+
+    Args:
+        plan: the plan.
+        configuration: of the plan.
+        config: what the user asks for.
+        n_cases: to train on.
+        device: to train on.
+        timer: tells the seconds of a step with a configuration and a batch size; None to try it.
+
+    Returns:
+        The choices, and the seconds it took to make them.
+
+    Raises:
+        TrainingError: the device has no memory for a step of the smallest network.
+    """
+    started = time.monotonic()
+    recipe = RECIPES[config.recipe]
+    reasons: dict[str, str] = {}
+    batch_size = config.batch_size
+    if batch_size is None:
+        batch_size = choose_batch_size(
+            recipe, configuration.batch_size, n_axes=configuration.n_axes, on_cpu=device.type == "cpu"
+        )
+        if batch_size != configuration.batch_size:
+            reasons["batch_size"] = f"{batch_size} of {configuration.batch_size}: on a CPU more steps gain more"
+    budget = config.budget
+    if budget is None:
+        budget, reasons["budget"] = full_training(recipe, n_cases=n_cases, batch_size=batch_size)
+    network, n_steps = configuration, budget.iterations or 0
+    adapts = recipe.adapts and config.network == "auto" and not plan.is_edited
+    must_time = adapts or (config.mirror is None and config.augment != "none" and recipe.min_samples_to_mirror > 0)
+    if budget.max_time_s is not None and must_time:
+        known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
+        if adapts:
+            known = candidates(configuration, keep_patch=_is_patch_by_user(plan, configuration))
+        timer = timer or functools.partial(_time_step, plan, config, device=device)
+        network, step_s = _choose_network(known, functools.partial(timer, batch_size=batch_size), budget)
+        n_steps = round(budget.expected_iterations(step_s))
+        if adapts:
+            reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps)
+    sampling, fraction = config.sampling, config.foreground_fraction
+    if sampling is None:
+        sampling, reasons["sampling"] = recipe.sampling, SAMPLING_REASONS[recipe.sampling]
+    if fraction is None:
+        fraction = recipe.foreground_fraction
+        covered = (min(1.0, edge / size) for edge, size in zip(network.patch_size, network.median_shape, strict=True))
+        reasons["foreground_fraction"] = f"of the recipe; a patch covers {prod(covered):.0%} of the median case"
+    mirror = config.mirror if config.augment != "none" else False
+    if mirror is None:
+        mirror, needed = n_steps * batch_size >= recipe.min_samples_to_mirror, recipe.min_samples_to_mirror
+        reasons["mirror"] = (
+            f"about {n_steps * batch_size:,} patches will be seen, {needed:,} are needed to gain by it"
+            if needed
+            else "of the recipe"
+        )
+    for name in ("batch_size", "sampling", "foreground_fraction", "mirror"):
+        if getattr(config, name) is not None:
+            reasons[name] = SET_BY_USER
+    choices = TrainingChoices(
+        recipe=config.recipe,
+        configuration=network,
+        budget=budget,
+        batch_size=batch_size,
+        foreground_fraction=fraction,
+        sampling=sampling,
+        mirror=mirror,
+        reasons=tuple(Reason(subject=f"training.{name}", text=text) for name, text in reasons.items()),
+    )
+    return choices, time.monotonic() - started
+
+
+def full_training(recipe: Recipe, *, n_cases: int, batch_size: int) -> tuple[Budget, str]:
+    """The budget where the user gives none, and its reason.
+
+    Args:
+        recipe: says how often each case is to be seen, and the limits.
+        n_cases: to train on.
+        batch_size: patches per step.
+    """
+    if recipe.patches_per_case is None:
+        epochs, text = recipe.max_epochs, f"{recipe.max_epochs} epochs of {ITERATIONS_PER_EPOCH} steps: of the recipe"
+    else:
+        wanted = recipe.patches_per_case * n_cases / batch_size / ITERATIONS_PER_EPOCH
+        epochs = math.ceil(min(max(wanted, recipe.min_epochs), recipe.max_epochs))
+        text = (
+            f"{epochs} epochs of {ITERATIONS_PER_EPOCH} steps: {recipe.patches_per_case} patches of each of {n_cases} "
+            f"cases, within {recipe.min_epochs} to {recipe.max_epochs} epochs; --max-time trains for a time of your own"
+        )
+    budget = Budget.make(epochs=epochs)
+    assert budget is not None
+    return budget, text
+
+
+def _is_patch_by_user(plan: Plan, configuration: ConfigurationPlan) -> bool:
+    subject = f"configurations.{configuration.name}.patch_size"
+    return any(reason.subject == subject and reason.text.startswith(SET_BY_USER) for reason in plan.reasons)
+
+
+def _choose_network(
+    known: Iterable[tuple[ConfigurationPlan, int]], timer: Timer, budget: Budget
+) -> tuple[ConfigurationPlan, float]:
+    """The largest network and patch that make enough steps, and the seconds of such a step."""
+    assert budget.max_time_s is not None
+    started = time.monotonic()
+    chosen: tuple[ConfigurationPlan, float] | None = None
+    for candidate, min_steps in known:
+        if chosen is not None and time.monotonic() - started > MAX_TIMING_FRACTION * budget.max_time_s:
+            break
+        try:
+            step_s = timer(candidate)
+        except torch.OutOfMemoryError as error:
+            if chosen is None:
+                raise TrainingError(
+                    f"not even patches of {_join(candidate.patch_size)} fit the memory of the device; give a smaller "
+                    "--batch-size"
+                ) from error
+            break
+        # Fewer steps than the user allows are not made with any network.
+        wanted = min(min_steps, budget.iterations or min_steps)
+        if chosen is not None and budget.expected_iterations(step_s) < wanted:
+            break
+        chosen = candidate, step_s
+    assert chosen is not None
+    return chosen
+
+
+def _tell_network(network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int) -> str:
+    """Why a network of this size."""
+    return (
+        f"patch {_join(network.patch_size)} of {_join(planned.patch_size)}, features {_join(network.network.features)} "
+        f"of {_join(planned.network.features)}: a step takes {step_s:.2g} s here, so there is time for about "
+        f"{n_steps:,} of them; --network planned keeps the plan's"
+    )
+
+
+def candidates(configuration: ConfigurationPlan, *, keep_patch: bool) -> Iterator[tuple[ConfigurationPlan, int]]:
+    """Networks from the fastest to the planned one, each with the steps that a training with it has to make.
+
+    Args:
+        configuration: as planned.
+        keep_patch: only the features change.
+    """
+    before = None
+    for rung in LADDER:
+        candidate = resize(configuration, rung.width, 1.0 if keep_patch else rung.patch_scale)
+        # Small patches are rounded to the same size, where the network has large strides.
+        if candidate != before:
+            yield candidate, rung.min_steps
+        before = candidate
+
+
+def resize(configuration: ConfigurationPlan, width: str, patch_scale: float) -> ConfigurationPlan:
+    """A configuration with another width, a name in `WIDTHS`, and patches that still fit the network's strides.
+
+    Their edges are about this part of the planned ones; at least two voxels along each axis are left in the lowest
+    stage, where the plan leaves as many.
+    """
+    planned, parts = configuration.network, WIDTHS[width]
+    features = tuple(round(full * parts[min(stage, len(parts) - 1)]) for stage, full in enumerate(planned.features))
+    patch = tuple(
+        min(edge, max(2 * step, round(edge * patch_scale / step) * step))
+        for edge, step in zip(configuration.patch_size, planned.divisor, strict=True)
+    )
+    network = dataclasses.replace(planned, features=features)
+    return dataclasses.replace(configuration, network=network, patch_size=patch)
+
+
+def _time_step(
+    plan: Plan, config: TrainConfig, configuration: ConfigurationPlan, *, batch_size: int, device: torch.device
+) -> float:
+    """Seconds of a training step on noise, without reading and augmentation."""
+    keeping = keeping_freed_memory() if device.type == "cpu" else nullcontext()
+    forked = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(forked), computing(deterministic=config.deterministic), keeping:
+        network = build_trainable(plan, configuration)
+        recipe = RECIPES[config.recipe]
+        learner = Learner(network, configuration, recipe=recipe, device=device, precision=config.precision)
+        patch = configuration.patch_size
+        images = torch.randn(batch_size, len(plan.channels), *patch, device=device)
+        classes = torch.randint(plan.labels.n_classes, (batch_size, *patch), device=device)
+        seconds = []
+        # The first one warms up.
+        for _ in range(1 + N_TIMED_STEPS):
+            started = time.monotonic()
+            learner.step(lambda: learner.loss(images, classes), learning_rate=0.0)
+            seconds.append(time.monotonic() - started)
+    return min(seconds)
+
+
+def _join(numbers: Sequence[int]) -> str:
+    return "x".join(map(str, numbers))

@@ -1,0 +1,129 @@
+"""Levers of training that autoseg does not have, because they did not pay: for `bench_recipe.py` to show that again.
+
+Each is a context in which `autoseg` trains with it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoseg.training import checkpoint, learner, losses, trainer
+from autoseg.training.losses import DICE_SMOOTH, deep_supervision_weights, dice_ce_loss, nearest_classes
+
+Loss = Callable[[Tensor, Tensor, bool], Tensor]
+
+
+@contextmanager
+def averaged_weights(half_life: int) -> Iterator[None]:
+    """The final weights are an exponential average over the steps, which forgets half in so many of them."""
+    averages: dict[int, dict[str, Tensor]] = {}
+    step, save = learner.Learner.step, checkpoint.save_weights
+
+    def step_and_average(self: learner.Learner, *positional: Any, **named: Any) -> float:
+        value = step(self, *positional, **named)
+        weights = self.network.state_dict()
+        known = averages.setdefault(id(self.network), {name: tensor.clone() for name, tensor in weights.items()})
+        for name, tensor in weights.items():
+            known[name].lerp_(tensor, 1 - 0.5 ** (1 / half_life))
+        return value
+
+    def save_average(path: Path, network: nn.Module) -> None:
+        network.load_state_dict(averages.get(id(network), network.state_dict()))
+        save(path, network)
+
+    with (
+        patch.object(learner.Learner, "step", step_and_average),
+        patch.object(trainer, "save_weights", save_average),
+    ):
+        yield
+
+
+@contextmanager
+def outputs_weighted(weights: Callable[[int], Sequence[float]]) -> Iterator[None]:
+    """The supervised outputs count so, from full resolution down, for a number of them."""
+    with patch.object(losses, "deep_supervision_weights", weights):
+        yield
+
+
+@contextmanager
+def loss_of(loss: Loss) -> Iterator[None]:
+    """Another loss on each supervised output: of logits, classes, and whether sums go over the batch."""
+
+    def supervise(outputs: Sequence[Tensor], classes: Tensor, *, batch_dice: bool) -> Tensor:
+        total = outputs[0].new_zeros((), dtype=torch.float32)
+        for weight, logits in zip(deep_supervision_weights(len(outputs)), outputs, strict=True):
+            total = total + weight * loss(logits, nearest_classes(classes, logits.shape[2:]), batch_dice)
+        return total
+
+    with patch.object(learner, "deep_supervision_loss", supervise):
+        yield
+
+
+def sums_per(batch: bool) -> Loss:
+    """The usual loss, with the sums of Dice over the batch, or over each patch by itself."""
+
+    def loss(logits: Tensor, classes: Tensor, batch_dice: bool) -> Tensor:
+        return dice_ce_loss(logits, classes, batch_dice=batch)
+
+    return loss
+
+
+def smoothed(logits: Tensor, classes: Tensor, batch_dice: bool) -> Tensor:
+    """Label smoothing of 0.1 in the cross entropy."""
+    plain = F.cross_entropy(logits.float(), classes)
+    return (
+        dice_ce_loss(logits, classes, batch_dice=batch_dice)
+        - plain
+        + F.cross_entropy(logits.float(), classes, label_smoothing=0.1)
+    )
+
+
+def focal(logits: Tensor, classes: Tensor, batch_dice: bool) -> Tensor:
+    """Focal loss (Lin et al., 2017) in place of the cross entropy."""
+    entropy = F.cross_entropy(logits.float(), classes, reduction="none")
+    focused = ((1 - torch.exp(-entropy)) ** 2 * entropy).mean()
+    return dice_ce_loss(logits, classes, batch_dice=batch_dice) - entropy.mean() + focused
+
+
+def tversky(logits: Tensor, classes: Tensor, batch_dice: bool) -> Tensor:
+    """Tversky's index (Salehi et al., 2017) in place of Dice: what is missed counts 0.7, what is too much 0.3."""
+    probabilities = torch.softmax(logits.float(), dim=1)
+    target = F.one_hot(classes, logits.shape[1]).movedim(-1, 1)
+    axes = (0, *range(2, logits.ndim)) if batch_dice else tuple(range(2, logits.ndim))
+    hit, predicted, reference = (x.sum(axes) for x in (probabilities * target, probabilities, target))
+    index = (hit + DICE_SMOOTH) / (0.3 * predicted + 0.7 * reference + DICE_SMOOTH)
+    return F.cross_entropy(logits.float(), classes) + 1 - index[..., 1:].mean()
+
+
+def dice_of_present(logits: Tensor, classes: Tensor, batch_dice: bool) -> Tensor:
+    """Dice is the mean over the classes that the batch has, not over all."""
+    probabilities = torch.softmax(logits.float(), dim=1)
+    target = F.one_hot(classes, logits.shape[1]).movedim(-1, 1)
+    axes = (0, *range(2, logits.ndim))
+    hit, predicted, reference = (x.sum(axes)[1:] for x in (probabilities * target, probabilities, target))
+    dice = (2 * hit + DICE_SMOOTH) / (predicted + reference + DICE_SMOOTH)
+    present = reference > 0
+    mean = dice[present].mean() if present.any() else dice.mean()
+    return F.cross_entropy(logits.float(), classes) + 1 - mean
+
+
+LEVERS: dict[str, Callable[[], Any]] = {
+    "averaged weights": functools.partial(averaged_weights, 20),
+    "first output only": functools.partial(outputs_weighted, lambda n: (1.0, *[0.0] * (n - 1))),
+    "outputs alike": functools.partial(outputs_weighted, lambda n: [1 / n] * n),
+    "Dice per patch": functools.partial(loss_of, sums_per(batch=False)),
+    "Dice per batch": functools.partial(loss_of, sums_per(batch=True)),
+    "Dice of present classes": functools.partial(loss_of, dice_of_present),
+    "label smoothing": functools.partial(loss_of, smoothed),
+    "focal": functools.partial(loss_of, focal),
+    "Tversky": functools.partial(loss_of, tversky),
+}

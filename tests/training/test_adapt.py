@@ -1,0 +1,234 @@
+"""What a recipe makes of the plan for a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from autoseg.core.errors import TrainingError
+from autoseg.core.labels import LabelSpec
+from autoseg.planning.plan import (
+    PLAN_VERSION,
+    SET_BY_USER,
+    ChannelNormalization,
+    ConfigurationPlan,
+    NetworkPlan,
+    Plan,
+    Reason,
+)
+from autoseg.training.adapt import LADDER, SAMPLING_REASONS, WIDTHS, choose_training, full_training, resize
+from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.patches import SAMPLING
+from autoseg.training.recipe import RECIPES
+from autoseg.training.record import TrainingChoices
+
+CPU = torch.device("cpu")
+THICK = ConfigurationPlan(
+    name="3d_fullres",
+    spacing_mm=(5.0, 1.0, 1.0),
+    median_shape=(40, 200, 200),
+    largest_shape=(40, 200, 200),
+    patch_size=(16, 96, 64),
+    batch_size=7,
+    lowres_axis=0,
+    batch_dice=False,
+    previous=None,
+    network=NetworkPlan(
+        architecture="unet",
+        features=(32, 64, 128, 256),
+        strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
+        kernel_sizes=((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+        encoder_blocks=(2, 2, 2, 2),
+        decoder_blocks=(2, 2, 2),
+    ),
+)
+
+
+def make_plan(*reasons: Reason) -> Plan:
+    return Plan(
+        version=PLAN_VERSION,
+        dataset="thick",
+        labels=LabelSpec(names=("ball",), values=(1,)),
+        preset="unet",
+        gpu_memory_gib=8,
+        normalization=(
+            ChannelNormalization(
+                channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
+            ),
+        ),
+        axis_order=(0, 1, 2),
+        n_folds=5,
+        configurations={THICK.name: THICK},
+        recommended=THICK.name,
+        reasons=reasons,
+        provenance={},
+    )
+
+
+class Machine:
+    """Steps take a microsecond per voxel and feature of the first stage; counts what was timed."""
+
+    def __init__(self) -> None:
+        self.timed: list[ConfigurationPlan] = []
+
+    def __call__(self, configuration: ConfigurationPlan, *, batch_size: int) -> float:
+        self.timed.append(configuration)
+        voxels = torch.Size(configuration.patch_size).numel()
+        return 1e-6 * batch_size * voxels * configuration.network.features[0]
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def choose(plan: Plan | None = None, *, machine: Callable[..., float] | None = None, **asked: Any) -> TrainingChoices:
+    config = TrainConfig(**asked)
+    return choose_training(plan or make_plan(), THICK, config, n_cases=100, device=CPU, timer=machine or Machine())[0]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scale", [0.1, 0.4, 0.55, 0.7, 1.0])
+def test_resized_configurations_fit_their_strides_and_leave_two_voxels(width: str, scale: float) -> None:
+    # Whether the patch fits the strides is checked by the configuration itself.
+    resized = resize(THICK, width, scale)
+    divisor = resized.network.divisor
+    assert all(size // step >= 2 for size, step in zip(resized.patch_size, divisor, strict=True))
+    assert all(small <= full for small, full in zip(resized.patch_size, THICK.patch_size, strict=True))
+    assert all(small <= full for small, full in zip(resized.network.features, THICK.network.features, strict=True))
+
+
+def test_the_planned_width_and_patch_are_the_planned_configuration() -> None:
+    assert resize(THICK, "planned", 1.0) == THICK
+
+
+def test_half_the_patch_and_half_the_features() -> None:
+    resized = resize(THICK, "half", 0.5)
+    assert resized.patch_size == (8, 48, 32)
+    assert resized.network.features == (16, 32, 64, 128)
+
+
+def test_more_time_buys_larger_networks_and_the_planned_one_in_the_end(machine: Machine) -> None:
+    sizes = []
+    for budget_s in (1, 10, 100, 1000, 10_000, 100_000, 1_000_000):
+        chosen = choose(machine=machine, budget=Budget(max_time_s=budget_s)).configuration
+        sizes.append((chosen.network.features[0], torch.Size(chosen.patch_size).numel()))
+    assert sizes == sorted(sizes)
+    assert sizes[0] == (16, 8 * 40 * 24)
+    assert len(set(sizes)) > 3
+    assert choose(machine=machine, budget=Budget(max_time_s=1_000_000)).configuration == THICK
+
+
+def test_each_larger_network_makes_the_steps_that_it_needs(machine: Machine) -> None:
+    chosen = choose(machine=machine, budget=Budget(max_time_s=3000)).configuration
+    step_s = 2e-6 * torch.Size(chosen.patch_size).numel() * chosen.network.features[0]
+    needed = next(rung.min_steps for rung in LADDER if resize(THICK, rung.width, rung.patch_scale) == chosen)
+    assert 3000 / step_s >= needed > 0
+
+
+def test_what_is_too_slow_ends_the_search(machine: Machine) -> None:
+    choose(machine=machine, budget=Budget(max_time_s=1))
+    assert len(machine.timed) == 2
+
+
+def test_the_reason_tells_patch_features_and_steps(machine: Machine) -> None:
+    reasons = choose(machine=machine, budget=Budget(max_time_s=1)).reasons
+    (reason,) = (known for known in reasons if known.subject == "training.network")
+    assert "8x40x24 of 16x96x64" in reason.text
+    assert "16x32x64x128 of 32x64x128x256" in reason.text
+    assert "--network planned" in reason.text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"budget": Budget(iterations=10)},
+        {"budget": Budget(max_time_s=10), "recipe": "published"},
+        {},
+    ],
+)
+def test_the_planned_network_is_kept_without_a_time_limit_or_where_that_is_asked(asked: dict, machine: Machine) -> None:
+    assert choose(machine=machine, **asked).configuration == THICK
+    assert not machine.timed
+
+
+def test_the_planned_network_is_timed_too_because_mirroring_depends_on_it(machine: Machine) -> None:
+    for budget_s, mirrored in ((1000, False), (1_000_000, True)):
+        choices = choose(machine=machine, budget=Budget(max_time_s=budget_s), network="planned")
+        assert (choices.configuration, choices.mirror) == (THICK, mirrored)
+    assert machine.timed == [THICK, THICK]
+
+
+def test_a_patch_that_the_user_has_set_is_kept(machine: Machine) -> None:
+    plan = make_plan(Reason(subject="configurations.3d_fullres.patch_size", text=f"{SET_BY_USER}: 16 x 96 x 64"))
+    chosen = choose(plan, machine=machine, budget=Budget(max_time_s=1)).configuration
+    assert chosen.patch_size == THICK.patch_size
+    assert chosen.network.features == (16, 32, 64, 128)
+    assert len(machine.timed) == 2, "no network is timed twice"
+
+
+def test_what_is_asked_for_explicitly_counts_and_is_the_reason() -> None:
+    asked: dict[str, Any] = {"batch_size": 5, "sampling": "published", "foreground_fraction": 0.1, "mirror": True}
+    choices = choose(budget=Budget(iterations=10), **asked)
+    assert {name: getattr(choices, name) for name in asked} == asked
+    assert {reason.text for reason in choices.reasons} == {SET_BY_USER}
+
+
+def test_the_published_recipe_is_as_published() -> None:
+    choices = choose(recipe="published")
+    assert (choices.batch_size, choices.sampling, choices.mirror) == (7, "published", True)
+    assert choices.foreground_fraction == pytest.approx(1 / 3)
+    assert choices.budget.iterations == 250_000
+
+
+def test_nothing_is_mirrored_without_augmentation() -> None:
+    assert not choose(recipe="published", augment="none").mirror
+
+
+@pytest.mark.parametrize(("n_cases", "epochs"), [(1, 50), (60, 60), (100_000, 250)])
+def test_a_full_training_grows_with_the_cases_within_limits(n_cases: int, epochs: int) -> None:
+    budget, reason = full_training(RECIPES["fast"], n_cases=n_cases, batch_size=2)
+    assert budget.iterations == epochs * 250
+    assert f"{epochs} epochs" in reason
+
+
+def test_a_step_of_the_real_network_is_timed() -> None:
+    choices, seconds = choose_training(
+        make_plan(), THICK, TrainConfig(budget=Budget(max_time_s=0.01)), n_cases=3, device=CPU
+    )
+    assert choices.configuration == resize(THICK, LADDER[0].width, LADDER[0].patch_scale)
+    assert seconds > 0
+
+
+def test_a_limit_of_steps_too_asks_for_no_more_of_them(machine: Machine) -> None:
+    assert choose(machine=machine, budget=Budget(iterations=50, max_time_s=1_000_000)).configuration == THICK
+
+
+def test_a_network_that_does_not_fit_the_memory_is_not_taken() -> None:
+    class Small(Machine):
+        def __call__(self, configuration: ConfigurationPlan, *, batch_size: int) -> float:
+            if torch.Size(configuration.patch_size).numel() > 20_000:
+                raise torch.OutOfMemoryError
+            return super().__call__(configuration, batch_size=batch_size)
+
+    chosen = choose(machine=Small(), budget=Budget(max_time_s=1_000_000)).configuration
+    assert chosen.patch_size == (8, 56, 40), "the largest that fits"
+
+    def none_fits(configuration: ConfigurationPlan, *, batch_size: int) -> float:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(TrainingError, match="smaller --batch-size"):
+        choose(machine=none_fits, budget=Budget(max_time_s=10))
+
+
+def test_a_plan_that_a_person_has_edited_is_trained_as_it_is(machine: Machine) -> None:
+    edited = dataclasses.replace(make_plan(), provenance={"decisions": "of another plan"})
+    assert choose(edited, machine=machine, budget=Budget(max_time_s=1)).configuration == THICK
+
+
+def test_every_sampling_has_its_reason() -> None:
+    assert SAMPLING_REASONS.keys() == SAMPLING.keys()
