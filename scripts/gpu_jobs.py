@@ -156,7 +156,7 @@ def measure_speed(options: dict[str, Any]) -> None:
     cases = open_cases(path for path in sorted(Path(options["cases"]).iterdir()))
     for mode in options["modes"]:
         forget_memory(device)
-        with computing(deterministic=False):
+        with computing(device, deterministic=False):
             figures = time_network(made, configuration, device=device, timing=timing, compiled=mode == "compiled")
         emit(what="no data", mode=mode, **about, **figures)
         if "failure" in figures:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -256,11 +256,11 @@ def _cpu_gains_from_bfloat16() -> bool:
 
 
 @contextmanager
-def computing(*, deterministic: bool) -> Iterator[None]:
+def computing(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """While the block runs, torch repeats its results bit for bit, or else picks the fastest kernels by trying them.
 
     An operation that can't be repeated on this device then raises torch's own error. On a CPU all are repeated anyway,
-    with the same number of threads.
+    with the same number of threads, and freed memory stays with the process.
     """
     import torch
 
@@ -270,7 +270,8 @@ def computing(*, deterministic: bool) -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     try:
-        yield
+        with keeping_freed_memory() if device.type == "cpu" else nullcontext():
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]

@@ -95,7 +95,8 @@ def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResu
         text = "%s: its cross-validation is of other weights, and is left out; run 'autoseg select'"
         logger.warning(text, model)
         crossval = None
-    records = [read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord) for fold in curves]
+    # One after the other: the first that says how it was trained speaks for all.
+    records = (read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord) for fold in curves)
     choices = next((record.choices for record in records if record.choices is not None), None)
     return ConfigurationResults(name=configuration, curves=curves, crossval=crossval, choices=choices)
 

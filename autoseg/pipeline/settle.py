@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -16,8 +16,8 @@ from autoseg import __version__
 from autoseg.core.errors import FormatError, TrainingError
 from autoseg.core.serialize import digest, read_json, write_json
 from autoseg.inference.model import fold_folder, folds_with, usable_folds
-from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
-from autoseg.training.adapt import LADDER, WIDTHS, choose_training, full_training
+from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
+from autoseg.training.adapt import LADDER, WIDTHS, choose_training, with_requests
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingChoices
 
@@ -91,7 +91,9 @@ def settle_training(
         if known is None or known.request != request:
             if staying:
                 known = _check_kept(known, model=model, planned=planned, configuration=configuration, config=config)
-                logger.info("%s: the network stays as it is in fold %s", model.name, ", ".join(map(str, staying)))
+                text = "%s: the network stays as it is in fold %s, chosen for a training of %s"
+                folds_told = ", ".join(map(str, staying))
+                logger.info(text, model.name, folds_told, known.choices.budget.describe())
             else:
                 logger.info("%s: looking how large a network the budget allows", configuration.name)
                 choices, spent_s = choose_training(made, configuration, config, n_cases=n_cases, device=device)
@@ -102,7 +104,7 @@ def settle_training(
         write_json(file, known)
         plan = _adapted(made, known.choices)
         write_json(model / "plan.json", plan)
-    choices = _with_requests(known.choices, config, n_cases=n_cases)
+    choices = with_requests(known.choices, config, n_cases=n_cases)
     for reason in choices.reasons:
         logger.info("%s: %s: %s", configuration.name, reason.subject.removeprefix("training."), reason.text)
     return plan, choices, spent_s
@@ -149,25 +151,6 @@ def _check_kept(
     if config.network == "planned" and known.choices.configuration != configuration:
         raise TrainingError(f"{model}: holds folds of a smaller network than the planned one; {advice}")
     return known
-
-
-def _with_requests(choices: TrainingChoices, config: TrainConfig, *, n_cases: int) -> TrainingChoices:
-    """What is asked for explicitly counts, also where other folds have it otherwise; but not the network."""
-    asked: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("batch_size", "foreground_fraction", "sampling", "mirror")
-        if getattr(config, name) is not None
-    }
-    reasons = {f"training.{name}": SET_BY_USER for name in asked}
-    budget = config.budget
-    if budget is None:
-        batch_size = asked.get("batch_size", choices.batch_size)
-        budget, reasons["training.budget"] = full_training(
-            RECIPES[choices.recipe], n_cases=n_cases, batch_size=batch_size
-        )
-    kept = (reason for reason in choices.reasons if reason.subject not in {*reasons, "training.budget"})
-    made = (Reason(subject=subject, text=text) for subject, text in reasons.items())
-    return dataclasses.replace(choices, **asked, budget=budget, reasons=(*kept, *made))
 
 
 def _adapted(made: Plan, choices: TrainingChoices) -> Plan:

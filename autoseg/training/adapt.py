@@ -11,15 +11,16 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 
 from autoseg.core.errors import TrainingError
-from autoseg.core.runtime import computing, keeping_freed_memory
+from autoseg.core.geometry import join_numbers
+from autoseg.core.runtime import computing
 from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
 from autoseg.training.config import ITERATIONS_PER_EPOCH, Budget, TrainConfig
 from autoseg.training.learner import Learner, build_trainable
@@ -107,9 +108,7 @@ def choose_training(
         )
         if batch_size != configuration.batch_size:
             reasons["batch_size"] = f"{batch_size} of {configuration.batch_size}: on a CPU more steps gain more"
-    budget = config.budget
-    if budget is None:
-        budget, reasons["budget"] = full_training(recipe, n_cases=n_cases, batch_size=batch_size)
+    budget = config.budget or full_training(recipe, n_cases=n_cases, batch_size=batch_size)[0]
     network, n_steps = configuration, budget.iterations or 0
     adapts = recipe.adapts and config.network == "auto" and not plan.is_edited
     must_time = adapts or (config.mirror is None and config.augment != "none" and recipe.min_samples_to_mirror > 0)
@@ -122,13 +121,9 @@ def choose_training(
         n_steps = round(budget.expected_iterations(step_s))
         if adapts:
             reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps)
-    sampling, fraction = config.sampling, config.foreground_fraction
-    if sampling is None:
-        sampling, reasons["sampling"] = recipe.sampling, SAMPLING_REASONS[recipe.sampling]
-    if fraction is None:
-        fraction = recipe.foreground_fraction
-        covered = (min(1.0, edge / size) for edge, size in zip(network.patch_size, network.median_shape, strict=True))
-        reasons["foreground_fraction"] = f"of the recipe; a patch covers {prod(covered):.0%} of the median case"
+    reasons["sampling"] = SAMPLING_REASONS[recipe.sampling]
+    covered = (min(1.0, edge / size) for edge, size in zip(network.patch_size, network.median_shape, strict=True))
+    reasons["foreground_fraction"] = f"of the recipe; a patch covers {prod(covered):.0%} of the median case"
     mirror = config.mirror if config.augment != "none" else False
     if mirror is None:
         mirror, needed = n_steps * batch_size >= recipe.min_samples_to_mirror, recipe.min_samples_to_mirror
@@ -137,20 +132,42 @@ def choose_training(
             if needed
             else "of the recipe"
         )
-    for name in ("batch_size", "sampling", "foreground_fraction", "mirror"):
-        if getattr(config, name) is not None:
-            reasons[name] = SET_BY_USER
     choices = TrainingChoices(
         recipe=config.recipe,
         configuration=network,
         budget=budget,
         batch_size=batch_size,
-        foreground_fraction=fraction,
-        sampling=sampling,
+        foreground_fraction=recipe.foreground_fraction,
+        sampling=recipe.sampling,
         mirror=mirror,
         reasons=tuple(Reason(subject=f"training.{name}", text=text) for name, text in reasons.items()),
     )
-    return choices, time.monotonic() - started
+    return with_requests(choices, config, n_cases=n_cases), time.monotonic() - started
+
+
+def with_requests(choices: TrainingChoices, config: TrainConfig, *, n_cases: int) -> TrainingChoices:
+    """Choices with what is asked for explicitly, and the budget, on top; the network stays.
+
+    Args:
+        choices: made by `choose_training`, now or for another fold.
+        config: what the user asks for.
+        n_cases: to train on.
+    """
+    asked: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("batch_size", "foreground_fraction", "sampling", "mirror")
+        if getattr(config, name) is not None
+    }
+    reasons = {f"training.{name}": SET_BY_USER for name in asked}
+    budget = config.budget
+    if budget is None:
+        batch_size = asked.get("batch_size", choices.batch_size)
+        budget, reasons["training.budget"] = full_training(
+            RECIPES[choices.recipe], n_cases=n_cases, batch_size=batch_size
+        )
+    kept = (reason for reason in choices.reasons if reason.subject not in {*reasons, "training.budget"})
+    made = (Reason(subject=subject, text=text) for subject, text in reasons.items())
+    return dataclasses.replace(choices, **asked, budget=budget, reasons=(*kept, *made))
 
 
 def full_training(recipe: Recipe, *, n_cases: int, batch_size: int) -> tuple[Budget, str]:
@@ -195,8 +212,8 @@ def _choose_network(
         except torch.OutOfMemoryError as error:
             if chosen is None:
                 raise TrainingError(
-                    f"not even patches of {_join(candidate.patch_size)} fit the memory of the device; give a smaller "
-                    "--batch-size"
+                    f"not even patches of {join_numbers(candidate.patch_size)} fit the memory of the device; give a "
+                    "smaller --batch-size"
                 ) from error
             break
         # Fewer steps than the user allows are not made with any network.
@@ -210,9 +227,10 @@ def _choose_network(
 
 def _tell_network(network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int) -> str:
     """Why a network of this size."""
+    features, all_features = ("-".join(map(str, known.network.features)) for known in (network, planned))
     return (
-        f"patch {_join(network.patch_size)} of {_join(planned.patch_size)}, features {_join(network.network.features)} "
-        f"of {_join(planned.network.features)}: a step takes {step_s:.2g} s here, so there is time for about "
+        f"patch {join_numbers(network.patch_size)} of {join_numbers(planned.patch_size)}, features {features} of "
+        f"{all_features}: a step takes {step_s:.2g} s here, so there is time for about "
         f"{n_steps:,} of them; --network planned keeps the plan's"
     )
 
@@ -240,7 +258,9 @@ def resize(configuration: ConfigurationPlan, width: str, patch_scale: float) -> 
     stage, where the plan leaves as many.
     """
     planned, parts = configuration.network, WIDTHS[width]
-    features = tuple(round(full * parts[min(stage, len(parts) - 1)]) for stage, full in enumerate(planned.features))
+    features = tuple(
+        max(1, round(full * parts[min(stage, len(parts) - 1)])) for stage, full in enumerate(planned.features)
+    )
     patch = tuple(
         min(edge, max(2 * step, round(edge * patch_scale / step) * step))
         for edge, step in zip(configuration.patch_size, planned.divisor, strict=True)
@@ -253,9 +273,8 @@ def _time_step(
     plan: Plan, config: TrainConfig, configuration: ConfigurationPlan, *, batch_size: int, device: torch.device
 ) -> float:
     """Seconds of a training step on noise, without reading and augmentation."""
-    keeping = keeping_freed_memory() if device.type == "cpu" else nullcontext()
     forked = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(forked), computing(deterministic=config.deterministic), keeping:
+    with torch.random.fork_rng(forked), computing(device, deterministic=config.deterministic):
         network = build_trainable(plan, configuration)
         recipe = RECIPES[config.recipe]
         learner = Learner(network, configuration, recipe=recipe, device=device, precision=config.precision)
@@ -269,7 +288,3 @@ def _time_step(
             learner.step(lambda: learner.loss(images, classes), learning_rate=0.0)
             seconds.append(time.monotonic() - started)
     return min(seconds)
-
-
-def _join(numbers: Sequence[int]) -> str:
-    return "x".join(map(str, numbers))

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from autoseg import __version__
 from autoseg.core.errors import TrainingError
-from autoseg.core.runtime import computing, derive_seed, format_duration, keeping_freed_memory, n_cpus, run_ahead, track
+from autoseg.core.geometry import join_numbers
+from autoseg.core.runtime import computing, derive_seed, format_duration, n_cpus, run_ahead, track
 from autoseg.core.serialize import digest, write_json
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import Plan
@@ -110,8 +111,7 @@ def train_fold(
     else:
         run.discard()
     if not run.finished:
-        on_cpu = device.type == "cpu"
-        with computing(deterministic=config.deterministic), keeping_freed_memory() if on_cpu else nullcontext():
+        with computing(device, deterministic=config.deterministic):
             run.train(stop, on_epoch, checkpoint_interval_s=checkpoint_interval_s)
     return run.learner.network.eval()
 
@@ -318,7 +318,7 @@ class _Run:
             "%s: %s, patch %s, batch %d, %.1f million weights, %s on %s, recipe %s",
             self.files.folder.name,
             self.configuration.name,
-            "x".join(map(str, self.configuration.patch_size)),
+            join_numbers(self.configuration.patch_size),
             self.choices.batch_size,
             n_weights / 1e6,
             record.precision,

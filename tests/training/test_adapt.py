@@ -138,8 +138,8 @@ def test_what_is_too_slow_ends_the_search(machine: Machine) -> None:
 def test_the_reason_tells_patch_features_and_steps(machine: Machine) -> None:
     reasons = choose(machine=machine, budget=Budget(max_time_s=1)).reasons
     (reason,) = (known for known in reasons if known.subject == "training.network")
-    assert "8x40x24 of 16x96x64" in reason.text
-    assert "16x32x64x128 of 32x64x128x256" in reason.text
+    assert "8 x 40 x 24 of 16 x 96 x 64" in reason.text
+    assert "16-32-64-128 of 32-64-128-256" in reason.text
     assert "--network planned" in reason.text
 
 
