@@ -1,7 +1,7 @@
 """autoseg: the best segmentation network for a folder of medical scans, without configuring anything.
 
-The whole interface: `plan` (with `Choices`), `train`, `select`, `predict`, `evaluate`, `report`, `export` and
-`Predictor`. Names are loaded when they are first used, so that importing the package is quick.
+The whole interface: `plan` (with `Choices` and `SplitChoices`), `train`, `select`, `predict`, `evaluate`, `report`,
+`export` and `Predictor`. Names are loaded when they are first used, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autoseg.data.splits import SplitChoices as SplitChoices
     from autoseg.inference.predictor import Predictor as Predictor
     from autoseg.pipeline import evaluate as evaluate
     from autoseg.pipeline import export as export
@@ -21,11 +22,24 @@ if TYPE_CHECKING:
     from autoseg.planning.choices import Choices as Choices
 
 __version__ = "0.1.0"
-__all__ = ["Choices", "Predictor", "__version__", "evaluate", "export", "plan", "predict", "report", "select", "train"]
+__all__ = [
+    "Choices",
+    "Predictor",
+    "SplitChoices",
+    "__version__",
+    "evaluate",
+    "export",
+    "plan",
+    "predict",
+    "report",
+    "select",
+    "train",
+]
 
 _HOMES = {
     "Choices": "autoseg.planning.choices",
     "Predictor": "autoseg.inference.predictor",
+    "SplitChoices": "autoseg.data.splits",
     "evaluate": "autoseg.pipeline",
     "export": "autoseg.pipeline",
     "plan": "autoseg.pipeline",

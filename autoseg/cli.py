@@ -105,7 +105,36 @@ def plan(
         Path | None,
         typer.Option(metavar="PLAN", help="Take spacing, patch and network from plans/NAME.json or another plan.json."),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
+    folds: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Folds of the cross-validation; default: 5.")
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BY",
+            help="Keep the cases of a patient in one fold: column:NAME of the manifest, a CSV file with the columns "
+            "case and group, or an expression for case names such as '(.+)_slice\\d+'.",
+        ),
+    ] = None,
+    stratify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BY",
+            help="As many cases of each value in every fold: a column of the manifest, or a CSV file with the columns "
+            "case and value.",
+        ),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="One fold that validates on these cases: one name per line, or a CSV file."),
+    ] = None,
+    splits: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Folds from nnU-Net's splits_final.json or a work folder's splits.json."),
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Resample channels that lie on another grid than the first; never your files.")
+    ] = False,
     preprocess: Annotated[bool, typer.Option(help="Preprocess the cases now.")] = True,
     explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
@@ -128,6 +157,7 @@ def plan(
     """
     from autoseg import pipeline
     from autoseg.core.serialize import dump_json
+    from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices
     from autoseg.planning.choices import Choices, parse_choices, split_names
 
     choices = parse_choices(
@@ -138,18 +168,25 @@ def plan(
         patch_sizes=patch_size or (),
         batch_sizes=batch_size or (),
     )
+    split_choices = SplitChoices(groups=groups, stratify=stratify, validation=validation, splits=splits)
     if measure:
         pipeline.require_gpu(device)
     workspace = pipeline.Workspace(root=work)
     if fingerprint is not None:
         if dataset is not None or measure:
             raise AutosegError("--fingerprint plans without images: leave out DATASET and --measure")
+        if split_choices != SplitChoices():
+            raise AutosegError(
+                "--fingerprint knows no cases: leave out --groups, --stratify, --validation and --splits"
+            )
         if not fingerprint.is_file():
             raise AutosegError(f"{fingerprint}: no such file")
         beside = dataset_json or fingerprint.with_name("dataset.json")
         if dataset_json is None and not beside.is_file():
             raise AutosegError(f"{beside}: no such file; name the channels and labels with --dataset-json")
-        made, seen = pipeline.plan_from_fingerprint(fingerprint, beside, choices=choices, like=like, n_folds=folds)
+        made, seen = pipeline.plan_from_fingerprint(
+            fingerprint, beside, choices=choices, like=like, n_folds=folds or DEFAULT_N_FOLDS
+        )
     elif dataset_json is not None:
         raise AutosegError("--dataset-json belongs to --fingerprint, which is missing")
     elif dataset is not None:
@@ -159,6 +196,8 @@ def plan(
             choices=choices,
             like=like,
             n_folds=folds,
+            splits=split_choices,
+            fix=fix,
             preprocess="none" if not preprocess else "all" if "all" in split_names(configurations or ()) else "chosen",
             measure_on=device if measure else None,
         )
@@ -166,7 +205,8 @@ def plan(
     else:
         if not (explain or as_json or measure):
             raise AutosegError("name the dataset to plan for, or a --fingerprint; 'autoseg plan --help' tells more")
-        if dataclasses.replace(choices, configurations=None) != Choices() or like is not None:
+        others = (like, folds, *dataclasses.astuple(split_choices))
+        if dataclasses.replace(choices, configurations=None) != Choices() or any(other is not None for other in others):
             raise AutosegError(
                 "without DATASET the plan stays as it is; name it, or leave out the options that change the plan"
             )
@@ -250,6 +290,9 @@ def train(
     checkpoint_interval: Annotated[
         str, typer.Option(help="Save the state at the end of each epoch, and after this time at the latest.")
     ] = "10m",
+    force: Annotated[
+        bool, typer.Option("--force", help="With -c cascade: make one where the plan has found none necessary.")
+    ] = False,
 ) -> None:
     """Train folds of the cross-validation and score each on its validation cases.
 
@@ -262,6 +305,8 @@ def train(
     from autoseg.training.config import Budget, TrainConfig
 
     n_folds = len(pipeline.Workspace(root=work).read_splits().folds)
+    if force:
+        pipeline.force_cascade(work, configuration)
     budget = Budget.make(
         epochs=epochs, iterations=iterations, max_time_s=parse_duration(max_time) if max_time is not None else None
     )
@@ -352,6 +397,9 @@ def predict(
     compile_networks: Annotated[
         bool, typer.Option("--compile", help="torch.compile, which takes a minute or more; for many images on a GPU.")
     ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Resample channels that lie on another grid than the first.")
+    ] = False,
     postprocessing: Annotated[
         bool,
         typer.Option("--postprocessing/--no-postprocessing", help="Steps that cross-validation found to help."),
@@ -381,6 +429,7 @@ def predict(
         max_vram_gib=max_vram,
         compile=compile_networks,
         postprocess=postprocessing,
+        fix=fix,
     )
     typer.echo(f"{len(files)} label maps in {output}")
 

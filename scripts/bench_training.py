@@ -47,12 +47,13 @@ import torch
 
 from autoseg import __version__
 from autoseg.core.runtime import n_cpus
+from autoseg.networks.build import build_trainable
 from autoseg.pipeline.workspace import Workspace
 from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.adapt import choose_training
 from autoseg.training.augment import AugmentConfig, apply_parameters, draw_parameters, read_size
 from autoseg.training.config import Budget, TrainConfig
-from autoseg.training.learner import Learner, build_trainable
+from autoseg.training.learner import Learner
 from autoseg.training.patches import read_region
 from autoseg.training.recipe import RECIPES
 from autoseg.training.trainer import train_fold

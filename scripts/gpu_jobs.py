@@ -35,7 +35,7 @@ from autoseg.core.serialize import read_json
 from autoseg.evaluation.metrics import count_labels, dice
 from autoseg.inference.predictor import window_config
 from autoseg.inference.sliding_window import WindowConfig, predict_logits
-from autoseg.networks.build import build_network
+from autoseg.networks.build import build_network, build_trainable
 from autoseg.pipeline.fit import MEMORY_BUDGET_GIB
 from autoseg.pipeline.workspace import Workspace, default_configuration
 from autoseg.planning.choices import Choices
@@ -48,7 +48,7 @@ from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case
 from autoseg.training.adapt import choose_training
 from autoseg.training.config import Budget, TrainConfig
-from autoseg.training.learner import Learner, build_trainable
+from autoseg.training.learner import Learner
 from autoseg.training.measure import measure_configuration
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles
@@ -282,7 +282,7 @@ def measure_prediction(options: dict[str, Any]) -> None:
         seconds = []
         for _ in range(2):
             started = time.monotonic()
-            predict_logits(image, [network], n_classes=n_classes, config=window)
+            predict_logits(image, [network], n_outputs=n_classes, config=window)
             synchronize(device)
             seconds.append(round(time.monotonic() - started, 3))
         shape = "x".join(map(str, SIZES[size][0]))
@@ -324,7 +324,7 @@ def train_one_fold(options: dict[str, Any]) -> None:
     started = time.monotonic()
     for case in validation:
         image = torch.from_numpy(np.asarray(case.image, np.float32)).to(device)
-        logits = predict_logits(image, [network], n_classes=made.labels.n_classes, config=window)
+        logits = predict_logits(image, [network], n_outputs=made.labels.n_outputs, config=window)
         predicted = made.labels.classes_to_values(logits.argmax(dim=0).cpu().numpy())
         reference = made.labels.classes_to_values(np.asarray(case.label))
         # Dice alone: the distances of surfaces would be in the time that is measured.

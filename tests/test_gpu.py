@@ -258,8 +258,8 @@ def test_sliding_window_equals_the_cpu_up_to_reduced_precision() -> None:
     network = build_network(configuration.network, n_channels=1, n_classes=3).eval()
     window = WindowConfig(patch_size=configuration.patch_size, mirror_axes=(0, 1, 2))
     image = torch.randn(1, 60, 60, 60)
-    expected = predict_logits(image, [network], n_classes=3, config=window)
-    found = predict_logits(image.to(DEVICE), [network.to(DEVICE)], n_classes=3, config=window).cpu()
+    expected = predict_logits(image, [network], n_outputs=3, config=window)
+    found = predict_logits(image.to(DEVICE), [network.to(DEVICE)], n_outputs=3, config=window).cpu()
     assert (found - expected).abs().mean() < 0.02 * expected.std()
 
 

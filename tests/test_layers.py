@@ -25,7 +25,7 @@ LAYERS = (
 # The package itself holds the version, and names that are loaded lazily; `__main__` starts the command line.
 FREE = {"__init__", "__main__"}
 FORBIDDEN = {"inference": {"autoseg.training.trainer"}}
-HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "scipy", "nibabel"}
+HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "scipy", "nibabel", "PIL", "tifffile"}
 
 
 def layer_of(file: Path) -> str:

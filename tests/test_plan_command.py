@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import subprocess
@@ -165,6 +166,60 @@ def test_what_is_set_is_kept_and_only_what_it_changes_is_done_again(tiny_dataset
     assert without["reasons"] == with_images["reasons"]
 
 
+def test_folds_as_the_user_asks_for_them(tiny_dataset: Path, tmp_path: Path) -> None:
+    labels = sorted((tiny_dataset / "labelsTr").iterdir())
+    names = [file.name.removesuffix(".nii.gz") for file in labels]
+    rows = [
+        f"{tiny_dataset}/imagesTr/{name}_0000.nii.gz,{file},p{number // 2},{'aab'[number // 2]}"
+        for number, (name, file) in enumerate(zip(names, labels, strict=True))
+    ]
+    (tmp_path / "scans.csv").write_text("\n".join(["image,label,patient,site", *rows]))
+    work, options = tmp_path / "autoseg-work", ("--no-preprocess", "-c", "3d_fullres")
+
+    def read_folds() -> list[dict[str, list[str]]]:
+        folds: list[dict[str, list[str]]] = read_json((work / "splits.json").read_text())["folds"]
+        return folds
+
+    def read_reasons() -> dict[str, str]:
+        reasons = read_json((work / "plan.json").read_text())["reasons"]
+        return {reason["subject"]: reason["text"] for reason in reasons}
+
+    plan("scans.csv", *options, cwd=tmp_path)
+    assert len(read_folds()) == 5
+    assert "n_folds" not in read_reasons()
+
+    grouped = plan("scans.csv", *options, "--groups", "column:patient", "--stratify", "site", cwd=tmp_path).stderr
+    assert "no file has changed since the last time" in grouped
+    assert "3 groups of 6 cases" in grouped
+    assert "found 3 groups of cases for 5 folds" in grouped
+    assert sorted(fold["validation"] for fold in read_folds()) == [names[:2], names[2:4], names[4:]]
+    groups = [case["group"] for case in read_json((work / "dataset.json").read_text())["cases"]]
+    assert groups == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    assert "groups by 'column:patient'; nearly as many cases of each value of 'site'" in read_reasons()["n_folds"]
+    assert "groups by 'column:patient'" in html.unescape((work / "report" / "plan.html").read_text())
+
+    # Without the option, the groups are the dataset's own again.
+    (tmp_path / "held.txt").write_text("\n".join(names[:2]))
+    single = plan("scans.csv", *options, "--validation", "held.txt", cwd=tmp_path)
+    assert "Next: autoseg train --fold 0" in single.stdout
+    assert read_folds() == [{"training": names[2:], "validation": names[:2]}]
+    assert "p0" not in [case["group"] for case in read_json((work / "dataset.json").read_text())["cases"]]
+
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": names[1:], "val": names[:2]}]))
+    before = (work / "splits.json").read_text()
+    leak = plan("scans.csv", *options, cwd=tmp_path, code=2).stderr
+    assert "splits_final.json; --folds makes others" in leak
+    assert f"case in training and validation of one fold (1)\n  - {names[1]}: fold 0" in leak
+    assert (work / "splits.json").read_text() == before
+    plan("scans.csv", *options, "--folds", 2, cwd=tmp_path)
+    assert len(read_folds()) == 2
+
+    for wrong in (("--validation", "held.txt"), ("--folds", 3)):
+        assert "leave out the options that change" in plan("--explain", *wrong, cwd=tmp_path, code=2).stderr
+    without = ("--fingerprint", "autoseg-work/fingerprint.json", "--groups", "(.)")
+    assert "--fingerprint knows no cases" in plan(*without, cwd=tmp_path, code=2).stderr
+
+
 def test_a_changed_label_map_is_looked_at_again(tiny_dataset: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(tiny_dataset, data)
@@ -188,17 +243,3 @@ def test_the_plan_of_a_well_known_dataset_for_another(tiny_dataset: Path, tmp_pa
     # One's own choices would contradict it.
     refused = plan(tiny_dataset, "--like", PLANS / "msd_spleen.json", "--spacing", "1", cwd=tmp_path, code=2)
     assert "leave out the options" in refused.stderr
-
-
-def test_where_a_cascade_is_recommended_its_second_stage_is_not_trained_yet(foreign: Path, tmp_path: Path) -> None:
-    work = foreign / "work"
-    work.mkdir()
-    (work / "plan.json").write_text(plan("--fingerprint", "dataset_fingerprint.json", "--json", cwd=foreign).stdout)
-    (work / "dataset.json").write_text(
-        json.dumps({"name": "x", "layout": "", "channels": ["CT"], "labels": None, "cases": []})
-    )
-    (work / "splits.json").write_text(json.dumps({"folds": []}))
-    command = [str(COMMAND), "train", "-w", str(work), "-c", "3d_cascade_fullres"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "not supported yet; use 2d or 3d_fullres or 3d_lowres" in done.stderr

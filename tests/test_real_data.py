@@ -10,7 +10,7 @@ import pytest
 
 import autoseg
 from autoseg.core.serialize import read_json
-from autoseg.data.dataset import open_dataset
+from autoseg.data.layouts import open_dataset
 from autoseg.planning.fingerprint import Fingerprint
 
 

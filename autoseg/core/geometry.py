@@ -17,6 +17,10 @@ Affine = tuple[tuple[float, ...], ...]
 ANISOTROPY_THRESHOLD = 3.0
 """An axis is coarse where its spacing is more than this factor above the others'."""
 
+# Grids that lie closer than this differ by rounding in the header (a quaternion is stored in single precision), not by
+# a mistake, and a tenth of a voxel is less than anybody draws a border by.
+MAX_GRID_DISTANCE_VOXELS = 0.1
+
 # Canonical x, y, z point to Right, Anterior, Superior; the second letter is the opposite direction.
 _CANONICAL_AXES = ("RL", "AP", "SI")
 
@@ -198,6 +202,16 @@ def permute3(values: Sequence, axis_order: Sequence[int]) -> tuple:
 def join_numbers(values: Iterable[float]) -> str:
     """A shape or a spacing for people: "40 x 0.8 x 0.8"."""
     return " x ".join(f"{value:.6g}" if float(value).is_integer() else f"{value:.4g}" for value in values)
+
+
+def grid_difference(first: Geometry, second: Geometry) -> tuple[str, str] | None:
+    """What is found in the second and expected from the first grid; None where they are equal up to rounding."""
+    if first.shape != second.shape:
+        return f"the shape {second.shape} (z, y, x)", f"{first.shape} as in the image"
+    distance = corner_distance_voxels(first, second)
+    if distance > MAX_GRID_DISTANCE_VOXELS:
+        return f"an affine that puts a corner {distance:.2f} voxels from where the image has it", "the image's affine"
+    return None
 
 
 def inverse_order(axis_order: Sequence[int]) -> tuple[int, ...]:

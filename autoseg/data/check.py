@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import DatasetError, FormatError, Problem, describe_problems
-from autoseg.core.geometry import Geometry, corner_distance_voxels
+from autoseg.core.errors import DatasetError, FormatError, Problem, describe_problems, list_some
+from autoseg.core.geometry import Geometry, grid_difference
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.io import read_image, read_label, read_raw
+from autoseg.data.listings import structure_labels
+from autoseg.data.references import combinations_of, read_reference
+from autoseg.data.regrid import resample_onto
 
-# Grids that lie closer than this differ by rounding in the header (a quaternion is stored in single precision), not by
-# a mistake, and a tenth of a voxel is less than anybody draws a border by.
-MAX_GRID_DISTANCE_VOXELS = 0.1
 MAX_LABELS_FOUND = 1000
 PIECE_VOXELS = 2**20
 
@@ -58,8 +58,15 @@ class CheckResult:
     key: str
 
 
-def load_image(images: Sequence[Path], *, n_channels: int) -> tuple[NDArray[np.float32], Geometry]:
-    """Reads all channels of one case, from one file or one file each.
+def load_image(
+    images: Sequence[Path | None], *, n_channels: int, fix: bool = False
+) -> tuple[NDArray[np.float32], Geometry]:
+    """Reads all channels of one case, from one file or one file each; those without a file are zero.
+
+    Args:
+        images: in order.
+        n_channels: that there should be in all.
+        fix: resample channels that lie on another grid than the first; otherwise they are refused.
 
     Returns:
         (C, Z, Y, X) float32 in canonical orientation, and the geometry of the first file.
@@ -68,38 +75,45 @@ def load_image(images: Sequence[Path], *, n_channels: int) -> tuple[NDArray[np.f
         FormatError: unreadable, channels on different grids, the wrong number of channels, or NaN or infinity.
     """
     # From the headers, before any voxel: a time series can be larger than the memory.
-    n_found = sum(read_raw(path).n_channels for path in images)
-    if n_found != n_channels:
+    files = [path for path in images if path is not None]
+    n_missing = len(images) - len(files)
+    n_found = sum(read_raw(path).n_channels for path in files)
+    if n_found + n_missing != n_channels:
         hint = ""
         if len(images) == 1 and n_found > 1:
             hint = "; if these are time points, save each as a case of its own; if channels, list them in dataset.json"
-        raise FormatError(f"{images[0]}: found {n_found} channels, expected {n_channels}{hint}")
-    parts = [read_image(path) for path in images]
+        raise FormatError(f"{files[0]}: found {n_found + n_missing} channels, expected {n_channels}{hint}")
+    parts = [read_image(path) for path in files]
     geometry = parts[0][1]
-    for path, (_, other) in zip(images[1:], parts[1:], strict=True):
+    for path, (_, other) in zip(files[1:], parts[1:], strict=True):
         difference = grid_difference(geometry, other)
-        if difference:
-            raise FormatError(f"{path}: found {difference[0]}, expected {difference[1]}")
-    for path, (array, _) in zip(images, parts, strict=True):
+        if difference and not fix:
+            raise FormatError(
+                f"{path}: found {difference[0]}, expected {difference[1]} of the first channel; --fix resamples it"
+            )
+    parts = [
+        (resample_onto(array, other, geometry), geometry) if grid_difference(geometry, other) else (array, other)
+        for array, other in parts
+    ]
+    for path, (array, _) in zip(files, parts, strict=True):
         n_broken = int(array.size - np.count_nonzero(np.isfinite(array)))
         if n_broken:
             raise FormatError(f"{path}: found {n_broken} voxels that are NaN or infinite, expected finite numbers")
-    image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
-    return image, geometry
+    if len(images) == 1:
+        return parts[0]
+    read = iter(parts)
+    absent = np.zeros((1, *geometry.shape), np.float32)
+    return np.concatenate([absent if path is None else next(read)[0] for path in images]), geometry
 
 
-def grid_difference(first: Geometry, second: Geometry) -> tuple[str, str] | None:
-    """What is found in the second and expected from the first grid; None where they are equal up to rounding."""
-    if first.shape != second.shape:
-        return f"the shape {second.shape} (z, y, x)", f"{first.shape} as in the image"
-    distance = corner_distance_voxels(first, second)
-    if distance > MAX_GRID_DISTANCE_VOXELS:
-        return f"an affine that puts a corner {distance:.2f} voxels from where the image has it", "the image's affine"
-    return None
-
-
-def load_case(case: Case, *, n_channels: int, labels: LabelSpec) -> LoadedCase | list[Problem]:
+def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = False) -> LoadedCase | list[Problem]:
     """Reads and checks one case.
+
+    Args:
+        case: of the dataset.
+        n_channels: of the dataset.
+        labels: of the dataset.
+        fix: see `load_image`.
 
     Returns:
         The case, or everything that is wrong with it.
@@ -107,17 +121,18 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec) -> LoadedCase |
     problems: list[Problem] = []
     image_part, label_part = None, None
     try:
-        image_part = load_image(case.images, n_channels=n_channels)
+        image_part = load_image(case.images, n_channels=n_channels, fix=fix)
     except FormatError as error:
         advice = "mend or replace the image, or remove the case"
         problems.append(Problem(kind="image cannot be used", case=case.id, text=str(error), advice=advice))
     try:
-        label_part = read_label(case.label)
+        label_part = read_reference(case, labels)
     except FormatError as error:
         advice = "mend or replace the label map, or remove the case"
         problems.append(Problem(kind="label map cannot be used", case=case.id, text=str(error), advice=advice))
     if label_part is not None:
         problems += _check_label_values(case, label_part[0], labels)
+        problems += _check_annotated(case, label_part[0], labels)
     if image_part is not None and label_part is not None:
         difference = grid_difference(image_part[1], label_part[1])
         if difference:
@@ -128,7 +143,7 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec) -> LoadedCase |
                 Problem(
                     kind="image and label map differ in shape or affine",
                     case=case.id,
-                    file=str(case.label),
+                    file=str(case.label_files[0]),
                     found=difference[0],
                     expected=difference[1],
                     advice=advice,
@@ -140,7 +155,7 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec) -> LoadedCase |
 
 
 def _check_label_values(case: Case, label: NDArray, labels: LabelSpec) -> list[Problem]:
-    known = {0, *labels.values}
+    known = {0, *labels.all_values}
     unknown = sorted(label_values(label) - known)
     if not unknown:
         return []
@@ -149,11 +164,37 @@ def _check_label_values(case: Case, label: NDArray, labels: LabelSpec) -> list[P
         Problem(
             kind="label value that is not in the list of labels",
             case=case.id,
-            file=str(case.label),
+            file=str(case.label_files[0]),
             found=counts + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
             expected=f"only {', '.join(map(str, sorted(known)))}",
             advice="add the value to the labels of the dataset, or correct the label maps",
         )
+    ]
+
+
+def _check_annotated(case: Case, label: NDArray, labels: LabelSpec) -> list[Problem]:
+    """What a case is said to be annotated with must be known, and nothing else may be in its label map."""
+    if case.annotated is None:
+        return []
+    unknown = [name for name in case.annotated if name not in labels.structures]
+    if unknown:
+        advice = "name structures as the list of labels does"
+        found, expected = ", ".join(unknown), f"some of {list_some(labels.structures)}"
+        return [
+            Problem(
+                kind="annotated structure without a label", case=case.id, found=found, expected=expected, advice=advice
+            )
+        ]
+    value_of = labels.structure_values
+    allowed = {0, labels.ignore, *(value for name in case.annotated for value in value_of[name])}
+    present = label_values(label) - allowed
+    extra = [name for name, values in value_of.items() if not case.knows(name) and present & set(values)]
+    if not extra:
+        return []
+    advice = "add it to what is annotated in this case, or remove it from the label map"
+    found = ", ".join(extra)
+    return [
+        Problem(kind="label of a structure that is said not to be annotated", case=case.id, found=found, advice=advice)
     ]
 
 
@@ -178,9 +219,9 @@ def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
         DatasetError: label maps that cannot be read, no foreground at all, or implausibly many values.
     """
 
-    def values_of(case: Case) -> set[int] | Problem:
+    def values_of(case: Case) -> set[int] | set[frozenset[str]] | Problem:
         try:
-            return label_values(read_label(case.label)[0])
+            return combinations_of(case) if case.label is None else label_values(read_label(case.label)[0])
         except FormatError as error:
             advice = "mend or replace the label map, or remove the case"
             return Problem(kind="label map cannot be used", case=case.id, text=str(error), advice=advice)
@@ -189,7 +230,11 @@ def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
     problems = [answer for answer in answers if isinstance(answer, Problem)]
     if problems:
         raise DatasetError(describe_problems(f"{dataset.name}: some label maps cannot be used.", problems))
-    values = sorted(set().union(*(answer for answer in answers if isinstance(answer, set))) - {0})
+    found: set[Any] = set().union(*(answer for answer in answers if isinstance(answer, set)))
+    structures = list(dict.fromkeys(name for case in dataset.cases for name in case.masks))
+    if structures:
+        return structure_labels(structures, sorted(found, key=sorted))
+    values = sorted(found - {0})
     if not values:
         raise DatasetError(f"{dataset.name}: every voxel of every label map is 0, expected at least one structure")
     if len(values) > MAX_LABELS_FOUND:
@@ -217,7 +262,7 @@ def scan_dataset(dataset: Dataset, labels: LabelSpec, measure: Callable[[LoadedC
     """
 
     def scan(case: Case) -> T | list[Problem]:
-        loaded = load_case(case, n_channels=len(dataset.channels), labels=labels)
+        loaded = load_case(case, n_channels=len(dataset.channels), labels=labels, fix=dataset.fix)
         return measure(loaded) if isinstance(loaded, LoadedCase) else loaded
 
     answers = map_threads(scan, dataset.cases, n_threads=n_threads, description="checking the cases")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from autoseg.core.errors import DatasetError, Problem, describe_problems
-from autoseg.data.io import case_name, file_ending
+from autoseg.core.errors import DatasetError, Problem, describe_problems, list_some
+from autoseg.data.dataset import Case
+from autoseg.data.io import case_name, is_image, read_raw
+
+logger = logging.getLogger(__name__)
 
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
@@ -19,8 +25,31 @@ def split_channel(file: Path) -> tuple[str, str] | None:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images in a folder, sorted; hidden files are no images."""
-    return sorted(file for file in folder.iterdir() if file_ending(file) and not file.name.startswith("."))
+    """The images in a folder, sorted: files, and folders with DICOM files in them; hidden ones are no images."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_image(path))
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones and those that may not be opened."""
+    with os.scandir(folder) as entries:
+        found = sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    opened = [inner for inner in found if os.access(inner, os.R_OK | os.X_OK)]
+    if len(opened) < len(found):
+        closed = [inner.name for inner in found if inner not in opened]
+        logger.warning("%s: may not be opened, and left out: %s", folder, list_some(closed))
+    return opened
+
+
+def channel_names(file: Path) -> tuple[str, ...]:
+    """Names of the channels that a file has by its header: of three, the colours.
+
+    Raises:
+        FormatError: the file cannot be read. One that is missing is told later, with all others that are.
+    """
+    n_channels = read_raw(file).n_channels if file.exists() else 1
+    if n_channels == 3:
+        return ("red", "green", "blue")
+    return ("image",) if n_channels == 1 else tuple(f"image {channel}" for channel in range(n_channels))
 
 
 def group_channels(files: Sequence[Path], *, folder: Path) -> dict[str, list[Path]]:
@@ -47,21 +76,43 @@ def by_name(files: Sequence[Path]) -> dict[str, Path]:
             kind="two files of one case",
             case=case_name(file),
             file=str(file),
-            found=f"{named[case_name(file)].name} beside it",
+            found=f"{_seen_from(file, named[case_name(file)])} beside it",
             advice="remove one of them",
         )
         for file in files
         if named[case_name(file)] != file
     ]
     if problems:
-        raise DatasetError(describe_problems(f"{files[0].parent}: files with the same name.", problems))
+        folder = os.path.commonpath([file.parent for file in files])
+        raise DatasetError(describe_problems(f"{folder}: files with the same name.", problems))
     return named
 
 
-def channel_problems(case: str, files: Sequence[Path], *, n_channels: int) -> list[Problem]:
-    """What is wrong with the channel files of a case, if they are not exactly 0000, 0001, ... of `n_channels`."""
+def _seen_from(file: Path, other: Path) -> str:
+    return other.name if other.parent == file.parent else str(other)
+
+
+def place_channels(files: Sequence[Path], *, n_channels: int) -> list[Path | None]:
+    """Files of a case CASE_0000, CASE_0001, ... by their channel; None where there is none."""
+    by_channel = {case_name(file)[-4:]: file for file in files}
+    return [by_channel.get(f"{channel:04d}") for channel in range(n_channels)]
+
+
+def channel_problems(
+    case: str, files: Sequence[Path], *, n_channels: int, optional: Collection[int] = ()
+) -> list[Problem]:
+    """What is wrong with the channel files of a case, if they are not exactly 0000, 0001, ... of `n_channels`.
+
+    Args:
+        case: its name.
+        files: of the case.
+        n_channels: that it should have.
+        optional: channels that it may lack, but not all that there are.
+    """
     wanted = [f"{channel:04d}" for channel in range(n_channels)]
-    if [case_name(file)[-4:] for file in files] == wanted:
+    found = {case_name(file)[-4:] for file in files}
+    missing = {channel for channel, name in enumerate(wanted) if name not in found}
+    if found <= set(wanted) and missing <= set(optional) and len(files) == len(found):
         return []
     return [
         Problem(
@@ -72,3 +123,31 @@ def channel_problems(case: str, files: Sequence[Path], *, n_channels: int) -> li
             advice="add the missing channel, remove what is too much, or correct the list of channels",
         )
     ]
+
+
+def match_labels(
+    images: Mapping[str, Sequence[Path]], labels: Mapping[str, Path], *, n_channels: int, where: Path
+) -> list[Case]:
+    """Cases that have images and a label map; all that do not fit together are listed in one error.
+
+    Where an image's name is not the case's own, its last four digits are the channel.
+    """
+    problems = []
+    for case, files in images.items():
+        if case not in labels:
+            advice = "add the label map, or move images to segment elsewhere (imagesTs)"
+            problems.append(Problem(kind="image without label map", case=case, file=str(files[0]), advice=advice))
+        elif case_name(files[0]) != case:
+            problems += channel_problems(case, files, n_channels=n_channels)
+    for case, label in labels.items():
+        if case not in images:
+            advice = "add the image, or remove the label map"
+            problems.append(Problem(kind="label map without image", case=case, file=str(label), advice=advice))
+    if problems:
+        raise DatasetError(describe_problems(f"{where}: images and label maps do not match.", problems))
+    return [Case(id=case, group=case, images=tuple(images[case]), label=labels[case]) for case in sorted(images)]
+
+
+def bad_entry(place: str, entry: Any) -> Problem:
+    expected = "the paths of an image and a label map"
+    return Problem(kind="entry without image or label map", case=place, found=repr(entry), expected=expected)

@@ -1,65 +1,136 @@
-"""Reading and writing images. The only module that knows the files' (x, y, z) order.
+"""Reading and writing images.
 
-A format is an entry in `READERS`. What comes out is canonical (Z, Y, X), what is written has the axes, the affine and
-the header of the image that it belongs to.
+A format is an entry in `READERS`, and in `WRITERS` where label maps are written in it. What comes out is canonical
+(Z, Y, X), what is written has the axes, the affine and the header of the image that it belongs to. Only the modules of
+the formats know the files' (x, y, z) order.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import FormatError, first_line
-from autoseg.core.geometry import Geometry, from_canonical, make_geometry, to_canonical
-from autoseg.core.serialize import atomic_path
+from autoseg.core.errors import FormatError
+from autoseg.core.geometry import Geometry
+from autoseg.data.dicom import holds_dicom, read_dicom_file, read_dicom_folder
+from autoseg.data.itk import read_itk, write_itk
+from autoseg.data.nifti import read_nifti, write_nifti
+from autoseg.data.pictures import read_picture, write_picture
+from autoseg.data.raw import RawImage, Writer
+from autoseg.data.tiff import read_tiff, write_tiff
 
+__all__ = [
+    "READERS",
+    "WRITERS",
+    "RawImage",
+    "case_name",
+    "file_ending",
+    "is_image",
+    "output_ending",
+    "read_geometry",
+    "read_image",
+    "read_label",
+    "read_raw",
+    "write_volume",
+]
 
-@dataclass(frozen=True, kw_only=True)
-class RawImage:
-    """What a reader returns.
+READERS: dict[str, Callable[[Path], RawImage]] = {
+    ".nii.gz": read_nifti,
+    ".nii": read_nifti,
+    ".nrrd": read_itk,
+    ".nhdr": read_itk,
+    ".mha": read_itk,
+    ".mhd": read_itk,
+    ".dcm": read_dicom_file,
+    ".ome.tiff": read_tiff,
+    ".ome.tif": read_tiff,
+    ".tiff": read_tiff,
+    ".tif": read_tiff,
+    ".png": read_picture,
+    ".bmp": read_picture,
+    ".gif": read_picture,
+    ".jpeg": read_picture,
+    ".jpg": read_picture,
+}
+WRITERS: dict[str, Writer] = {
+    ".nii.gz": write_nifti,
+    ".nii": write_nifti,
+    ".nrrd": write_itk,
+    ".mha": write_itk,
+    ".ome.tiff": write_tiff,
+    ".ome.tif": write_tiff,
+    ".tiff": write_tiff,
+    ".tif": write_tiff,
+    ".png": write_picture,
+    ".bmp": write_picture,
+    ".gif": write_picture,
+}
 
-    Attributes:
-        geometry: of the volume.
-        n_channels: volumes stored in the file.
-        load: reads the voxels as stored, canonical (C, Z, Y, X).
-    """
-
-    geometry: Geometry
-    n_channels: int
-    load: Callable[[], NDArray]
+# Formats that label maps are not written in: JPEG changes values, the others are several files.
+_WRITTEN_INSTEAD = {".jpg": ".png", ".jpeg": ".png", ".nhdr": ".nrrd", ".mhd": ".mha", ".dcm": ".nii.gz"}
 
 
 def file_ending(path: Path | str) -> str | None:
-    """The ending of a readable image, such as ".nii.gz", or None for any other file."""
+    """The ending of a readable image, such as ".nii.gz", the longest that fits, or None for any other file."""
     name = str(path).lower()
-    return next((ending for ending in READERS if name.endswith(ending)), None)
+    return max((ending for ending in READERS if name.endswith(ending)), key=len, default=None)
+
+
+def is_image(path: Path) -> bool:
+    """Whether this looks like an image: a file with a known ending, or a folder with DICOM files."""
+    return holds_dicom(path) if path.is_dir() else file_ending(path) is not None
 
 
 def case_name(path: Path | str) -> str:
-    """The file's name without its image ending."""
+    """The file's name without its image ending; the whole name of a folder."""
     name = Path(path).name
     ending = file_ending(name)
-    return name[: -len(ending)] if ending else Path(name).stem
+    if ending:
+        return name[: -len(ending)]
+    return name if Path(path).is_dir() else Path(name).stem
+
+
+def output_ending(image: Path) -> str:
+    """The ending that the label map of an image gets: the image's own, or of a format that can hold label maps.
+
+    Raises:
+        FormatError: of a format that autoseg does not read.
+    """
+    if _is_folder(image):
+        return ".nii.gz"
+    ending = _known_ending(image)
+    return _WRITTEN_INSTEAD.get(ending, ending)
 
 
 def read_raw(path: Path) -> RawImage:
     """Opens an image without reading its voxels.
 
+    Args:
+        path: a file, or the folder of one DICOM series.
+
     Raises:
         FormatError: missing, unreadable, or of a format that autoseg does not read.
     """
-    ending = file_ending(path)
-    if ending is None:
-        raise FormatError(f"{path}: found an unknown file ending, expected one of {', '.join(READERS)}")
+    if _is_folder(path):
+        return read_dicom_folder(path)
+    ending = _known_ending(path)
     if not path.is_file():
         raise FormatError(f"{path}: no such file")
     return READERS[ending](path)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and file_ending(path) in (None, ".dcm")
+
+
+def _known_ending(path: Path) -> str:
+    ending = file_ending(path)
+    if ending is None:
+        raise FormatError(f"{path}: found an unknown file ending, expected one of {', '.join(READERS)}")
+    return ending
 
 
 def read_geometry(path: Path) -> Geometry:
@@ -87,14 +158,17 @@ def read_label(path: Path) -> tuple[NDArray, Geometry]:
         (Z, Y, X) integers in canonical orientation, contiguous, and its geometry.
 
     Raises:
-        FormatError: missing, unreadable, more than one volume, or values that are not whole numbers.
+        FormatError: missing, unreadable, more than one volume, several colours, or values that are not whole numbers.
     """
     raw = read_raw(path)
-    if raw.n_channels != 1:
+    if raw.load_label is not None:
+        label = np.ascontiguousarray(raw.load_label())
+    elif raw.n_channels == 1:
+        label = np.ascontiguousarray(raw.load()[0])
+    else:
         raise FormatError(
             f"{path}: found {raw.n_channels} volumes in a label map, expected 1; save time points as cases of their own"
         )
-    label = np.ascontiguousarray(raw.load()[0])
     if not np.issubdtype(label.dtype, np.integer):
         # Infinity equals its rounded self, and beyond int32 the conversion would make up a value.
         whole = (label == np.rint(label)) & (np.abs(label) < 2**31)
@@ -114,90 +188,20 @@ def write_volume(
 ) -> None:
     """Writes a label map, or any volume, with the file axes and the exact affine of its image, atomically.
 
+    TIFF holds no more of the affine than the spacing, other pictures nothing of it.
+
     Args:
-        path: ends in .nii.gz or .nii.
-        volume: canonical (Z, Y, X), of a type that NIfTI has.
+        path: its ending says the format, one of `WRITERS`.
+        volume: canonical (Z, Y, X), of a type that the format has.
         geometry: of the image.
-        like: the image; its header gives the codes, quaternion and units that an affine alone does not hold.
-        scale: what readers multiply the stored values by, so that integers can stand for fractions.
+        like: the image; where it is of the same format, its header gives what an affine alone does not hold.
+        scale: what the stored values are multiplied by, so that integers can stand for fractions. NIfTI keeps the
+            integers and the scale, other formats get float32.
+
+    Raises:
+        FormatError: of a format that autoseg does not write, or one that cannot hold the volume.
     """
-    import nibabel
-
-    array = np.ascontiguousarray(from_canonical(volume, geometry.file_axcodes))
-    affine = np.asarray(geometry.affine, np.float64)
-    kind, header = nibabel.Nifti1Image, nibabel.Nifti1Header()
-    if like is None:
-        header.set_data_shape(array.shape)
-        header.set_xyzt_units("mm")
-        header.set_qform(affine, "scanner")
-        header.set_sform(affine, "scanner")
-    else:
-        source = nibabel.load(like)
-        # NIfTI-2 stays NIfTI-2: its affine is in double precision, which NIfTI-1 cannot hold.
-        kind, header = type(source), source.header.copy()
-        array = array[..., 0] if len(source.shape) == 2 else array
-        header["cal_min"] = header["cal_max"] = 0
-        header["intent_code"] = 0
-        header["intent_name"] = b""
-        header["descrip"] = b"autoseg"
-    header.set_data_dtype(array.dtype)
-    header.set_slope_inter(scale, 0)
-    # nibabel divides what it is given by the slope.
-    image = kind(array if scale == 1 else array * np.float32(scale), affine, header)
-    with atomic_path(path) as temporary:
-        nibabel.save(image, temporary)
-
-
-def _read_nifti(path: Path) -> RawImage:
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    # What nibabel and the decompressors raise for files that are cut off or are something else.
-    broken = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error)
-    try:
-        image: Any = nibabel.load(path)
-        shape = image.shape
-    except broken as error:
-        raise FormatError(f"{path}: cannot be read as NIfTI ({first_line(error)})") from error
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise FormatError(f"{path}: found a {type(image).__name__}, expected a NIfTI volume")
-    if len(shape) == 5 and shape[3] == 1:
-        shape = (*shape[:3], shape[4])
-    if not 2 <= len(shape) <= 4 or 0 in shape:
-        raise FormatError(f"{path}: found the shape {tuple(image.shape)}, expected 2, 3 or 4 axes that are not empty")
-    volume_shape = (*shape[:3], 1)[:3]
-    n_channels = shape[3] if len(shape) == 4 else 1
-    _check_spacing(path, image, volume_shape)
-    zooms = (*image.header.get_zooms()[:3], 1.0)[:3]
-    try:
-        geometry = make_geometry(volume_shape, image.affine, header_spacing_mm=zooms)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-
-    def load() -> NDArray:
-        try:
-            voxels = np.asanyarray(image.dataobj)
-        except broken as error:
-            raise FormatError(f"{path}: its voxels cannot be read ({first_line(error)})") from error
-        if voxels.dtype.kind not in "iuf":
-            raise FormatError(f"{path}: found voxels of type {voxels.dtype}, expected numbers")
-        channels = np.moveaxis(voxels.reshape(*volume_shape, n_channels), -1, 0)
-        return to_canonical(channels, geometry.file_axcodes)
-
-    return RawImage(geometry=geometry, n_channels=n_channels, load=load)
-
-
-def _check_spacing(path: Path, image: Any, shape: tuple[int, ...]) -> None:
-    """Refuses a spacing of zero that the affine is made from, which nibabel would silently take for 1 mm."""
-    from nibabel.openers import ImageOpener
-
-    if image.header["sform_code"] > 0:
-        return
-    with ImageOpener(path) as file:
-        stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
-    if any(spacing == 0 and size > 1 for spacing, size in zip(stored, shape, strict=True)):
-        raise FormatError(f"{path}: found the spacing {stored.tolist()} mm (i, j, k), expected more than 0")
-
-
-READERS: dict[str, Callable[[Path], RawImage]] = {".nii.gz": _read_nifti, ".nii": _read_nifti}
+    ending = file_ending(path)
+    if ending not in WRITERS:
+        raise FormatError(f"{path}: cannot be written, expected a name that ends in one of {', '.join(WRITERS)}")
+    WRITERS[ending](path, volume, geometry, like=like, scale=scale)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from autoseg.core.errors import AutosegError, DatasetError, FormatError, Problem, describe_problems, list_some
-from autoseg.core.geometry import joint_box
+from autoseg.core.geometry import grid_difference, joint_box
 from autoseg.core.labels import LabelSpec, mask_of
 from autoseg.core.runtime import map_threads, n_cpus
-from autoseg.data.check import grid_difference, label_values
+from autoseg.data.check import label_values
 from autoseg.data.files import by_name, list_images
 from autoseg.data.io import case_name, read_label
 from autoseg.evaluation import surfaces
@@ -36,6 +36,7 @@ from autoseg.evaluation.scores import (
     MISSED,
     OK,
     ONLY_PREDICTED,
+    UNKNOWN,
     CaseScore,
     Evaluation,
     LabelScore,
@@ -63,6 +64,7 @@ def score_case(
     spacing_mm: Sequence[float],
     settings: ScoreSettings = DEFAULT_SETTINGS,
     n_threads: int = 1,
+    is_known: Callable[[str], bool] = lambda name: True,
 ) -> CaseScore:
     """Scores one label map.
 
@@ -77,6 +79,7 @@ def score_case(
         spacing_mm: of the axes. The slice of a (Y, X) image counts as 1 mm thick in volumes.
         settings: of the metrics.
         n_threads: that share the targets.
+        is_known: whether a target, by its name, was looked for when the reference was made.
     """
     voxel_ml = math.prod(spacing_mm) / 1000
     thick = tuple(axis for axis, size in enumerate(reference.shape) if size > 1) or (0,)
@@ -88,6 +91,8 @@ def score_case(
     found, wanted = (ndimage.find_objects(array, max_label=max(1, largest)) for array in (prediction, reference))
 
     def score(target: Target) -> LabelScore:
+        if not is_known(target.name):
+            return _not_annotated(target)
         boxes = [box for value in target.values for box in (found[value - 1], wanted[value - 1]) if box is not None]
         box = joint_box(boxes) if boxes else (slice(0, 0),) * reference.ndim
         masks = [mask_of(array[box], target.values) for array in (prediction, reference)]
@@ -147,6 +152,22 @@ def _score_masks(
         lesion_f1=dice(lesions),
         lesion_recall=recall(lesions),
         lesion_precision=precision(lesions),
+    )
+
+
+def _not_annotated(target: Target) -> LabelScore:
+    return LabelScore(
+        label=target.name,
+        values=target.values,
+        status=UNKNOWN,
+        n_reference=0,
+        n_predicted=0,
+        reference_ml=math.nan,
+        predicted_ml=math.nan,
+        n_lesions=0,
+        n_predicted_lesions=0,
+        n_matched_lesions=0,
+        **{name: math.nan for name in METRICS},
     )
 
 

@@ -11,7 +11,7 @@ reference it is 1 for nothing predicted and 0 for anything, so that false alarms
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +46,15 @@ class Pair:
         prediction: (Z, Y, X) label values.
         reference: likewise.
         voxel_ml: volume of a voxel.
+        ignored: (Z, Y, X), where nobody has annotated anything; None for nowhere.
+        unknown: targets that were not looked for in the reference.
     """
 
     prediction: NDArray
     reference: NDArray
     voxel_ml: float
+    ignored: NDArray[np.bool_] | None = None
+    unknown: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,15 +97,14 @@ def decide_steps(cases: Sequence[str], load: Callable[[str], Pair], targets: Seq
         decisions.append(_decide_whole(whole[0], counts))
         steps = whole if decisions[0].adopted else ()
     volumes = [np.concatenate([found[index] for _, found in looks]) for index in range(len(targets))]
-    options = [_options(target, volumes_ml) for target, volumes_ml in zip(targets, volumes, strict=True)]
+    options = [
+        _options(target, volumes_ml) if _stands_alone(target, targets) else [()]
+        for target, volumes_ml in zip(targets, volumes, strict=True)
+    ]
 
     def second_look(case: str) -> list[NDArray]:
         pair = load(case)
-        begun = Pair(
-            prediction=apply_steps(pair.prediction, steps, voxel_ml=pair.voxel_ml),
-            reference=pair.reference,
-            voxel_ml=pair.voxel_ml,
-        )
+        begun = replace(pair, prediction=apply_steps(pair.prediction, steps, voxel_ml=pair.voxel_ml))
         parts = zip(_cut_out(begun, targets), targets, options, strict=True)
         return [_count(part, tried, [target])[:, 0] for part, target, tried in parts]
 
@@ -109,6 +112,9 @@ def decide_steps(cases: Sequence[str], load: Callable[[str], Pair], targets: Seq
     final = []
     for index, tried in enumerate(options):
         of_label = np.stack([of_case[index] for of_case in found])
+        if len(tried) == 1:
+            final.append(of_label[:, 0])
+            continue
         chosen, best = _decide_label(tried, of_label)
         decisions += chosen
         steps += tried[best]
@@ -122,18 +128,21 @@ def decide_steps(cases: Sequence[str], load: Callable[[str], Pair], targets: Seq
 
 
 def _count(pair: Pair, tried: Sequence[Sequence[Step]], targets: Sequence[Target]) -> NDArray[np.int64]:
-    """(n_tried, n_targets, 3): voxels of each target in both, predicted, in the reference."""
+    """(n_tried, n_targets, 3): voxels of each target in both, predicted, in the reference; -1 where it is not known."""
     values = sorted({value for target in targets for value in target.values})
     result = np.zeros((len(tried), len(targets), 3), np.int64)
     for of_tried, steps in zip(result, tried, strict=True):
         label = apply_steps(pair.prediction, steps, voxel_ml=pair.voxel_ml)
+        if pair.ignored is not None:
+            label = np.where(pair.ignored, 0, label)
         single = dict(zip(values, count_labels(label, pair.reference, values), strict=True))
         for row, target in zip(of_tried, targets, strict=True):
             if len(target.values) == 1:
                 counts = single[target.values[0]]
             else:
                 counts = count_mask(mask_of(label, target.values), mask_of(pair.reference, target.values))
-            row[:] = counts.overlap, counts.predicted, counts.reference
+            is_unknown = target.name in pair.unknown
+            row[:] = -1 if is_unknown else (counts.overlap, counts.predicted, counts.reference)
     return result
 
 
@@ -144,7 +153,8 @@ def _cut_out(pair: Pair, targets: Sequence[Target]) -> Iterator[Pair]:
     for target in targets:
         boxes = [box for of_map in found for value in target.values if (box := of_map[value - 1]) is not None]
         box = joint_box(boxes) or (slice(0, 1),) * pair.prediction.ndim
-        yield Pair(prediction=pair.prediction[box], reference=pair.reference[box], voxel_ml=pair.voxel_ml)
+        ignored = None if pair.ignored is None else pair.ignored[box]
+        yield replace(pair, prediction=pair.prediction[box], reference=pair.reference[box], ignored=ignored)
 
 
 def _component_volumes(pair: Pair, targets: Sequence[Target]) -> list[NDArray[np.float64]]:
@@ -171,18 +181,23 @@ def _options(target: Target, volumes_ml: NDArray[np.float64]) -> list[tuple[Step
     return [*rules, *((*rule, fill) for rule in rules)]
 
 
+def _stands_alone(target: Target, targets: Sequence[Target]) -> bool:
+    """Whether what is removed of a target is of no other one, but for those that lie within it."""
+    return all(set(other.values) <= set(target.values) for other in targets if set(other.values) & set(target.values))
+
+
 def _dice(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of counts (..., 3); 1 where the label is neither in the reference nor predicted."""
+    """Of counts (..., 3); 1 where the label is neither in the reference nor predicted, NaN where that is not known."""
     overlap, predicted, reference = np.moveaxis(counts, -1, 0)
     total = predicted + reference
-    return np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
+    return np.where(total < 0, np.nan, np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0))
 
 
 def _decide_whole(step: Step, counts: NDArray[np.int64]) -> StepDecision:
     """By the rule of Isensee et al.; counts (n_cases, 2, n_targets, 3), without the step and with it."""
     dice = _dice(counts)
     gains = dice[:, 1] - dice[:, 0]
-    of_labels, of_cases = gains.mean(axis=0), gains.mean(axis=1)
+    of_labels, of_cases = _known_mean(gains, axis=0), _known_mean(gains, axis=1)
     lowered = int((of_labels < 0).sum())
     adopted = lowered == 0 and of_labels.mean() > MIN_GAIN and len(gains) >= MIN_CASES
     why = "it lowers the Dice of no label and raises the mean" if adopted else NO_GAIN
@@ -194,7 +209,9 @@ def _decide_whole(step: Step, counts: NDArray[np.int64]) -> StepDecision:
 def _decide_label(tried: Sequence[tuple[Step, ...]], counts: NDArray[np.int64]) -> tuple[list[StepDecision], int]:
     """The steps of the best option with a decision each, and which option it is; counts (n_cases, n_tried, 3)."""
     dice = _dice(counts)
-    means = dice.mean(axis=0)
+    is_known = np.isfinite(dice).all(axis=1)
+    dice = dice[is_known] if is_known.any() else np.zeros_like(dice[:1])
+    means = _known_mean(dice, axis=0)
     # The first of equals: that which does least.
     best = int(np.argmax(means[1:] > means[1:].max() - MIN_GAIN)) + 1
     gains = dice[:, best] - dice[:, 0]
@@ -205,6 +222,13 @@ def _decide_label(tried: Sequence[tuple[Step, ...]], counts: NDArray[np.int64]) 
         why = "its gain is within noise"
     shown = tried[best] if gains.mean() > MIN_GAIN else tried[best][:1]
     return [_decision(step, gains, adopted=adopted, why=why) for step in shown], best if adopted else 0
+
+
+def _known_mean(values: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
+    """Over what is known; 0 where nothing is."""
+    known = np.isfinite(values)
+    total: NDArray[np.float64] = np.where(known, values, 0.0).sum(axis=axis) / np.maximum(known.sum(axis=axis), 1)
+    return total
 
 
 def _decision(step: Step, gains: NDArray[np.float64], *, adopted: bool, why: str) -> StepDecision:

@@ -17,6 +17,7 @@ from torch import Tensor
 from autoseg.evaluation.crossval import N_CONFIDENCE_BINS, Calibration, CaseReview, Suspect
 from autoseg.evaluation.intervals import robust_deviation
 from autoseg.inference.quality import Agreement, QualityModel, count_values
+from autoseg.networks.outputs import Outputs
 
 MIN_CASES_FOR_QUALITY = 10
 MIN_SUSPICION = 2.0
@@ -42,16 +43,17 @@ class ReviewCounts:
 class Reviewer:
     """Compares what the folds make of one case, with each other and with the reference."""
 
-    def __init__(self, n_folds: int, n_classes: int, *, own: int) -> None:
+    def __init__(self, n_folds: int, outputs: Outputs, *, own: int) -> None:
         """Nothing is counted yet.
 
         Args:
             n_folds: at least one.
-            n_classes: with the background.
+            outputs: what the channels of their logits mean.
             own: position of the fold that had not seen the case.
         """
-        self._n_folds, self._n_classes, self._own = n_folds, n_classes, own
-        self._agreement = Agreement(n_folds, n_classes, of=own) if n_folds > 1 else None
+        self._n_folds, self._outputs, self._own = n_folds, outputs, own
+        n_classes = outputs.n_classes
+        self._agreement = Agreement(n_folds, outputs, of=own) if n_folds > 1 else None
         self._confusion = torch.zeros(n_classes**2, dtype=torch.int64)
         self._consensus = torch.zeros(3, n_classes, dtype=torch.int64)
         self._bins = torch.zeros(3, N_CONFIDENCE_BINS, dtype=torch.float64)
@@ -62,30 +64,33 @@ class Reviewer:
 
         Args:
             logits: (F * K, n, A, B).
-            reference: (n, A, B) classes, int64, on the same device.
+            reference: (n, A, B) classes, or what is to be ignored, int64, on the same device.
         """
         if self._agreement is not None:
             self._agreement.add(logits)
         # Row by row: in single precision, all folds of a hundred classes would take gigabytes.
         for row in range(logits.shape[1]):
-            self._add_row(logits[:, row].unflatten(0, (self._n_folds, self._n_classes)).float(), reference[row])
+            self._add_row(logits[:, row].unflatten(0, (self._n_folds, self._outputs.n)).float(), reference[row])
 
     def _add_row(self, of_folds: Tensor, reference: Tensor) -> None:
         """Logits (F, K, A, B) float32 and classes (A, B)."""
+        outputs, n_classes = self._outputs, self._outputs.n_classes
+        if outputs.ignore is not None:
+            of_folds, reference = of_folds[:, :, reference != outputs.ignore], reference[reference != outputs.ignore]
         own = of_folds[self._own]
-        predicted, consensus = own.argmax(dim=0), of_folds.mean(dim=0).argmax(dim=0)
-        self._confusion += count_values(reference * self._n_classes + predicted, self._n_classes**2)
+        predicted, consensus = outputs.decide(own), outputs.decide(of_folds.mean(dim=0))
+        self._confusion += count_values(reference * n_classes + predicted, n_classes**2)
         for row, classes in enumerate((reference[consensus == reference], consensus, reference)):
-            self._consensus[row] += count_values(classes, self._n_classes)
+            self._consensus[row] += count_values(classes, n_classes)
         matters = (predicted != 0) | (reference != 0)
         if not matters.any():
             return
         # Some devices have no double precision.
-        log_probability = own[:, matters].log_softmax(dim=0).cpu()
+        logits = own[:, matters].cpu()
         wanted, predicted = reference[matters].cpu(), predicted[matters].cpu()
-        self._loss -= float(log_probability.gather(0, wanted[None]).double().sum())
+        self._loss -= float(outputs.log_likelihood(logits, wanted).double().sum())
         self._n_loss += len(wanted)
-        confidence = log_probability.amax(dim=0).exp().double()
+        confidence = outputs.log_confidence(logits).exp().double()
         right = (predicted == wanted).double()
         bins = (confidence * N_CONFIDENCE_BINS).long().clamp(max=N_CONFIDENCE_BINS - 1)
         for row, weights in enumerate((torch.ones_like(right), confidence, right)):
@@ -93,7 +98,7 @@ class Reviewer:
 
     def counts(self) -> ReviewCounts:
         """What adds up over cases."""
-        shape = (self._n_classes, self._n_classes)
+        shape = (self._outputs.n_classes,) * 2
         return ReviewCounts(confusion=self._confusion.reshape(shape).numpy(), bins=self._bins.numpy())
 
     def review(self, case: str, fold: int) -> CaseReview:

@@ -10,6 +10,7 @@ from autoseg.core.errors import AutosegError
 from autoseg.core.labels import LabelSpec
 
 OK, EMPTY, ONLY_PREDICTED, MISSED = "ok", "in neither", "not in the reference", "missed"
+UNKNOWN = "not annotated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class Target:
 
 
 def targets_of(labels: LabelSpec) -> tuple[Target, ...]:
-    """One target per label."""
-    return tuple(Target(name=name, values=(value,)) for name, value in zip(labels.names, labels.values, strict=True))
+    """One target per region, or where there are none, per label."""
+    return tuple(Target(name=name, values=values) for name, values in labels.structure_values.items())
 
 
 def parse_regions(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -95,7 +96,7 @@ class LabelScore:
         label: its name.
         values: in the files.
         status: "ok"; "missed", in the reference only; "not in the reference", predicted where there is none; "in
-            neither".
+            neither"; "not annotated", so that nothing is known.
         n_reference, n_predicted: voxels.
         reference_ml, predicted_ml: volumes.
         dice, iou, recall: NaN where the reference is empty; 0 where it was missed.

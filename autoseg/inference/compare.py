@@ -30,6 +30,8 @@ def find_differences(
     """
     found = _compare_grid(image.shape[1:], geometry, plan, configuration)
     for channel, voxels in zip(plan.normalization, image, strict=True):
+        if channel.channel in plan.optional_channels and not voxels.any():
+            continue
         found += _compare_intensities(voxels, channel)
     return found
 

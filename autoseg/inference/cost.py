@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoseg.inference.sliding_window import tile_starts
-from autoseg.networks.build import build_network
+from autoseg.networks.build import build_trainable
 from autoseg.planning.plan import ConfigurationPlan, Plan
 
 
@@ -25,10 +25,9 @@ def count_multiply_adds(
         step_fraction: distance of tiles as a fraction of the patch.
     """
     with torch.device("meta"):
-        network = build_network(
-            configuration.network, n_channels=len(plan.channels), n_classes=plan.labels.n_classes
-        ).eval()
-        tile = torch.empty(1, len(plan.channels), *configuration.patch_size)
+        network = build_trainable(plan, configuration).eval()
+        n_channels = len(plan.channels) + (configuration.previous is not None)
+        tile = torch.zeros(1, n_channels, *configuration.patch_size)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network(tile)
     window: tuple[int, ...] = (1, *configuration.patch_size)[-3:]

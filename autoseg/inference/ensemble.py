@@ -93,8 +93,8 @@ class Ensemble:
             uncertainty: make maps of the entropy and of the disagreement between all networks.
             scratch: a folder for a file of the probabilities; None keeps them in memory.
         """
-        pairs = list(zip(self.members, prepared, strict=True))
-        record, n_classes = prepared[0].record, self.plan.labels.n_classes
+        pairs = [(member, member.with_first_stage(image)) for member, image in zip(self.members, prepared, strict=True)]
+        record, outputs = prepared[0].record, self.members[0].outputs
         # One axis for all, as the rows of the scan have to come in step.
         largest, image = max(pairs, key=lambda pair: math.prod(pair[1].record.shape))
         axis = largest.choose_axis(image)
@@ -105,11 +105,11 @@ class Ensemble:
             for (member, image), apart in zip(pairs, separate, strict=True)
         )
         self.members[0].check_memory(sum(needed))
-        labels = LabelMap(record, axis=axis, n_classes=n_classes)
+        labels = LabelMap(record, axis=axis, outputs=outputs)
         soft = make_soft_maps(
             record,
             axis=axis,
-            n_classes=n_classes,
+            outputs=outputs,
             probabilities=probabilities,
             uncertainty=uncertainty,
             scratch=scratch,
@@ -119,7 +119,7 @@ class Ensemble:
             for (member, image), apart, agreement in zip(pairs, separate, agreements, strict=True)
         ]
         for rows, groups in in_step(streams):
-            labels.set(rows, mean_probability(groups).argmax(dim=0))
+            labels.set(rows, outputs.decide_probabilities(mean_probability(groups, outputs)))
             if soft is not None:
                 soft.add(rows, groups)
             del groups

@@ -36,7 +36,7 @@ from autoseg.inference.archive import (
     write_archive,
 )
 from autoseg.inference.quality import QualityModel
-from autoseg.networks.build import build_network
+from autoseg.networks.build import build_trainable
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.checkpoint import Progress, load_into, read_network
 from autoseg.training.record import FoldFiles, FoldRecord
@@ -124,6 +124,7 @@ class Model:
         finished: folds that are trained to their end, in order.
         unfinished: folds that have a checkpoint only, in order.
         source: reads the folds.
+        previous: the first stage of a cascade; None for a model that is one by itself.
     """
 
     path: Path
@@ -131,6 +132,7 @@ class Model:
     finished: tuple[int, ...]
     unfinished: tuple[int, ...]
     source: Source
+    previous: Model | None = None
 
     @property
     def configuration(self) -> ConfigurationPlan:
@@ -187,8 +189,7 @@ class Model:
         Raises:
             TrainingError: the weights are damaged, or of another network.
         """
-        n_channels, n_classes = len(self.plan.channels), self.plan.labels.n_classes
-        network = build_network(self.configuration.network, n_channels=n_channels, n_classes=n_classes)
+        network = build_trainable(self.plan, self.configuration)
         load_into(network, self._parse(fold, weights), self.path)
         return network.eval()
 
@@ -210,18 +211,22 @@ class Model:
         Args:
             folds: as in `choose_folds`.
         """
-        return digest_model(self.plan, {fold: self.source.hash_weights(fold) for fold in self.choose_folds(folds)})
+        hashes = {fold: self.source.hash_weights(fold) for fold in self.choose_folds(folds)}
+        return digest_model(self.plan, hashes, previous=self.previous)
 
 
-def digest_model(plan: Plan, weights: Mapping[int, str]) -> str:
+def digest_model(plan: Plan, weights: Mapping[int, str], *, previous: Model | None = None) -> str:
     """The sha256 of the list of hashes, as `sha256sum` prints it, of the plan and the weights in a one-file model.
 
     Args:
         plan: of the model.
         weights: the sha256 of each fold's weights.
+        previous: the first stage of a cascade, whose digest then counts too.
     """
     hashes = {PLAN: hashlib.sha256(to_json_bytes(_plan_to_give(plan))).hexdigest()}
     hashes |= {weights_member(fold): weights[fold] for fold in sorted(weights)}
+    if previous is not None:
+        hashes["previous"] = previous.digest()
     return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in hashes.items()).encode()).hexdigest()
 
 
@@ -259,13 +264,26 @@ def _read_folder(folder: Path) -> Model:
         expected = f"the folder of a trained configuration or a {SUFFIX} file"
         raise PredictionError(f"{folder}: found no {PLAN}, expected {expected}")
     plan: Plan = read_json(file, Plan)
+    first = plan.configuration(plan.recommended).previous
     return Model(
         path=folder,
         plan=plan,
         finished=trained_folds(folder),
         unfinished=unfinished_folds(folder),
         source=_FolderSource(folder),
+        previous=None if first is None else _read_first_stage(folder, first),
     )
+
+
+def _read_first_stage(folder: Path, name: str) -> Model:
+    """The model whose predictions a cascade refines, which lies beside it."""
+    first = folder.parent / name
+    if not usable_folds(first):
+        raise PredictionError(
+            f"{folder}: is the second stage of a cascade, and {first} is not trained; run 'autoseg train -c {name}', "
+            "or copy both folders together"
+        )
+    return _read_folder(first)
 
 
 def _read_file(path: Path) -> Model:
@@ -401,6 +419,11 @@ def export_model(model: Model, target: Path, *, folds: Sequence[int] | None = No
     """
     if target.suffix != SUFFIX or target.is_dir():
         raise FormatError(f"{target}: expected the name of a file that ends in {SUFFIX}")
+    if model.previous is not None:
+        raise FormatError(
+            f"{model.path}: is a cascade, which does not go into one file yet; copy its folder and that of "
+            f"{model.previous.configuration.name} side by side"
+        )
     chosen = sorted(set(model.choose_folds(folds)))
     if folds is None and not model.finished:
         raise PredictionError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from autoseg.inference.postprocess import apply_steps
 from autoseg.inference.quality import Agreement
 from autoseg.inference.sliding_window import CompiledNetwork, Place, SlidingWindow, WindowConfig
 from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, make_soft_maps, ready_rows, to_scan
+from autoseg.networks.outputs import Outputs
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, record_occupied
+from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, preprocess_label, record_occupied
 
 MAX_AGREEMENT_BYTES = 2**30
 """Sums over tiles that are kept apart by fold, so that their agreement is known, take no more than this."""
@@ -39,11 +41,14 @@ class PreparedImage:
         record: how to get back to the scan.
         occupied: `record.cropped_shape`, where any channel of the scan is not zero; None where that is not known, and
             then no tile is skipped.
+        first: the same image for the first stage of a cascade, whose prediction `image` is to have as its last
+            channel; None where it has it, or where there is no first stage.
     """
 
     image: Tensor
     record: CaseRecord
     occupied: NDArray[np.bool_] | None = None
+    first: PreparedImage | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +72,7 @@ class Predictor:
 
     Attributes:
         plan, configuration: what was trained.
+        outputs: what the channels of the networks' output mean.
         folds: that are averaged.
         mirroring: whether mirrored copies are averaged.
         step_fraction: distance of tiles as a fraction of the patch.
@@ -124,26 +130,51 @@ class Predictor:
         model = model if isinstance(model, Model) else read_model(model)
         self.device = resolve_device(device)
         self.plan, self.configuration = model.plan, model.configuration
+        self.outputs = Outputs.of(model.plan.labels)
         self.folds = model.choose_folds(folds)
         trained = {fold: model.read_fold(fold) for fold in self.folds}
         warn_of_unfinished(model.path, {fold: known.progress for fold, known in trained.items()})
         networks = [trained[fold].network.to(self.device) for fold in self.folds]
         hashes = {fold: known.sha256 for fold, known in trained.items()}
-        self.digest = digest_model(self.plan, hashes)
+        self.digest = digest_model(self.plan, hashes, previous=model.previous)
         after = model.read_postprocessing(hashes)
         self.steps = after.steps if after and postprocess else ()
         self.quality = after.quality if after else None
         if mirroring is None:
             mirroring = all(model.source.read_record(fold).mirrored for fold in self.folds)
         self.mirroring, self.step_fraction = mirroring, step_fraction
+        self._make_first_stage = partial(
+            Predictor,
+            device=device,
+            mirroring=mirroring,
+            step_fraction=step_fraction,
+            max_ram_gib=max_ram_gib,
+            max_vram_gib=max_vram_gib,
+            compile=compile,
+            postprocess=False,
+            n_sharing=n_sharing,
+        )
+        self._previous, self._loading = model.previous, threading.Lock()
+        self._first: Predictor | None = None
         self._max_ram_gib = machine_memory_gib() if max_ram_gib is None else max_ram_gib
         self._window = SlidingWindow(
             [CompiledNetwork(network) for network in networks] if compile else networks,
             window_config(self.plan, self.configuration, mirroring=mirroring, step_fraction=step_fraction),
-            n_classes=self.plan.labels.n_classes,
+            n_outputs=self.outputs.n,
+            empty_logits=self.outputs.empty_logits,
             device=self.device,
             max_device_bytes=(_device_bytes(self.device) if max_vram_gib is None else max_vram_gib * 2**30) / n_sharing,
         )
+
+    @property
+    def _first_stage(self) -> Predictor | None:
+        """That of a cascade, with all of its folds; loaded when it is first needed."""
+        if self._previous is None:
+            return None
+        with self._loading:
+            if self._first is None:
+                self._first = self._make_first_stage(self._previous)
+            return self._first
 
     @property
     def name(self) -> str:
@@ -194,13 +225,29 @@ class Predictor:
             image: (C, Z, Y, X) float32 canonical, finite; not changed.
             geometry: of the image.
         """
+        first = self._first_stage
         occupied = (image != 0).any(axis=0)
         record = record_occupied(occupied, geometry, self.plan, self.configuration.name)
         return PreparedImage(
             image=preprocess_image(image, record, self.plan),
             record=record,
             occupied=np.ascontiguousarray(occupied[record.crop.slices].transpose(record.axis_order)),
+            first=None if first is None else first.prepare(image, geometry),
         )
+
+    def with_first_stage(self, prepared: PreparedImage) -> PreparedImage:
+        """An image with what the first stage of a cascade finds in it; any other as it is.
+
+        Raises:
+            PredictionError: the device or the machine has not enough memory.
+        """
+        if prepared.first is None:
+            return prepared
+        assert self._first_stage is not None
+        label = self._first_stage.segment(prepared.first).label
+        classes = preprocess_label(self.plan.labels.values_to_classes(label), prepared.record)
+        found = classes.unsqueeze(0).to(prepared.image.dtype)
+        return replace(prepared, image=torch.cat([prepared.image, found]), first=None)
 
     def segment(
         self,
@@ -214,7 +261,7 @@ class Predictor:
 
         Args:
             prepared: from `prepare`, or from the store.
-            probabilities: make a map of each class' probability.
+            probabilities: make a map of the probability of each class, or region.
             uncertainty: make maps of the entropy and of the disagreement between folds.
             scratch: a folder for a file of the probabilities, which are as many volumes as there are classes; None
                 keeps them in memory.
@@ -222,16 +269,17 @@ class Predictor:
         Raises:
             PredictionError: the device or the machine has not enough memory.
         """
-        record, n_classes = prepared.record, self.plan.labels.n_classes
+        prepared = self.with_first_stage(prepared)
+        record = prepared.record
         axis = self.choose_axis(prepared)
         agreement = self.make_agreement(prepared, axis=axis)
         separate = uncertainty or agreement is not None
         self.check_memory(self.needed_gib(prepared, axis=axis, separate=separate))
-        labels = LabelMap(record, axis=axis, n_classes=n_classes)
+        labels = LabelMap(record, axis=axis, outputs=self.outputs)
         soft = make_soft_maps(
             record,
             axis=axis,
-            n_classes=n_classes,
+            outputs=self.outputs,
             probabilities=probabilities,
             uncertainty=uncertainty,
             scratch=scratch,
@@ -239,7 +287,7 @@ class Predictor:
         change, n_networks = change_along(record, axis), len(self.folds) if separate else 1
         swept = self.sweep(prepared, axis=axis, separate=separate, agreement=agreement)
         for rows, logits, first_row in ready_rows(swept, change):
-            mean = logits.unflatten(0, (-1, n_classes)).mean(dim=0) if separate else logits
+            mean = logits.unflatten(0, (-1, self.outputs.n)).mean(dim=0) if separate else logits
             labels.add(rows, mean, first_row)
             if soft is not None:
                 for part, values in to_scan(logits, change, rows, first_row=first_row, n_networks=n_networks):
@@ -263,7 +311,7 @@ class Predictor:
             return None
         if self._window.sums_bytes(prepared.record.shape, axis=axis, n_groups=n_folds) > MAX_AGREEMENT_BYTES:
             return None
-        return Agreement(n_folds, self.plan.labels.n_classes)
+        return Agreement(n_folds, self.outputs)
 
     def estimate_dice(self, agreement: Agreement | None) -> float | None:
         """The mean Dice to expect where the folds agree like this."""
@@ -340,5 +388,6 @@ def window_config(
         step_fraction=step_fraction,
         mirror_axes=mirrored.axes if mirroring else (),
         side_axis=mirrored.side_axis,
-        opposite=mirrored.opposite,
+        opposite=mirrored.opposite_outputs,
+        opposite_previous=mirrored.opposite if configuration.previous is not None else (),
     )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoseg.networks.outputs import Outputs
+
 
 @dataclass(frozen=True, kw_only=True)
 class QualityModel:
@@ -41,15 +43,15 @@ class QualityModel:
 class Agreement:
     """Mean Dice of networks with each other, from logits that come row by row."""
 
-    def __init__(self, n_networks: int, n_classes: int, *, of: int | None = None) -> None:
+    def __init__(self, n_networks: int, outputs: Outputs, *, of: int | None = None) -> None:
         """Nothing is counted yet.
 
         Args:
             n_networks: at least two.
-            n_classes: with the background.
+            outputs: what the channels of their logits mean.
             of: the network to compare with each other one, by position; None for all pairs.
         """
-        self._n_networks, self._n_classes = n_networks, n_classes
+        self._n_networks, self._outputs, n_classes = n_networks, outputs, outputs.n_classes
         pairs = itertools.combinations(range(n_networks), 2)
         self._pairs = [pair for pair in pairs if of is None or of in pair]
         self._overlap = torch.zeros(len(self._pairs), n_classes, dtype=torch.int64)
@@ -57,11 +59,11 @@ class Agreement:
 
     def add(self, logits: Tensor) -> None:
         """Counts some rows, from logits (F * K, ...) of F networks; each voxel is to come once."""
-        classes = logits.unflatten(0, (self._n_networks, self._n_classes)).argmax(dim=1)
+        classes = self._outputs.decide(logits.unflatten(0, (self._n_networks, self._outputs.n)), dim=1)
         for size, of_network in zip(self._sizes, classes, strict=True):
-            size += count_values(of_network, self._n_classes)
+            size += count_values(of_network, self._outputs.n_classes)
         for overlap, (first, second) in zip(self._overlap, self._pairs, strict=True):
-            overlap += count_values(classes[first][classes[first] == classes[second]], self._n_classes)
+            overlap += count_values(classes[first][classes[first] == classes[second]], self._outputs.n_classes)
 
     @property
     def value(self) -> float:

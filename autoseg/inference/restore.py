@@ -6,13 +6,14 @@ other cells, those that a border runs through, are interpolated, a few at a time
 exist on the scan's grid, and memory does not grow with it.
 
 The same holds for every decision that is the same for a mean of logits where it is the same for each of them, such as
-a threshold per class.
+a threshold per region. (Where a voxel is of a combination of regions that no class has, it gets the class of another
+combination; between corners of one class that had different combinations, that is taken as decided.)
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.core.labels import class_dtype
+from autoseg.networks.outputs import Outputs
 from autoseg.preprocessing.resample import LINEAR, NEAREST, axis_matrix
 
 # What is worked on at once: bytes of logits on the network's grid, voxels of the scan, interpolated logits.
@@ -32,6 +34,9 @@ CHUNK_LOGITS = 2**20
 # How many slabs at the same time.
 MAX_THREADS = 4
 BUFFERS_BYTES = 256 * 2**20
+
+Decide = Callable[[Tensor], NDArray[np.int64]]
+"""The class of each row of logits (N, K)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,9 @@ class GridChange:
         return int(np.searchsorted(axis.lower, n_rows - axis.step))
 
 
-def interpolated_argmax(logits: Tensor, shape: Sequence[int], *, nearest_axis: int | None) -> NDArray:
+def interpolated_argmax(
+    logits: Tensor, shape: Sequence[int], *, nearest_axis: int | None, outputs: Outputs | None = None
+) -> NDArray:
     """The class with the largest linearly interpolated logit at every voxel.
 
     The mean of the corners is taken in float32, in the order of the corners. At a tie the lowest class wins.
@@ -99,16 +106,19 @@ def interpolated_argmax(logits: Tensor, shape: Sequence[int], *, nearest_axis: i
         logits: (K, Z, Y, X), any floating type and device, finite. Fastest where K is last in memory, in float32.
         shape: (Z, Y, X) of the result.
         nearest_axis: an axis that takes the nearest voxel instead.
+        outputs: see `restore_rows`.
 
     Returns:
         `shape`, uint8 (uint16 for more than 256 classes).
     """
     (depth, height, width), (z, y, x) = logits.shape[1:], shape
     change = GridChange(source=(depth, height, width), target=(z, y, x), nearest_axis=nearest_axis)
-    return restore_rows(logits, change, slice(0, z))
+    return restore_rows(logits, change, slice(0, z), outputs=outputs)
 
 
-def restore_rows(logits: Tensor, change: GridChange, rows: slice, *, first_row: int = 0) -> NDArray:
+def restore_rows(
+    logits: Tensor, change: GridChange, rows: slice, *, first_row: int = 0, outputs: Outputs | None = None
+) -> NDArray:
     """Some rows of `interpolated_argmax`, from no more of the logits than they need: the same voxels, bit for bit.
 
     Args:
@@ -116,12 +126,14 @@ def restore_rows(logits: Tensor, change: GridChange, rows: slice, *, first_row: 
         change: between the two grids.
         rows: of the scan's grid, with a start and a stop.
         first_row: of the network's grid in `logits`.
+        outputs: what decides; None for exclusive classes.
 
     Returns:
         (rows, *change.target[1:]), uint8 (uint16 for more than 256 classes).
     """
-    n_classes = logits.shape[0]
-    classes = np.empty((rows.stop - rows.start, *change.target[1:]), class_dtype(n_classes))
+    outputs = outputs or Outputs(logits.shape[0])
+    decide = outputs.decide_rows
+    classes = np.empty((rows.stop - rows.start, *change.target[1:]), class_dtype(outputs.n_classes))
     logits = logits.detach().permute(1, 2, 3, 0)
     is_ready = logits.dtype == torch.float32 and logits.is_contiguous()
     row_bytes = 4 * logits[0].numel()
@@ -140,7 +152,7 @@ def restore_rows(logits: Tensor, change: GridChange, rows: slice, *, first_row: 
         if not is_ready:
             slab = buffer[: len(slab)].copy_(slab)
         here = _Axis(lower=depth.lower[part] - known.start, weight=depth.weight[part], step=depth.step)
-        _restore_slab(slab, (here, height, width), classes[part.start - rows.start : part.stop - rows.start])
+        _restore_slab(slab, (here, height, width), classes[part.start - rows.start : part.stop - rows.start], decide)
         buffers.append(buffer)
 
     # torch's own threads wait for each other at every step; these don't, which counts where the processors are busy.
@@ -162,10 +174,10 @@ def _slabs(change: GridChange, rows: slice, *, row_bytes: int) -> Iterator[slice
         start = stop
 
 
-def _restore_slab(logits: Tensor, axes: Sequence[_Axis], classes: NDArray) -> None:
+def _restore_slab(logits: Tensor, axes: Sequence[_Axis], classes: NDArray, decide: Decide) -> None:
     """Fills `classes`, (rows, Y, X), from logits (Z, Y, X, K) float32 contiguous."""
     table = logits.flatten(0, 2)
-    lowest = highest = _decide(table).astype(classes.dtype).reshape(logits.shape[:3])
+    lowest = highest = decide(table).astype(classes.dtype).reshape(logits.shape[:3])
     for number, axis in enumerate(axes):
         if axis.step:
             before = (slice(None),) * number
@@ -185,13 +197,7 @@ def _restore_slab(logits: Tensor, axes: Sequence[_Axis], classes: NDArray) -> No
             mode="sum",
             per_sample_weights=torch.from_numpy(weights).to(table.device),
         )
-        classes.reshape(-1)[voxels] = _decide(means)
-
-
-def _decide(logits: Tensor) -> NDArray[np.int64]:
-    """The class of each row of (N, K); the lowest at a tie."""
-    # numpy looks for the largest with vector instructions, torch one by one.
-    return logits.numpy().argmax(axis=1) if logits.device.type == "cpu" else logits.argmax(dim=1).cpu().numpy()
+        classes.reshape(-1)[voxels] = decide(means)
 
 
 def _spread(cells: NDArray, axes: Sequence[_Axis]) -> NDArray:

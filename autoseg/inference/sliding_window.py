@@ -19,6 +19,7 @@ from autoseg.core.errors import PredictionError, first_line
 from autoseg.core.geometry import axis_first
 from autoseg.core.runtime import autocast_dtype
 from autoseg.networks.build import channels_last
+from autoseg.networks.outputs import Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,6 @@ logger = logging.getLogger(__name__)
 MAX_BATCH_VOXELS = {"cpu": 2**17, "mps": 2**20, "cuda": 2**23}
 # Sums over tiles up to this size are kept in float32, larger ones in float16, which has three digits less.
 MAX_FULL_PRECISION_BYTES = 2**30
-# Of the background where no tile was looked at.
-CERTAIN_LOGIT = 100.0
-
 Place = tuple[slice, slice, slice]
 """A box of a volume, (z, y, x)."""
 
@@ -42,9 +40,10 @@ class WindowConfig:
         patch_size: of a tile, ([Z,] Y, X); two axes tile each slice of a volume by itself.
         step_fraction: distance of neighbouring tiles, as a fraction of the patch, over 0 and at most 1.
         mirror_axes: axes of the patch over which mirrored copies are averaged; 0 is its first axis.
-        side_axis: the one of them that runs from left to right; in copies that are mirrored along it, classes with a
+        side_axis: the one of them that runs from left to right; in copies that are mirrored along it, channels with a
             side have changed places.
-        opposite: the class that each class becomes then; empty where all stay.
+        opposite: the channel of the output that each one becomes then; empty where all stay.
+        opposite_previous: of a cascade, the class that each one in the last channel of the input becomes then.
     """
 
     patch_size: tuple[int, ...]
@@ -52,6 +51,7 @@ class WindowConfig:
     mirror_axes: tuple[int, ...] = ()
     side_axis: int | None = None
     opposite: tuple[int, ...] = ()
+    opposite_previous: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.step_fraction <= 1:
@@ -103,20 +103,24 @@ class SlidingWindow:
         networks: Sequence[Callable[[Tensor], Tensor]],
         config: WindowConfig,
         *,
-        n_classes: int,
+        n_outputs: int,
         device: torch.device,
         max_device_bytes: float = math.inf,
+        empty_logits: Sequence[float] | None = None,
     ) -> None:
         """Runs nothing yet.
 
         Args:
             networks: in evaluation mode, on the device.
             config: how volumes are covered.
-            n_classes: channels of the networks' output.
+            n_outputs: channels of the networks' output.
             device: of the networks.
             max_device_bytes: for the sums over tiles; larger ones are kept in the memory of the machine.
+            empty_logits: of each channel where no tile was looked at; None for exclusive classes, the first of which is
+                the background.
         """
-        self.networks, self.config, self.n_classes, self.device = tuple(networks), config, n_classes, device
+        self.networks, self.config, self.n_outputs, self.device = tuple(networks), config, n_outputs, device
+        self._empty_logits = empty_logits or Outputs(n_outputs).empty_logits
         self._max_device_bytes = max_device_bytes
         self._tiles_per_batch = max(1, MAX_BATCH_VOXELS[device.type] // math.prod(config.patch_size))
 
@@ -130,7 +134,7 @@ class SlidingWindow:
         """
         padded = [max(size, patch) for size, patch in zip(shape, self.config.tile, strict=True)]
         padded[axis] = self.config.tile[axis]
-        n_values = n_groups * self.n_classes * math.prod(padded)
+        n_values = n_groups * self.n_outputs * math.prod(padded)
         return _sums_type(n_values).itemsize * n_values
 
     def choose_axis(self, shape: Sequence[int]) -> int:
@@ -170,7 +174,7 @@ class SlidingWindow:
         starts = [tuple(start[order.index(index)] for index in range(3)) for start in swept]
         offsets = [part.start for part in inner]
         wanted = [start for start in starts if not is_empty(_box(start, self.config.tile, offsets, image.shape[1:]))]
-        n_values = self.n_classes * (len(self.networks) if separate else 1)
+        n_values = self.n_outputs * (len(self.networks) if separate else 1)
         plane = tuple(padded.shape[1 + index] for index in order[1:])
         n_sums = n_values * self.config.tile[axis] * math.prod(plane)
         dtype = _sums_type(n_sums)
@@ -180,7 +184,7 @@ class SlidingWindow:
             edges=sorted({edge for start in along[axis] for edge in (start, start + self.config.tile[axis])}),
             dtype=dtype,
             device=self.device if dtype.itemsize * n_sums <= self._max_device_bytes else torch.device("cpu"),
-            background=range(0, n_values, self.n_classes),
+            empty_logits=tuple(self._empty_logits) * (n_values // self.n_outputs),
         )
         rows, first, second = (inner[index] for index in order)
 
@@ -227,7 +231,7 @@ class SlidingWindow:
     ) -> list[Tensor] | None:
         """Logits (K, *patch) of tiles, mirrored back; None where they are too many, and fewer are to be taken."""
         n_axes = len(self.config.patch_size)
-        tiles = torch.stack([_flip(_tile(image, start, self.config.tile, n_axes), axes) for start, axes in jobs])
+        tiles = torch.stack([self._mirror(_tile(image, start, self.config.tile, n_axes), axes) for start, axes in jobs])
         try:
             tiles = tiles.to(self.device).contiguous(memory_format=channels_last(n_axes))
             groups = self._run(tiles, separate=separate)
@@ -256,12 +260,20 @@ class SlidingWindow:
                 total += network(tiles)
         return [total.div_(len(self.networks))] if len(self.networks) > 1 else [total]
 
+    def _mirror(self, tile: Tensor, axes: Sequence[int]) -> Tensor:
+        """A tile (C, *patch) for the network."""
+        tile = _flip(tile, axes)
+        if self.config.side_axis not in axes or not self.config.opposite_previous:
+            return tile
+        opposite = torch.tensor(self.config.opposite_previous, device=tile.device)
+        return torch.cat([tile[:-1], opposite[tile[-1:].long()].to(tile.dtype)])
+
     def _mirror_back(self, logits: Tensor, axes: Sequence[int]) -> Tensor:
         """Of one tile, (K, *patch); of several networks, one after the other."""
         logits = _flip(logits, axes)
         if self.config.side_axis not in axes or not self.config.opposite:
             return logits
-        return logits.unflatten(0, (-1, self.n_classes))[:, list(self.config.opposite)].flatten(0, 1)
+        return logits.unflatten(0, (-1, self.n_outputs))[:, list(self.config.opposite)].flatten(0, 1)
 
 
 class _Sums:
@@ -278,9 +290,9 @@ class _Sums:
         edges: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
-        background: Sequence[int],
+        empty_logits: Sequence[float],
     ) -> None:
-        self._n_values, self._plane, self._background = n_values, plane, background
+        self._n_values, self._plane, self._empty_logits = n_values, plane, empty_logits
         self._bands = list(itertools.pairwise(edges))
         self._open: dict[int, tuple[Tensor, Tensor]] = {}
         self._dtype, self._device = dtype, device
@@ -305,8 +317,9 @@ class _Sums:
             del self._open[first]
             unseen = weights == 0
             if unseen.any():
-                for index in self._background:
-                    total[index].masked_fill_(unseen, CERTAIN_LOGIT)
+                for index, logit in enumerate(self._empty_logits):
+                    if logit:
+                        total[index].masked_fill_(unseen, logit)
             weights.masked_fill_(unseen, 1)
             for row in range(last - first):
                 # Row by row: dividing half precision by float32 makes a float32 copy on the way.
@@ -359,19 +372,19 @@ def _sums_type(n_values: int) -> torch.dtype:
     return torch.float32 if 4 * n_values <= MAX_FULL_PRECISION_BYTES else torch.float16
 
 
-def predict_logits(image: Tensor, networks: Sequence[nn.Module], *, n_classes: int, config: WindowConfig) -> Tensor:
+def predict_logits(image: Tensor, networks: Sequence[nn.Module], *, n_outputs: int, config: WindowConfig) -> Tensor:
     """Logits of a whole volume at once; see `SlidingWindow.sweep`.
 
     Args:
         image: (C, Z, Y, X) float32 on the device of the networks, in the network's axes.
         networks: in evaluation mode.
-        n_classes: channels of their output.
+        n_outputs: channels of their output.
         config: how the volume is covered.
 
     Returns:
         (K, Z, Y, X) float32 on the same device.
     """
-    window = SlidingWindow(networks, config, n_classes=n_classes, device=image.device)
+    window = SlidingWindow(networks, config, n_outputs=n_outputs, device=image.device)
     return torch.cat([logits.float() for _, logits in window.sweep(image)], dim=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from autoseg.core.geometry import axis_first
 from autoseg.core.labels import class_dtype
 from autoseg.inference.restore import GridChange, restore_rows
+from autoseg.networks.outputs import Outputs
 from autoseg.preprocessing.preprocess import CaseRecord, place_in_scan
 from autoseg.preprocessing.resample import resample_logits
 
@@ -112,20 +112,21 @@ def in_step(streams: Sequence[Iterator[tuple[slice, Tensor]]]) -> Iterator[tuple
 class LabelMap:
     """The class of every voxel of a scan, from logits row by row."""
 
-    def __init__(self, record: CaseRecord, *, axis: int, n_classes: int) -> None:
+    def __init__(self, record: CaseRecord, *, axis: int, outputs: Outputs) -> None:
         """An empty one.
 
         Args:
             record: of the scan.
             axis: of the network's grid, along which rows follow one another.
-            n_classes: with the background.
+            outputs: what the channels of the logits mean.
         """
         self._record, self._axis, self._change = record, axis, change_along(record, axis)
-        self._classes = np.empty(self._change.target, class_dtype(n_classes))
+        self._outputs = outputs
+        self._classes = np.empty(self._change.target, class_dtype(outputs.n_classes))
 
     def add(self, rows: slice, logits: Tensor, first_row: int) -> None:
         """Decides some rows, from logits (K, n, A, B); see `ready_rows`."""
-        self._classes[rows] = restore_rows(logits, self._change, rows, first_row=first_row)
+        self._classes[rows] = restore_rows(logits, self._change, rows, first_row=first_row, outputs=self._outputs)
 
     def set(self, rows: slice, classes: Tensor) -> None:
         """Some rows, (n, A, B), that are decided already."""
@@ -144,7 +145,7 @@ class SoftMaps:
         record: CaseRecord,
         *,
         axis: int,
-        n_classes: int,
+        outputs: Outputs,
         probabilities: bool,
         uncertainty: bool,
         scratch: Path | None = None,
@@ -154,16 +155,16 @@ class SoftMaps:
         Args:
             record: of the scan.
             axis: of the network's grid, along which rows follow one another.
-            n_classes: with the background.
-            probabilities: keep one of each class.
+            outputs: what the channels of the logits mean.
+            probabilities: keep one of each channel.
             uncertainty: keep the entropy, and how much the networks disagree.
             scratch: a folder for a file of the probabilities; None keeps them in memory.
         """
         self._record, self._axis, self._change = record, axis, change_along(record, axis)
-        self._n_classes = n_classes
+        self._outputs = outputs
         self._probabilities: NDArray[np.uint8] | None = None
         if probabilities:
-            shape = (n_classes, *self._change.target)
+            shape = (outputs.n, *self._change.target)
             self._probabilities = (
                 np.empty(shape, np.uint8)
                 if scratch is None
@@ -181,21 +182,21 @@ class SoftMaps:
             groups: logits (F, K, n, A, B) of F networks, for each configuration: networks of one average logits,
                 configurations probabilities.
         """
-        probability = mean_probability(groups)
+        probability = mean_probability(groups, self._outputs)
         if self._probabilities is not None:
             self._probabilities[:, rows] = _to_uint8(probability)
         if self._entropy is not None and self._disagreement is not None:
-            entropy = torch.special.entr(probability).sum(dim=0) / math.log(max(2, self._n_classes))
-            self._entropy[rows] = _to_uint8(entropy)
-            decided = probability.argmax(dim=0)
-            others = torch.cat([of_networks.argmax(dim=1).to(decided.device) != decided for of_networks in groups])
+            self._entropy[rows] = _to_uint8(self._outputs.entropy(probability))
+            decided = self._outputs.decide_probabilities(probability)
+            votes = (self._outputs.decide(of_networks, dim=1).to(decided.device) for of_networks in groups)
+            others = torch.cat([vote != decided for vote in votes])
             self._disagreement[rows] = _to_uint8(others.float().mean(dim=0))
 
-    def probability(self, class_index: int) -> NDArray[np.uint8]:
-        """Of one class, (Z, Y, X) canonical; outside the crop it is the background for sure."""
+    def probability(self, channel: int) -> NDArray[np.uint8]:
+        """Of one channel, (Z, Y, X) canonical; outside the crop it is the background for sure."""
         assert self._probabilities is not None
-        whole = self._place(self._probabilities[class_index])
-        if class_index == 0:
+        whole = self._place(self._probabilities[channel])
+        if channel == 0 and not self._outputs.has_regions:
             outside = np.ones(whole.shape, bool)
             outside[self._record.crop.slices] = False
             whole[outside] = FULL
@@ -219,7 +220,7 @@ def make_soft_maps(
     record: CaseRecord,
     *,
     axis: int,
-    n_classes: int,
+    outputs: Outputs,
     probabilities: bool,
     uncertainty: bool,
     scratch: Path | None,
@@ -230,23 +231,24 @@ def make_soft_maps(
     return SoftMaps(
         record,
         axis=axis,
-        n_classes=n_classes,
+        outputs=outputs,
         probabilities=probabilities,
         uncertainty=uncertainty,
         scratch=scratch,
     )
 
 
-def mean_probability(groups: Sequence[Tensor]) -> Tensor:
+def mean_probability(groups: Sequence[Tensor], outputs: Outputs) -> Tensor:
     """(K, n, A, B): networks of one configuration average logits, configurations probabilities.
 
     Args:
         groups: logits (F, K, n, A, B) of F networks, for each configuration.
+        outputs: what their channels mean.
     """
-    total = groups[0].mean(dim=0).softmax(dim=0)
+    total = outputs.probabilities(groups[0].mean(dim=0))
     for of_networks in groups[1:]:
         # Members may keep their sums on different devices.
-        total += of_networks.mean(dim=0).softmax(dim=0).to(total.device)
+        total += outputs.probabilities(of_networks.mean(dim=0)).to(total.device)
     return total.div_(len(groups))
 
 

@@ -1,5 +1,6 @@
 """The stages as functions with explicit paths, each usable from Python, and the work folder they share."""
 
+from autoseg.pipeline.cascade import force_cascade
 from autoseg.pipeline.choose import select
 from autoseg.pipeline.crossval import cross_validate, validate_fold
 from autoseg.pipeline.demo import run_demo
@@ -18,6 +19,7 @@ __all__ = [
     "cross_validate",
     "evaluate",
     "export",
+    "force_cascade",
     "measure",
     "plan",
     "plan_from_fingerprint",

@@ -12,7 +12,8 @@ from autoseg.core.errors import FormatError, PredictionError, TrainingError
 from autoseg.core.runtime import track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case
-from autoseg.data.io import read_label, write_volume
+from autoseg.data.io import read_geometry, read_label, write_volume
+from autoseg.data.references import read_reference
 from autoseg.pipeline.crossval import (
     cross_validate,
     never,
@@ -140,8 +141,9 @@ def _find_complete(workspace: Workspace, made: Plan) -> tuple[list[str], dict[st
     """Configurations with all folds, and why the others are not."""
     complete, missing = [], {}
     for name, configuration in made.configurations.items():
-        if configuration.previous is not None:
-            missing[name] = "cascades are not supported yet"
+        first = configuration.previous
+        if first is not None and (why := why_incomplete(workspace, first)) is not None:
+            missing[name] = f"its first stage, {first}: {why}"
             continue
         why = why_incomplete(workspace, name)
         if why is None:
@@ -161,6 +163,8 @@ def _judge(
     workspace: Workspace, made: Plan, members: Sequence[CrossValidation], cases: Sequence[Case], *, cost: float
 ) -> tuple[Candidate, Postprocessed]:
     """Decides the post-processing of a configuration or ensemble, and scores it."""
+    import numpy as np
+
     from autoseg.evaluation.postprocess import Pair, decide_steps
     from autoseg.evaluation.scores import targets_of
     from autoseg.evaluation.select import mean_of_labels
@@ -170,9 +174,16 @@ def _judge(
     targets, by_id = targets_of(made.labels), {case.id: case for case in cases}
 
     def load(case: str) -> Pair:
-        reference, geometry = read_label(by_id[case].label)
+        reference, geometry = read_reference(by_id[case], made.labels)
         prediction, _ = read_label(_label_file(workspace, names, case, members[0].folds[case]))
-        return Pair(prediction=prediction, reference=reference, voxel_ml=geometry.voxel_volume_ml)
+        ignored = None if made.labels.ignore is None else reference == made.labels.ignore
+        return Pair(
+            prediction=prediction,
+            reference=reference if ignored is None else np.where(ignored, 0, reference),
+            voxel_ml=geometry.voxel_volume_ml,
+            ignored=ignored,
+            unknown=frozenset(target.name for target in targets if not by_id[case].knows(target.name)),
+        )
 
     decided = decide_steps(sorted(members[0].folds), load, targets)
     candidate = Candidate(
@@ -259,7 +270,7 @@ def _predict_together(
                 if stop():
                     raise TrainingInterrupted("stopped while comparing ensembles; the same command goes on from there")
                 prepared = [prepare_stored(open_stored(workspace, predictor, case)) for predictor in predictors]
-                _, geometry = read_label(case.label)
+                geometry = read_geometry(case.label_files[0])
                 label = ensemble.segment(prepared).label
-                write_volume(folder / f"{case.id}.nii.gz", label, geometry, like=case.label)
+                write_volume(folder / f"{case.id}.nii.gz", label, geometry, like=case.label_files[0])
                 advance(1)

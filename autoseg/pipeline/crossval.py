@@ -12,7 +12,8 @@ from autoseg.core.runtime import n_cpus, track
 from autoseg.core.serialize import digest as digest_of
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case
-from autoseg.data.io import read_label, write_volume
+from autoseg.data.io import write_volume
+from autoseg.data.references import read_reference
 from autoseg.pipeline.prepare import file_identity, preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from autoseg.evaluation.review import ReviewCounts
     from autoseg.evaluation.scores import Evaluation
     from autoseg.inference.predictor import Predictor, PreparedImage
+    from autoseg.planning.plan import Plan
     from autoseg.preprocessing.store import PreprocessedCase
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def validate_fold(
         TrainingInterrupted: `stop` said so.
     """
     from autoseg.evaluation.evaluate import score_case, summarise_scores
-    from autoseg.evaluation.scores import DEFAULT_SETTINGS, Evaluation, targets_of
+    from autoseg.evaluation.scores import Evaluation, ScoreSettings, targets_of
     from autoseg.inference.model import read_model
     from autoseg.inference.predictor import Predictor
     from autoseg.training.trainer import TrainingInterrupted
@@ -75,27 +77,36 @@ def validate_fold(
             if known.key == key:
                 return known
     predictor = Predictor(model, device=device, folds=[fold], postprocess=False)
-    targets = targets_of(predictor.plan.labels)
+    labels = predictor.plan.labels
+    targets, settings = targets_of(labels), ScoreSettings(ignore=labels.ignore)
     scores = []
     with track(f"validating fold {fold}", total=len(cases)) as advance:
         for case in cases:
             if stop():
                 raise TrainingInterrupted("stopped while validating; the same command validates this fold again")
             predicted = predictor.segment(prepare_stored(open_stored(workspace, predictor, case))).label
-            reference, geometry = read_label(case.label)
-            write_volume(folder / f"{case.id}.nii.gz", predicted, geometry, like=case.label)
-            scores.append(
-                score_case(case.id, predicted, reference, targets, spacing_mm=geometry.spacing_mm, n_threads=n_cpus())
+            reference, geometry = read_reference(case, labels)
+            write_volume(folder / f"{case.id}.nii.gz", predicted, geometry, like=case.label_files[0])
+            score = score_case(
+                case.id,
+                predicted,
+                reference,
+                targets,
+                spacing_mm=geometry.spacing_mm,
+                settings=settings,
+                n_threads=n_cpus(),
+                is_known=case.knows,
             )
+            scores.append(score)
             advance(1, f"mean Dice {scores[-1].mean_dice:.3f}")
-    evaluation = summarise_scores(scores, settings=DEFAULT_SETTINGS, model=digest, key=key)
+    evaluation = summarise_scores(scores, settings=settings, model=digest, key=key)
     write_json(file, evaluation)
     return evaluation
 
 
 def _key(model: str, cases: Sequence[Case]) -> str:
     """What scores depend on: the model, and the labels as they are now."""
-    return digest_of((model, sorted((case.id, file_identity(case.label)) for case in cases)))
+    return digest_of((model, sorted((case.id, [file_identity(file) for file in case.label_files]) for case in cases)))
 
 
 def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Path:
@@ -107,9 +118,16 @@ def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Pa
 
 def open_stored(workspace: Workspace, predictor: Predictor, case: Case) -> PreprocessedCase:
     """A case of the training data on the grid of a predictor, from the store."""
+    return open_preprocessed(workspace, predictor.plan, predictor.name, case.id)
+
+
+def open_preprocessed(workspace: Workspace, made: Plan, configuration: str, case: str) -> PreprocessedCase:
+    """A case on the grid of a configuration; of a cascade, with what its first stage has found."""
     from autoseg.preprocessing.store import PreprocessedCase
 
-    return PreprocessedCase(workspace.preprocessed(predictor.plan.grid(predictor.name), case.id))
+    is_second = made.configuration(configuration).previous is not None
+    previous = workspace.preprocessed(configuration, case) if is_second else None
+    return PreprocessedCase(workspace.preprocessed(made.grid(configuration), case), previous=previous)
 
 
 def prepare_stored(stored: PreprocessedCase) -> PreparedImage:
@@ -119,7 +137,11 @@ def prepare_stored(stored: PreprocessedCase) -> PreparedImage:
 
     from autoseg.inference.predictor import PreparedImage
 
-    return PreparedImage(image=torch.from_numpy(np.asarray(stored.image, np.float32)), record=stored.record)
+    image = torch.from_numpy(np.asarray(stored.image, np.float32))
+    if stored.previous is not None:
+        found = torch.from_numpy(np.asarray(stored.previous, np.float32))
+        image = torch.cat([image, found.unsqueeze(0)])
+    return PreparedImage(image=image, record=stored.record)
 
 
 def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
@@ -133,8 +155,11 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     from autoseg.training.record import FoldFiles, TrainingRecord
 
     model, splits = workspace.model(configuration), workspace.read_splits()
-    if len(splits.folds) < 2:
-        return "the network is trained and judged on the same cases; plan with two folds or more"
+    if any(set(fold.training) & set(fold.validation) for fold in splits.folds):
+        return (
+            "the network is trained and judged on the same cases, which are of one group; add cases of other patients, "
+            "or tell with --groups which cases belong together, and plan again"
+        )
     finished, wanted = set(trained_folds(model)), set(range(len(splits.folds)))
     if missing := sorted(wanted - finished):
         folds = ",".join(map(str, missing))
@@ -181,7 +206,7 @@ def cross_validate(
     from autoseg.evaluation.crossval import CrossValidation
     from autoseg.evaluation.evaluate import summarise_scores
     from autoseg.evaluation.review import calibrate, find_suspects, fit_quality
-    from autoseg.evaluation.scores import DEFAULT_SETTINGS
+    from autoseg.evaluation.scores import ScoreSettings
     from autoseg.inference.model import read_model
 
     workspace = Workspace(root=Path(work))
@@ -204,6 +229,7 @@ def cross_validate(
     parts = {fold: validate_fold(workspace, name, fold, device=device, stop=stop) for fold in folds}
     scores = {score.case: score for part in parts.values() for score in part.cases}
     fold_of = {score.case: fold for fold, part in parts.items() for score in part.cases}
+    settings = ScoreSettings(ignore=made.labels.ignore)
     reviews, counts = [], []
     for review, counted in _review(workspace, name, fold_of, device=device, stop=stop):
         reviews.append(review)
@@ -213,12 +239,13 @@ def cross_validate(
         configuration=name,
         model=digest,
         key=key,
-        evaluation=summarise_scores(list(scores.values()), settings=DEFAULT_SETTINGS, model=digest),
+        evaluation=summarise_scores(list(scores.values()), settings=settings, model=digest),
         folds=fold_of,
         confusion=tuple(tuple(row) for row in sum((known.confusion for known in counts), nothing).tolist()),
         calibration=calibrate(counts),
         reviews=tuple(reviews),
-        suspects=find_suspects(reviews),
+        # A single fold has no other one to agree with.
+        suspects=find_suspects(reviews) if len(folds) > 1 else (),
         quality=fit_quality(reviews, [scores[review.case].mean_dice for review in reviews]),
     )
     write_json(file, result)
@@ -257,7 +284,6 @@ def _review(
     predictor = Predictor(
         workspace.model(configuration), device=device, folds=folds, mirroring=False, postprocess=False
     )
-    n_classes = predictor.plan.labels.n_classes
     cases = [case for case in workspace.read_dataset().cases if case.id in fold_of]
     with track(f"all folds of {configuration} look at all cases", total=len(cases)) as advance:
         for case in cases:
@@ -273,7 +299,7 @@ def _review(
                 continue
             label = stored.label.transpose(axis_first(axis))
             fold = fold_of[case.id]
-            reviewer = Reviewer(len(folds), n_classes, own=folds.index(fold))
+            reviewer = Reviewer(len(folds), predictor.outputs, own=folds.index(fold))
             for rows, logits in predictor.sweep(prepared, axis=axis, separate=True):
                 reference = torch.from_numpy(np.asarray(label[rows], np.int64)).to(logits.device)
                 reviewer.add(logits, reference)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import AutosegError, TrainingError
+from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case, Dataset
-from autoseg.data.io import read_label, read_raw
+from autoseg.data.io import read_raw
+from autoseg.data.references import read_reference
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.estimates import Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint
@@ -95,17 +97,17 @@ def write_report(
         fingerprint,
         estimates,
         # One after the other: of large scans no more than one should be in memory.
-        overlays=(_load_overlay(index.cases[number]) for number in shown),
+        overlays=(_load_overlay(index.cases[number], made.labels) for number in shown),
         epoch_times_s=_epoch_times_s(workspace, made),
     )
 
 
-def _load_overlay(case: Case) -> OverlayRow:
+def _load_overlay(case: Case, labels: LabelSpec) -> OverlayRow:
     """The first channel of a case and its labels. They have been checked; only the slices to show are converted."""
     from autoseg.reporting.figures import OverlayRow
 
-    raw = read_raw(case.images[0])
-    label, _ = read_label(case.label)
+    raw = read_raw(case.image_files[0])
+    label, _ = read_reference(case, labels)
     return OverlayRow(title=case.id, image=raw.load()[0], spacing_mm=raw.geometry.spacing_mm, reference=label)
 
 

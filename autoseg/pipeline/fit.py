@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from autoseg.core.errors import TrainingError, WorkspaceError
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import to_plain
+from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
-from autoseg.pipeline.crossval import never, validate_fold, why_incomplete
+from autoseg.pipeline.crossval import never, open_preprocessed, validate_fold, why_incomplete
 from autoseg.pipeline.prepare import preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 
@@ -54,7 +55,8 @@ def train(
     Args:
         work: the work folder, planned.
         folds: which; None for all.
-        configuration: its name; None for the recommended one.
+        configuration: its name; None for the recommended one. The second stage of a cascade is also called "cascade";
+            what is missing of its first stage is trained before.
         config: budget, recipe and seed; None for a full training.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         resume: go on from checkpoints where there are some.
@@ -73,7 +75,7 @@ def train(
     """
     from autoseg.inference.model import fold_folder
     from autoseg.pipeline.settle import settle_training
-    from autoseg.preprocessing.store import PreprocessedCase, load_into_memory
+    from autoseg.preprocessing.store import load_into_memory
     from autoseg.training.config import TrainConfig
     from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import train_fold
@@ -93,7 +95,22 @@ def train(
     unknown = sorted(set(wanted) - set(range(len(splits.folds))))
     if unknown:
         raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {len(splits.folds) - 1}")
-    grid = preprocess_cases(workspace, dataset, made, chosen.name)
+    preprocess_cases(workspace, dataset, made, chosen.name)
+    if chosen.previous is not None:
+
+        def train_first_stage(name: str, missing: list[int]) -> None:
+            train(
+                work,
+                folds=missing,
+                configuration=name,
+                config=config,
+                device=device,
+                checkpoint_interval_s=checkpoint_interval_s,
+                track_with=track_with,
+                stop=stop,
+            )
+
+        prepare_second_stage(workspace, made, chosen, train_folds=train_first_stage, device=device, stop=stop)
     plan, choices, spent_s = settle_training(
         model, made, chosen, settings, folds=wanted, resume=resume, n_cases=len(splits.folds[0].training), device=where
     )
@@ -101,11 +118,11 @@ def train(
     for fold in wanted:
 
         def open_cases(ids: Iterable[str]) -> list[PreprocessedCase]:
-            stored = [PreprocessedCase(workspace.preprocessed(grid, case)) for case in ids]
+            stored = [open_preprocessed(workspace, made, chosen.name, case) for case in ids]
             return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
 
         folder = fold_folder(model, fold)
-        with _followers(folder, track_with, labels=made.labels.names) as on_epoch:
+        with _followers(folder, track_with, labels=made.labels.structures) as on_epoch:
             train_fold(
                 folder,
                 plan,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import PredictionError, Problem
-from autoseg.data.files import by_name, channel_problems, group_channels, list_images, split_channel
-from autoseg.data.io import file_ending
+from autoseg.data.files import by_name, channel_problems, group_channels, list_images, place_channels, split_channel
+from autoseg.data.io import is_image
 from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.workspace import Workspace, default_configuration
 
@@ -88,16 +88,19 @@ def _open_model(path: Path, configuration: str | None) -> Model:
     return model
 
 
-def find_images(paths: Sequence[Path], *, n_channels: int) -> tuple[dict[str, list[Path]], list[Problem]]:
+def find_images(
+    paths: Sequence[Path], *, n_channels: int, optional: Collection[int] = ()
+) -> tuple[dict[str, list[Path | None]], list[Problem]]:
     """The images to segment, case by case.
 
     Args:
         paths: folders and images.
         n_channels: the model was trained on.
+        optional: channels that an image may lack.
 
     Returns:
-        Files of each case: one with all channels, or CASE_0000, CASE_0001, ... with one each; and what is wrong with
-        the cases that do not have exactly these.
+        Files of each case: one with all channels, or CASE_0000, CASE_0001, ... with one each, None for a channel that
+        it lacks; and what is wrong with the cases that do not have exactly these.
 
     Raises:
         PredictionError: no image there.
@@ -107,7 +110,7 @@ def find_images(paths: Sequence[Path], *, n_channels: int) -> tuple[dict[str, li
     for path in paths:
         if not path.exists():
             raise PredictionError(f"{path}: no such file or folder")
-        found = list_images(path) if path.is_dir() else [path] if file_ending(path) else []
+        found = [path] if is_image(path) else list_images(path) if path.is_dir() else []
         if not found:
             raise PredictionError(f"{path}: found no image, expected files such as CASE.nii.gz")
         files += found
@@ -117,10 +120,15 @@ def find_images(paths: Sequence[Path], *, n_channels: int) -> tuple[dict[str, li
     if n_channels == 1:
         is_channel = [name is not None and name[1] == "0000" for name in names]
     else:
-        is_channel = [name is not None and bool(firsts) for name in names]
+        is_channel = [name is not None and (bool(firsts) or bool(optional)) for name in names]
     if not all(is_channel):
         return {case: [file] for case, file in by_name(files).items()}, []
     cases = group_channels(files, folder=paths[0])
-    problems = [p for case, members in cases.items() for p in channel_problems(case, members, n_channels=n_channels)]
+    problems = [
+        problem
+        for case, members in cases.items()
+        for problem in channel_problems(case, members, n_channels=n_channels, optional=optional)
+    ]
     broken = {problem.case for problem in problems}
-    return {case: members for case, members in cases.items() if case not in broken}, problems
+    placed = {case: place_channels(members, n_channels=n_channels) for case, members in cases.items()}
+    return {case: members for case, members in placed.items() if case not in broken}, problems

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from autoseg.core.errors import AutosegError, DatasetError, FormatError
 from autoseg.core.serialize import read_json
 from autoseg.data.io import read_label, read_raw
+from autoseg.data.references import read_reference
 from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.crossval import read_cross_validation, validation_folder
 from autoseg.pipeline.segment import DONE, CaseResult, PredictionRecord
@@ -61,8 +62,8 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
     def overlay(configuration: str, case: str) -> OverlayRow:
         if case not in by_id:
             raise DatasetError(f"case {case} is not in {workspace.dataset_file} any more")
-        raw = read_raw(by_id[case].images[0])
-        reference, _ = read_label(by_id[case].label)
+        raw = read_raw(by_id[case].image_files[0])
+        reference, _ = read_reference(by_id[case], made.labels)
         folder = validation_folder(workspace, configuration, folds[configuration][case])
         prediction, _ = read_label(folder / f"{case}.nii.gz")
         return OverlayRow(
@@ -123,7 +124,7 @@ def report_predictions(folder: Path | str) -> Path:
 
     def overlay(case: str) -> OverlayRow:
         files = [Path(file) for file in cases[case].files]
-        prediction, geometry = read_label(folder / f"{case}.nii.gz")
+        prediction, geometry = read_label(folder / (cases[case].label_map or f"{case}.nii.gz"))
         missing = [str(file) for file in files if not file.is_file()]
         if missing or not files:
             raise DatasetError(f"the image is not there any more: {', '.join(missing) or 'no file is recorded'}")
@@ -150,6 +151,7 @@ def report_predictions(folder: Path | str) -> Path:
         overlay,
         values=first.labels.values,
         names=first.labels.names,
+        structures=first.labels.structures,
     )
 
 

@@ -18,14 +18,15 @@ from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import format_duration, format_memory, machine_memory_gib, map_threads, n_cpus
 from autoseg.core.serialize import digest, dump_json, read_json, write_json
 from autoseg.data.check import CheckResult, LoadedCase, discover_labels, load_case, scan_dataset
-from autoseg.data.dataset import Case, Dataset, open_dataset
-from autoseg.data.splits import DEFAULT_N_FOLDS, make_splits
+from autoseg.data.dataset import Case, Dataset
+from autoseg.data.layouts import open_dataset
+from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
 from autoseg.pipeline.explain import measure_plan, write_report
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.choices import Choices
 from autoseg.planning.estimates import GIB, Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint, intensities_per_case, measure_case, summarise
-from autoseg.planning.plan import Plan
+from autoseg.planning.plan import Plan, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ def plan(
     *,
     choices: Choices | None = None,
     like: Path | str | None = None,
-    n_folds: int = DEFAULT_N_FOLDS,
+    n_folds: int | None = None,
+    splits: SplitChoices | None = None,
+    fix: bool = False,
     preprocess: Literal["chosen", "all", "none"] = "chosen",
     measure_on: str | None = None,
 ) -> Plan:
@@ -56,7 +59,9 @@ def plan(
         work: the work folder.
         choices: what the user decides instead of the planner.
         like: a ready-made plan or the plan of another dataset, whose grids, patches and networks to take.
-        n_folds: of the cross-validation.
+        n_folds: of the cross-validation; None for five, or for those of a file.
+        splits: what the user says about the folds.
+        fix: resample channels that lie on another grid than the first channel; they are refused otherwise.
         preprocess: "chosen" for the configurations that `choices` names, or else the one that is trained by default;
             "all" for every one; "none" for none. What is missing is preprocessed when it is trained.
         measure_on: the GPU to measure these configurations on, see `measure`; None for none.
@@ -71,19 +76,22 @@ def plan(
     started = time.monotonic()
     workspace = Workspace(root=Path(work))
     source = _read_source(like, choices)
-    index = open_dataset(Path(dataset))
+    index = dataclasses.replace(open_dataset(Path(dataset)), fix=fix)
     _refuse_foreign_folder(workspace, index.name)
-    index, fingerprint = _look_at(index, workspace)
+    # Before any image is read, so that what is wrong with the folds is told at once.
+    cases, made_splits = split_dataset(index.cases, splits, n_folds=n_folds, folder=_folder_of(Path(dataset)))
+    index, fingerprint = _look_at(dataclasses.replace(index, cases=cases), workspace)
     assert index.labels is not None
-    splits = make_splits(index.cases, n_folds=n_folds)
-    if len(splits.folds) == 1:
+    if len({case.group for case in cases}) == 1:
         logger.warning(
             "there is one patient only, to train on and to validate on: its scores say nothing about other patients"
         )
-    made = _decide(fingerprint, index.labels, index.name, len(splits.folds), choices, source)
+    made = _decide(fingerprint, index.labels, index.name, len(made_splits.folds), choices, source)
+    made = _note_optional_channels(made, index)
+    made = _tell_splits(made, made_splits)
     made = _keep_measurements(workspace, made)
     _keep_replaced_plan(workspace, made)
-    write_json(workspace.splits_file, splits)
+    write_json(workspace.splits_file, made_splits)
     write_json(workspace.plan_file, made)
     logger.info("planned in %s", format_duration(time.monotonic() - started))
 
@@ -162,17 +170,52 @@ def _decide(
     return transfer_plan(plan, fingerprint, labels, dataset=dataset, n_folds=n_folds, name=name)
 
 
+def _folder_of(dataset: Path) -> Path:
+    return dataset if dataset.is_dir() else dataset.parent
+
+
+def _tell_splits(made: Plan, splits: Splits) -> Plan:
+    """The plan with the reason of its folds, where somebody has said how to split."""
+    if not splits.is_chosen:
+        return made
+    return dataclasses.replace(made, reasons=(*made.reasons, Reason(subject="n_folds", text=splits.reason)))
+
+
+def _note_optional_channels(made: Plan, index: Dataset) -> Plan:
+    """The plan with the channels that some cases lack."""
+    n_lacking = {
+        name: sum(case.images[channel] is None for case in index.cases if len(case.images) > 1)
+        for channel, name in enumerate(index.channels)
+    }
+    lacking = {name: n for name, n in n_lacking.items() if n}
+    if not lacking:
+        return made
+    told = ", ".join(f"{name} by {n}" for name, n in lacking.items())
+    text = f"of {len(index.cases)} cases lacked: {told}; training leaves them out at random, prediction may lack them"
+    return dataclasses.replace(
+        made,
+        optional_channels=tuple(lacking),
+        reasons=(*made.reasons, Reason(subject="optional_channels", text=text)),
+    )
+
+
 def _look_at(index: Dataset, workspace: Workspace) -> tuple[Dataset, Fingerprint]:
     """Checks and fingerprints the cases, or finds what an earlier look has found where no file has changed since."""
     logger.info("%s: layout %s, number of cases %d", index.name, index.layout, len(index.cases))
-    files = [file_identity(file) for case in index.cases for file in (*case.images, case.label)]
-    key = digest((__version__, index, files))
+    files = [file_identity(file) for case in index.cases for file in case.files]
+    # Groups and attributes sort the cases; no scan is read for them.
+    cases = tuple(dataclasses.replace(case, group="", attributes={}) for case in index.cases)
+    key = digest((__version__, dataclasses.replace(index, cases=cases), files))
     try:
         check: CheckResult = read_json(workspace.check_file, CheckResult)
         known, fingerprint = workspace.read_dataset(), workspace.read_fingerprint()
         names = [case.id for case in index.cases]
         if check.key == key and names == [case.id for case in known.cases] == [case.case for case in fingerprint.cases]:
             logger.info("no file has changed since the last time: the fingerprint is still right")
+            pairs = zip(known.cases, index.cases, strict=True)
+            cases = tuple(dataclasses.replace(case, group=now.group, attributes=now.attributes) for case, now in pairs)
+            known = dataclasses.replace(known, cases=cases)
+            write_json(workspace.dataset_file, known)
             return known, fingerprint
     except AutosegError:
         pass  # There was no earlier look, or it was that of another version.
@@ -263,12 +306,12 @@ def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configu
     shared = (made.axis_order, made.configuration(grid).spacing_mm, made.normalization, made.labels)
     todo = []
     for case in dataset.cases:
-        key = digest((shared, [file_identity(file) for file in (*case.images, case.label)]))
+        key = digest((shared, _known_outputs(case, made.labels), [file_identity(file) for file in case.files]))
         if not is_current(workspace.preprocessed(grid, case.id), key):
             todo.append((case, key))
     if todo:
         map_threads(
-            lambda item: _preprocess_case(workspace, made, grid, *item),
+            lambda item: _preprocess_case(workspace, made, grid, *item, fix=dataset.fix),
             todo,
             n_threads=n_cpus(),
             description=f"preprocessing {grid}",
@@ -284,19 +327,28 @@ def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configu
 
 
 def file_identity(file: Path) -> tuple[str, int, int]:
+    """Name, size and time of change of a file; of a folder with DICOM files, of all of them together."""
     try:
-        stat = file.stat()
+        stats = [part.stat() for part in sorted(file.iterdir())] if file.is_dir() else [file.stat()]
     except OSError as error:
         raise WorkspaceError(f"{file}: the file has gone since 'autoseg plan'; restore it, or plan again") from error
-    return str(file), stat.st_size, stat.st_mtime_ns
+    return str(file), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
 
 
-def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, key: str) -> None:
+def _known_outputs(case: Case, labels: LabelSpec) -> tuple[bool, ...] | None:
+    """Which of the network's outputs were annotated in a case; None for all."""
+    known = [case.knows(name) for name in labels.structures]
+    if all(known):
+        return None
+    return tuple(known) if labels.regions else (True, *known)
+
+
+def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, key: str, *, fix: bool) -> None:
     from autoseg.preprocessing.preprocess import preprocess_image, preprocess_label, record_case
     from autoseg.preprocessing.store import write_case
 
     # Checked once more: files may have been edited since the plan was made.
-    loaded = load_case(case, n_channels=len(made.channels), labels=made.labels)
+    loaded = load_case(case, n_channels=len(made.channels), labels=made.labels, fix=fix)
     if not isinstance(loaded, LoadedCase):
         raise DatasetError(describe_problems("a case cannot be used", loaded))
     record = record_case(loaded.image, loaded.geometry, made, grid)
@@ -314,4 +366,5 @@ def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, ke
         key=key,
         record=record,
         n_classes=made.labels.n_classes,
+        known=_known_outputs(case, made.labels),
     )

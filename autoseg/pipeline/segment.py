@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
 from autoseg.core.errors import AutosegError, FormatError, PredictionError, Problem, describe_problems
-from autoseg.core.labels import LabelSpec
+from autoseg.core.labels import LabelSpec, mask_of
 from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.core.steps import Step
 from autoseg.data.check import load_image
-from autoseg.data.io import write_volume
+from autoseg.data.io import output_ending, write_volume
 from autoseg.pipeline.inputs import Choice, choose_models, find_images
 from autoseg.pipeline.workspace import DEFAULT_WORK
 
@@ -72,6 +72,7 @@ class CaseResult:
         estimated_dice: mean Dice to expect, from how the folds agree; None where that is not known.
         is_doubtful: whether that is low for this model: a person should look at the label map.
         files: the image, absolute paths.
+        label_map: name of the file, in the folder of the record.
         warnings: how the image differs from those of the training.
         error: why there is no label map.
     """
@@ -82,6 +83,7 @@ class CaseResult:
     estimated_dice: float | None = None
     is_doubtful: bool = False
     files: tuple[str, ...] = ()
+    label_map: str | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
 
@@ -154,6 +156,7 @@ def predict(
     max_vram_gib: float | None = None,
     compile: bool = False,
     postprocess: bool = True,
+    fix: bool = False,
 ) -> list[Path]:
     """Segments every image of a folder with what was selected, or with the trained folds of a configuration.
 
@@ -189,6 +192,7 @@ def predict(
         compile: `torch.compile` the networks; pays for many images on a GPU.
         postprocess: do the steps that cross-validation found to help, and estimate the Dice of each label map where
             the agreement of folds tells it.
+        fix: resample channels that lie on another grid than the first; images with such are refused otherwise.
 
     Returns:
         The label maps, one per case, in each image's own geometry.
@@ -219,13 +223,24 @@ def predict(
         postprocess=postprocess,
     )
     paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
-    cases, problems = find_images(paths, n_channels=len(predictor.plan.channels))
+    cases, problems = find_images(
+        paths, n_channels=len(predictor.plan.channels), optional=predictor.plan.optional_indices
+    )
     folder = Path(output)
     if folder.resolve() in {(path if path.is_dir() else path.parent).resolve() for path in paths}:
         raise PredictionError(f"{folder}: is the folder of the images; name another one for the label maps")
     cases = {case: files for number, (case, files) in enumerate(cases.items()) if number % part[1] == part[0] - 1}
     run = _Run(
-        predictor, folder, part=part, probabilities=save_probabilities, uncertainty=save_uncertainty, problems=problems
+        predictor,
+        folder,
+        endings={
+            case: output_ending(next(file for file in files if file is not None)) for case, files in cases.items()
+        },
+        part=part,
+        probabilities=save_probabilities,
+        uncertainty=save_uncertainty,
+        problems=problems,
+        fix=fix,
     )
     todo = cases if overwrite else run.continue_with(cases)
     logger.info(
@@ -298,11 +313,14 @@ class _Run:
         predictor: Predictor | Ensemble,
         folder: Path,
         *,
+        endings: Mapping[str, str],
         part: tuple[int, int],
         probabilities: bool,
         uncertainty: bool,
         problems: Sequence[Problem],
+        fix: bool,
     ) -> None:
+        self._fix, self._endings = fix, endings
         self.predictor, self.folder, self.problems = predictor, folder, list(problems)
         name = "prediction.json" if part == (1, 1) else f"prediction.part-{part[0]}-of-{part[1]}.json"
         self._manifest = folder / name
@@ -314,10 +332,10 @@ class _Run:
         self._written_at = -math.inf
 
     def output_file(self, case: str) -> Path:
-        """The label map of a case."""
-        return self.folder / f"{case}.nii.gz"
+        """The label map of a case, in the format of its image where that can hold one."""
+        return self.folder / f"{case}{self._endings[case]}"
 
-    def continue_with(self, cases: Mapping[str, Sequence[Path]]) -> dict[str, Sequence[Path]]:
+    def continue_with(self, cases: Mapping[str, Sequence[Path | None]]) -> dict[str, Sequence[Path | None]]:
         """The cases that have no label map yet.
 
         Raises:
@@ -333,13 +351,13 @@ class _Run:
             self._results |= {
                 case: known
                 for case, known in earlier.cases.items()
-                if known.status == DONE and self.output_file(case).is_file()
+                if known.status == DONE and known.label_map and (self.folder / known.label_map).is_file()
             }
         todo = {case: files for case, files in cases.items() if not self.output_file(case).is_file()}
         logger.info("%d of %d images have a label map already", len(cases) - len(todo), len(cases))
         return todo
 
-    def segment(self, cases: Mapping[str, Sequence[Path]]) -> None:
+    def segment(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
         """Segments all cases; one that can't be does not stop the others."""
         try:
             self._segment_all(cases)
@@ -349,7 +367,7 @@ class _Run:
         n_done = sum(known.status == DONE for known in self._results.values())
         logger.info(text, n_done, self.folder, format_duration(time.monotonic() - self._started))
 
-    def _segment_all(self, cases: Mapping[str, Sequence[Path]]) -> None:
+    def _segment_all(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
         before = time.monotonic()
         with (
             track("segmenting", total=len(cases)) as advance,
@@ -373,17 +391,20 @@ class _Run:
             if written is not None:
                 written.result()
 
-    def _open(self, item: tuple[str, Sequence[Path]]) -> _Opened:
+    def _open(self, item: tuple[str, Sequence[Path | None]]) -> _Opened:
         """Reads an image and brings it to the network's grid."""
         from autoseg.inference.compare import find_differences
 
-        case, files = item
-        predictor = self.predictor
+        case, by_channel = item
+        predictor, files = self.predictor, [file for file in by_channel if file is not None]
+        channels = predictor.plan.channels
+        lacking = [name for name, file in zip(channels, by_channel, strict=False) if file is None]
         try:
-            image, geometry = load_image(files, n_channels=len(predictor.plan.channels))
+            image, geometry = load_image(by_channel, n_channels=len(channels), fix=self._fix)
         except FormatError as error:
             return _Opened(case=case, files=files, error=error)
-        warnings = find_differences(image, geometry, predictor.plan, predictor.configuration)
+        warnings = [f"lacks the channel {name}: it is segmented without" for name in lacking]
+        warnings += find_differences(image, geometry, predictor.plan, predictor.configuration)
         return _Opened(
             case=case,
             files=files,
@@ -426,14 +447,20 @@ class _Run:
         assert geometry is not None
         soft, labels = segmentation.soft, self.predictor.plan.labels
         if soft is not None and self._probabilities:
-            for index, (name, value) in enumerate(zip(labels.names, labels.values, strict=True), start=1):
-                file = f"{value}_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.nii.gz"
-                path = self.folder / "probabilities" / image.case / file
-                write_volume(path, soft.probability(index), geometry, like=like, scale=1 / 255)
+            written = [region.written for region in labels.regions] or labels.values
+            for index, (name, value) in enumerate(zip(labels.structures, written, strict=True)):
+                path = self.folder / "probabilities" / image.case / f"{value}_{_file_name(name)}.nii.gz"
+                # The first of exclusive classes is the background.
+                channel = index if labels.regions else index + 1
+                write_volume(path, soft.probability(channel), geometry, like=like, scale=1 / 255)
         if soft is not None and self._uncertainty:
             folder = self.folder / "uncertainty" / image.case
             write_volume(folder / "entropy.nii.gz", soft.entropy(), geometry, like=like, scale=1 / 255)
             write_volume(folder / "disagreement.nii.gz", soft.disagreement(), geometry, like=like, scale=1 / 255)
+        if labels.one_file_each:
+            for name, values in labels.structure_values.items():
+                path = self.folder / "structures" / image.case / f"{_file_name(name)}{self._endings[image.case]}"
+                write_volume(path, mask_of(segmentation.label, values).astype("uint8"), geometry, like=like)
         # Last, so that a case that has a label map has everything.
         write_volume(self.output_file(image.case), segmentation.label, geometry, like=like)
 
@@ -461,6 +488,7 @@ class _Run:
                 estimated_dice=None if estimate is None else round(estimate, 4),
                 is_doubtful=doubtful,
                 files=tuple(str(file.absolute()) for file in image.files),
+                label_map=self.output_file(image.case).name,
                 warnings=image.warnings,
             )
             if doubtful:
@@ -520,5 +548,10 @@ def _measure_volumes(segmentation: Segmentation, geometry: Geometry, labels: Lab
     counts = np.bincount(segmentation.label.ravel(), minlength=max(labels.values, default=0) + 1)
     voxel_ml = geometry.voxel_volume_ml
     return {
-        name: round(float(counts[value]) * voxel_ml, 3) for name, value in zip(labels.names, labels.values, strict=True)
+        name: round(float(counts[list(values)].sum()) * voxel_ml, 3) for name, values in labels.structure_values.items()
     }
+
+
+def _file_name(structure: str) -> str:
+    """A structure's name as that of a file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", structure)

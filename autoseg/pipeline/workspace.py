@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from autoseg.core.errors import FormatError, PlanError, TrainingError, WorkspaceError
+from autoseg.core.errors import FormatError, PlanError, WorkspaceError
 from autoseg.core.serialize import read_json
 from autoseg.data.dataset import Dataset
 from autoseg.data.splits import Splits
@@ -21,6 +21,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 DEFAULT_WORK = Path("autoseg-work")
+CASCADE = "cascade"
+"""What a user may call the second stage of a cascade, however it is called in the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,23 +124,25 @@ class Workspace:
 def default_configuration(made: Plan, name: str | None = None) -> ConfigurationPlan:
     """The configuration to train and to predict with, where a user names one or none.
 
+    Args:
+        made: the plan.
+        name: of a configuration, "cascade" for the second stage of the cascade, or None for the recommended one.
+
     Raises:
         PlanError: there is none of that name.
-        TrainingError: it is the second stage of a cascade, which is not supported yet.
     """
-    if name is not None:
-        chosen = made.configuration(name)
-        if chosen.previous is not None:
-            raise TrainingError(
-                f"{name} is the second stage of a cascade, which is not supported yet; use "
-                f"{' or '.join(other for other, plan in made.configurations.items() if plan.previous is None)}"
-            )
-        return chosen
-    recommended = made.configuration(made.recommended)
-    if recommended.previous is None:
-        return recommended
-    # Its own grid first, then whatever stands by itself.
-    alone = [known for known in made.configurations.values() if known.previous is None]
-    single = next((known for known in alone if known.spacing_mm == recommended.spacing_mm), alone[0])
-    logger.info("the plan recommends %s, which cannot be trained yet; taking %s", recommended.name, single.name)
-    return single
+    if name == CASCADE and name not in made.configurations:
+        second = next((known for known in made.configurations.values() if known.previous is not None), None)
+        if second is None:
+            raise why_no_cascade(made)
+        return second
+    return made.configuration(made.recommended if name is None else name)
+
+
+def why_no_cascade(made: Plan) -> PlanError:
+    """Says why a plan has no cascade, and how to get one."""
+    subjects = ("configurations.3d_lowres", "configurations")
+    why = next((reason.text for subject in subjects for reason in made.reasons if reason.subject == subject), "")
+    return PlanError(
+        f"the plan has no cascade{': ' if why else ''}{why}. 'autoseg train -c cascade --force' makes one all the same"
+    )

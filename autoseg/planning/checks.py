@@ -24,7 +24,7 @@ def check_plan(plan: Plan) -> None:
     for configuration in plan.configurations.values():
         if "like" not in plan.provenance:
             _check_size(configuration)
-        _check_memory(configuration, plan.labels.n_classes, preset)
+        _check_memory(configuration, plan.labels.n_outputs, preset)
 
 
 def _check_size(configuration: ConfigurationPlan) -> None:

@@ -12,8 +12,8 @@ from autoseg.planning.choices import Choices
 from autoseg.planning.grid import Grid
 from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.patch import FittedPatch, adopt_patch, fit_patch
-from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, NetworkPlan, Reason
-from autoseg.planning.presets import MIN_BATCH_SIZE, Preset
+from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, NetworkPlan, Plan, Reason
+from autoseg.planning.presets import MIN_BATCH_SIZE, Preset, find_preset
 from autoseg.planning.topology import MIN_BOTTLENECK_SIZE
 
 LOWRES_COVERAGE = 0.25
@@ -88,6 +88,29 @@ def plan_configurations(
     return configurations, tuple(reasons)
 
 
+def force_cascade(plan: Plan, *, n_cases: int) -> tuple[dict[str, ConfigurationPlan], tuple[Reason, ...]]:
+    """Both stages of a cascade for a plan that has none.
+
+    Args:
+        plan: with a 3d_fullres.
+        n_cases: of the dataset.
+
+    Returns:
+        The first and the second stage by name, and the reasons.
+
+    Raises:
+        PlanError: there is no 3d_fullres, or no batch of the patch fits the memory.
+    """
+    if "3d_fullres" not in plan.configurations:
+        raise PlanError(f"the plan has {', '.join(plan.configurations)}; a cascade needs 3d_fullres, which it refines")
+    full = plan.configuration("3d_fullres")
+    planner = _Planner(plan.labels.n_outputs, find_preset(plan.preset, plan.gpu_memory_gib), n_cases, Choices())
+    low, low_reasons = planner.plan_low_resolution(full, force=True)
+    assert low is not None
+    cascade, reasons = planner.plan_cascade(full, low)
+    return {low.name: low, cascade.name: cascade}, (*low_reasons, *reasons)
+
+
 class _Planner:
     """Plans configurations of one dataset, one preset and one user."""
 
@@ -136,19 +159,24 @@ class _Planner:
         ]
         return configuration, reasons
 
-    def plan_low_resolution(self, full: ConfigurationPlan) -> tuple[ConfigurationPlan | None, list[Reason]]:
+    def plan_low_resolution(
+        self, full: ConfigurationPlan, *, force: bool = False
+    ) -> tuple[ConfigurationPlan | None, list[Reason]]:
         """The configuration whose grid is coarse enough for the patch to cover a quarter of the median case.
 
-        None where full resolution does without.
+        None where full resolution does without, unless it is forced; then it also has at most half of the voxels.
         """
         subject = "configurations.3d_lowres"
         coverage = prod(full.patch_size) / prod(full.median_shape)
         facts = f"a patch of 3d_fullres covers {coverage:.2g} of the median case's volume"
-        if coverage >= LOWRES_COVERAGE:
+        if coverage >= LOWRES_COVERAGE and not force:
             text = f"none is needed: {facts}, which is at least {LOWRES_COVERAGE:g}"
             return None, [Reason(subject=subject, text=text)]
         spacing_mm, median_shape, patch = full.spacing_mm, full.median_shape, full.patch_size
-        while prod(patch) / prod(median_shape) < LOWRES_COVERAGE:
+        least = LOWRES_MIN_REDUCTION if force else 1.0
+        while (
+            prod(patch) / prod(median_shape) < LOWRES_COVERAGE or prod(full.median_shape) / prod(median_shape) < least
+        ):
             spacing_mm = coarsen(spacing_mm)
             median_shape = _rescale(full.median_shape, full.spacing_mm, spacing_mm)
             patch = fit_patch(spacing_mm, _round_shape(median_shape), self.n_classes, self.preset).patch_size
@@ -168,6 +196,11 @@ class _Planner:
             f"fine axes first, to {join_numbers(spacing_mm)} mm, where a patch covers that much; the median case has "
             f"{reduction:.1f} times fewer voxels there"
         )
+        if coverage >= LOWRES_COVERAGE:
+            text = (
+                f"{SET_BY_USER}: {facts}, so that none is needed; at {join_numbers(spacing_mm)} mm the median case has "
+                f"{reduction:.1f} times fewer voxels"
+            )
         dice_text = "off: a patch covers a large part of a case, so Dice per patch is stable"
         return low, [
             Reason(subject=f"{subject}.spacing_mm", text=text),

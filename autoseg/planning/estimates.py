@@ -166,9 +166,9 @@ def _estimate_configuration(
 ) -> ConfigurationEstimate:
     voxels = np.prod(shapes_on_grid(fingerprint.cases, plan, configuration), axis=1)
     largest = int(np.argmax(voxels))
-    label_bytes = 1 if plan.labels.n_classes <= 256 else 2
+    label_bytes = 1 if plan.labels.n_stored <= 256 else 2
     preset = find_preset(plan.preset, plan.gpu_memory_gib)
-    values = count_feature_map_values(configuration.network, configuration.patch_size, plan.labels.n_classes)
+    values = count_feature_map_values(configuration.network, configuration.patch_size, plan.labels.n_outputs)
     return ConfigurationEstimate(
         configuration=configuration.name,
         grid=plan.grid(configuration.name),

@@ -9,7 +9,7 @@ from typing import Any
 from autoseg.core.errors import AutosegError, FormatError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import from_plain, read_json
-from autoseg.data.dataset import parse_channels, parse_labels
+from autoseg.data.listings import labels_of, parse_channels
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 
 FOREIGN_INTENSITIES = {
@@ -43,10 +43,10 @@ def read_fingerprint(fingerprint_file: Path, dataset_file: Path) -> tuple[Finger
     if "labels" not in description:
         raise FormatError(f"{dataset_file}: the key 'labels' is missing")
     found = description["labels"]
-    if isinstance(found, dict) and found.keys() == {"names", "values"}:
+    if isinstance(found, dict) and isinstance(found.get("names"), list):
         labels = from_plain(LabelSpec, found, where=f"{dataset_file}: labels")
     else:
-        labels = parse_labels(found, where=dataset_file)
+        labels = labels_of(description, where=dataset_file)
     if "shapes_after_crop" not in content:
         fingerprint: Fingerprint = read_json(fingerprint_file, Fingerprint)
         return fingerprint, labels, name

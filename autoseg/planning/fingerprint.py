@@ -79,7 +79,8 @@ class CaseMeasurement:
 
     Attributes:
         fingerprint: its geometry.
-        intensities: (C, n) float32, drawn from its foreground voxels; n is 0 for a case without foreground.
+        intensities: (C, n) float32, drawn from its foreground voxels; n is 0 for a case without foreground, NaN is a
+            channel that it lacks.
     """
 
     fingerprint: CaseFingerprint
@@ -96,20 +97,25 @@ def measure_case(loaded: LoadedCase, labels: LabelSpec, *, n_intensities: int) -
     """
     label, geometry = loaded.label, loaded.geometry
     crop = bounding_box((loaded.image != 0).any(axis=0))
-    counts = np.zeros(labels.n_classes, np.int64)
+    if labels.ignore is not None:
+        label = np.where(label == labels.ignore, 0, label)
+    counts = np.zeros(labels.n_stored, np.int64)
     for plane in labels.values_to_classes(label):
-        counts += np.bincount(plane.ravel(), minlength=labels.n_classes)
+        counts += np.bincount(plane.ravel(), minlength=labels.n_stored)
     rng = np.random.default_rng(derive_seed("intensities", loaded.case.id))
     drawn = _draw_foreground(label, n_intensities, rng)
+    intensities = loaded.image.reshape(loaded.image.shape[0], -1)[:, drawn]
+    absent = [channel for channel, file in enumerate(loaded.case.images) if file is None]
+    intensities[absent] = np.nan
     return CaseMeasurement(
         fingerprint=CaseFingerprint(
             case=loaded.case.id,
             shape=geometry.shape,
             spacing_mm=geometry.spacing_mm,
             cropped_shape=crop.shape,
-            label_volumes_ml=tuple((counts[1:] * geometry.voxel_volume_ml).tolist()),
+            label_volumes_ml=tuple((counts[1 : labels.n_classes] * geometry.voxel_volume_ml).tolist()),
         ),
-        intensities=loaded.image.reshape(loaded.image.shape[0], -1)[:, drawn],
+        intensities=intensities,
     )
 
 
@@ -147,6 +153,9 @@ def summarise(measurements: Sequence[CaseMeasurement], channels: Sequence[str]) 
         DatasetError: no case has any foreground.
     """
     pooled = np.concatenate([measurement.intensities for measurement in measurements], axis=1)
+    empty = [name for name, values in zip(channels, pooled, strict=True) if pooled.size and np.isnan(values).all()]
+    if empty:
+        raise DatasetError(f"no case that has the channel {', '.join(empty)} has any foreground; leave the channel out")
     if not pooled.size:
         raise DatasetError("every voxel of every label map is background, expected at least one labelled structure")
     fractions = [prod(m.fingerprint.cropped_shape) / prod(m.fingerprint.shape) for m in measurements]
@@ -158,6 +167,7 @@ def summarise(measurements: Sequence[CaseMeasurement], channels: Sequence[str]) 
 
 
 def _measure_channel(name: str, values: NDArray[np.float32]) -> ChannelFingerprint:
+    values = values[~np.isnan(values)]
     low, median, high = np.percentile(values, (0.5, 50, 99.5)).tolist()
     return ChannelFingerprint(
         name=name,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from autoseg.core.labels import LabelSpec
-from autoseg.core.sides import find_sides
+from autoseg.core.sides import Sides, find_sides
 from autoseg.planning.plan import ConfigurationPlan, Plan
 
 # Of the canonical axes (Z, Y, X), which run to the head, to the front and to the right.
@@ -19,12 +21,14 @@ class Mirroring:
     Attributes:
         axes: of the patch; 0 is its first axis.
         side_axis: the one of `axes` that runs from left to right; None where none does.
-        opposite: the class that each class becomes when `side_axis` is mirrored.
+        opposite: the class that each class of a preprocessed label map becomes when `side_axis` is mirrored.
+        opposite_outputs: the channel that each channel of the network's output becomes.
     """
 
     axes: tuple[int, ...]
     side_axis: int | None
     opposite: tuple[int, ...]
+    opposite_outputs: tuple[int, ...]
 
 
 def plan_mirroring(plan: Plan, configuration: ConfigurationPlan) -> Mirroring:
@@ -34,7 +38,7 @@ def plan_mirroring(plan: Plan, configuration: ConfigurationPlan) -> Mirroring:
         plan: knows the labels and the axis order.
         configuration: of the plan.
     """
-    sides = find_sides(plan.labels.names)
+    sides = find_sides_of(plan.labels)
     n_axes = configuration.n_axes
     # A 2D patch lacks the through-plane axis, which is the first.
     axis = plan.axis_order.index(LEFT_RIGHT) - (3 - n_axes)
@@ -42,21 +46,51 @@ def plan_mirroring(plan: Plan, configuration: ConfigurationPlan) -> Mirroring:
     axes = tuple(range(n_axes))
     if sides.unpaired and side_axis is not None:
         axes, side_axis = tuple(other for other in axes if other != side_axis), None
-    return Mirroring(axes=axes, side_axis=side_axis, opposite=sides.opposite)
+    outputs = find_sides(plan.labels.structures).opposite
+    return Mirroring(
+        axes=axes,
+        side_axis=side_axis,
+        # What nobody has annotated stays that.
+        opposite=(*sides.opposite, *range(plan.labels.n_classes, plan.labels.n_stored)),
+        opposite_outputs=tuple(other - 1 for other in outputs[1:]) if plan.labels.regions else outputs,
+    )
+
+
+def find_sides_of(labels: LabelSpec) -> Sides:
+    """What mirroring left and right does to the classes; where there are regions, it is their names that tell.
+
+    A class of the regions "left lung" and "tumour" becomes the one of "right lung" and "tumour"; where there is none,
+    these regions count as unpaired.
+    """
+    sides = find_sides(labels.structures)
+    if not labels.regions:
+        return sides
+    members = labels.memberships()
+    mirrored = members[[other - 1 for other in sides.opposite[1:]]]
+    opposite, unpaired = [], list(sides.unpaired)
+    for index, wanted in enumerate(mirrored.T):
+        known = np.flatnonzero((members == wanted[:, None]).all(axis=0))
+        if not known.size:
+            own = (region.name for region, is_of in zip(labels.regions, members[:, index], strict=True) if is_of)
+            unpaired.append(" with ".join(own))
+        # Of several that are of the same regions any will do: they are one to the network.
+        opposite.append(index if index in known or not known.size else int(known[0]))
+    return Sides(opposite=tuple(opposite), unpaired=tuple(unpaired))
 
 
 def explain_mirroring(labels: LabelSpec) -> str:
     """Why it is done so, for the plan."""
-    sides = find_sides(labels.names)
+    sides = find_sides_of(labels)
     if sides.unpaired:
         return (
             f"left and right are not mirrored, because nothing mirrors {_list_some(sides.unpaired)}; other axes are, "
             "where the recipe mirrors"
         )
     if sides.has_pairs:
+        names = labels.structures
         pairs = [
-            f"{labels.names[number - 1]} and {labels.names[other - 1]}"
-            for number, other in enumerate(sides.opposite)
+            f"{names[number - 1]} and {names[other - 1]}"
+            for number, other in enumerate(find_sides(names).opposite)
             if number < other
         ]
         return f"where left and right are mirrored, so are the labels: {_list_some(pairs)} change places"

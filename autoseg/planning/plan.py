@@ -214,6 +214,7 @@ class Plan:
         reasons: why, decision by decision.
         measurements: what was measured on a device, configuration by configuration; empty until then.
         provenance: what made the plan: autoseg's version, and digests of the fingerprint and of the decisions.
+        optional_channels: names of those that some cases lack.
     """
 
     version: int
@@ -229,6 +230,7 @@ class Plan:
     reasons: tuple[Reason, ...]
     measurements: tuple[Measurement, ...] = ()
     provenance: dict[str, str]
+    optional_channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.version != PLAN_VERSION:
@@ -264,6 +266,14 @@ class Plan:
             raise PlanError(f"the plan has no configuration '{name}'; {suggest(name, self.configurations)}")
         return self.configurations[name]
 
+    def n_previous(self, name: str) -> int:
+        """Foreground classes that a configuration gets from its first stage; 0 where it has none.
+
+        Raises:
+            PlanError: there is no such configuration.
+        """
+        return self.labels.n_classes - 1 if self.configuration(name).previous is not None else 0
+
     def grid(self, name: str) -> str:
         """The configuration whose preprocessed cases the named one uses: the first one of the same spacing.
 
@@ -292,7 +302,7 @@ class Plan:
 
     def measurement_key(self, name: str) -> str:
         """Digest of all that the time and the memory of a configuration depend on."""
-        return digest((self.configuration(name), self.labels.n_classes, len(self.channels)))
+        return digest((self.configuration(name), self.labels.n_outputs, len(self.channels)))
 
     def measurement(self, name: str) -> Measurement | None:
         """What was measured of a configuration as it is now.
@@ -307,6 +317,11 @@ class Plan:
     def channels(self) -> tuple[str, ...]:
         """Names of the channels, in order."""
         return tuple(channel.channel for channel in self.normalization)
+
+    @property
+    def optional_indices(self) -> tuple[int, ...]:
+        """Positions of the channels that cases may lack."""
+        return tuple(index for index, name in enumerate(self.channels) if name in self.optional_channels)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

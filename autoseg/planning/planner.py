@@ -70,7 +70,7 @@ def make_plan(
     choices = choices or Choices()
     preset = find_preset(choices.preset, choices.gpu_memory_gib)
     grid = choose_grid(fingerprint.cases, spacing_mm=choices.spacing_mm)
-    planned, reasons = plan_configurations(grid, labels.n_classes, preset, choices)
+    planned, reasons = plan_configurations(grid, labels.n_outputs, preset, choices)
     kept = _keep(planned, reasons, choices)
     normalization, normalization_reasons = choose_normalization(
         fingerprint.channels, fingerprint.median_cropped_fraction

@@ -71,7 +71,7 @@ def transfer_plan(
         # Where slices keep their distance, any spacing along the first axis leaves the in-plane sizes as they are.
         first, second, third = (*configuration.spacing_mm, *configuration.spacing_mm)[-3:]
         grid = adopt_grid(fingerprint.cases, spacing_mm=(first, second, third), axis_order=axis_order, reason=like)
-        configurations[key], more = _transfer(configuration, grid, labels.n_classes, preset, name)
+        configurations[key], more = _transfer(configuration, grid, labels.n_outputs, preset, name)
         reasons += more
     if not configurations:
         raise PlanError(

@@ -21,12 +21,15 @@ def normalize(image: NDArray[np.float32], channels: Sequence[ChannelNormalizatio
         channels: C schemes.
 
     Returns:
-        (C, Z, Y, X) float32.
+        (C, Z, Y, X) float32. A channel that is zero throughout, because the case lacks it, stays zero.
     """
     mask = nonzero_mask(image) if any(channel.use_mask for channel in channels) else None
     result = np.empty_like(image)
     for index, channel in enumerate(channels):
-        result[index] = NORMALIZERS[channel.scheme](image[index], channel, mask if channel.use_mask else None)
+        if image[index].any():
+            result[index] = NORMALIZERS[channel.scheme](image[index], channel, mask if channel.use_mask else None)
+        else:
+            result[index] = 0
     return result
 
 

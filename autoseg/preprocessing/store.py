@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import FormatError, WorkspaceError
 from autoseg.core.runtime import derive_seed, map_threads, n_cpus
-from autoseg.core.serialize import atomic_path, read_json, write_json
+from autoseg.core.serialize import atomic_path, digest, read_json, write_json
 from autoseg.preprocessing.preprocess import CaseRecord
 
 logger = logging.getLogger(__name__)
@@ -40,33 +40,61 @@ class StoredCase:
         key: digest of everything the case was made of; it is rebuilt when that changes.
         record: how to get back to the scan.
         foreground_counts: rows of `foreground.npy` per foreground class, in order of the classes.
+        n_annotated: rows after those: voxels that somebody has annotated; 0 where all are.
+        known: which of the network's outputs were annotated in this case; None for all.
+        absent: channels that are zero throughout: the case lacks them.
     """
 
     version: int
     key: str
     record: CaseRecord
     foreground_counts: tuple[int, ...]
+    n_annotated: int = 0
+    known: tuple[bool, ...] | None = None
+    absent: tuple[int, ...] = ()
 
 
-def write_case(folder: Path, image: NDArray, label: NDArray, *, key: str, record: CaseRecord, n_classes: int) -> None:
+def write_case(
+    folder: Path,
+    image: NDArray,
+    label: NDArray,
+    *,
+    key: str,
+    record: CaseRecord,
+    n_classes: int,
+    known: tuple[bool, ...] | None = None,
+) -> None:
     """Writes a preprocessed case atomically, in place of an older one.
 
     Args:
         folder: of the case.
         image: (C, Z, Y, X) float32 in the network's axes.
-        label: (Z, Y, X) uint8 or uint16, same axes.
+        label: (Z, Y, X) uint8 or uint16, same axes; `n_classes` where nobody has annotated anything.
         key: digest of what the case depends on.
         record: how to get back.
         n_classes: of the dataset, with the background.
+        known: see `StoredCase`.
     """
-    counts, positions = sample_foreground(label, n_classes=n_classes, seed=derive_seed("foreground", folder.name))
+    seed = derive_seed("foreground", folder.name)
+    counts, positions = sample_foreground(label, n_classes=n_classes, seed=seed)
+    annotated = positions[:0]
+    if (label == n_classes).any():
+        annotated = sample_voxels(label != n_classes, np.random.default_rng(seed))
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         half = np.clip(image, -MAX_FLOAT16, MAX_FLOAT16).astype(np.float16)
         np.save(temporary / "image.npy", half, allow_pickle=False)
         np.save(temporary / "label.npy", label, allow_pickle=False)
-        np.save(temporary / "foreground.npy", positions, allow_pickle=False)
-        stored = StoredCase(version=STORE_VERSION, key=key, record=record, foreground_counts=counts)
+        np.save(temporary / "foreground.npy", np.concatenate([positions, annotated]), allow_pickle=False)
+        stored = StoredCase(
+            version=STORE_VERSION,
+            key=key,
+            record=record,
+            foreground_counts=counts,
+            n_annotated=len(annotated),
+            known=known,
+            absent=tuple(channel for channel, values in enumerate(image) if not values.any()),
+        )
         write_json(temporary / "case.json", stored)
 
 
@@ -82,7 +110,7 @@ def sample_foreground(label: NDArray, *, n_classes: int, seed: int) -> tuple[tup
         How many of each class 1..K-1, and their (z, y, x), class after class, int32.
     """
     rng = np.random.default_rng(seed)
-    foreground = np.flatnonzero(label)
+    foreground = np.flatnonzero((label != 0) & (label < n_classes))
     classes = label.ravel()[foreground]
     counts, parts = [], []
     order = np.argsort(classes, kind="stable")
@@ -98,6 +126,14 @@ def sample_foreground(label: NDArray, *, n_classes: int, seed: int) -> tuple[tup
     return tuple(counts), positions
 
 
+def sample_voxels(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:
+    """(z, y, x) of the voxels in a mask, all of them or an even draw of `MAX_FOREGROUND_PER_CLASS`, int32."""
+    inside = np.flatnonzero(mask)
+    if inside.size > MAX_FOREGROUND_PER_CLASS:
+        inside = np.sort(rng.choice(inside, MAX_FOREGROUND_PER_CLASS, replace=False))
+    return np.stack(np.unravel_index(inside, mask.shape), axis=1).astype(np.int32)
+
+
 def is_current(folder: Path, key: str) -> bool:
     """Whether the case in `folder` was made of exactly what `key` stands for."""
     try:
@@ -106,6 +142,28 @@ def is_current(folder: Path, key: str) -> bool:
         return False
     complete = all((folder / name).is_file() for name in ("image.npy", "label.npy", "foreground.npy"))
     return complete and isinstance(stored, dict) and (stored.get("version"), stored.get("key")) == (STORE_VERSION, key)
+
+
+def write_previous(folder: Path, classes: NDArray, *, key: str) -> None:
+    """Writes what the first stage of a cascade has found in a case, atomically.
+
+    Args:
+        folder: for the case and the second stage.
+        classes: (Z, Y, X) on the grid of the second stage.
+        key: digest of what it depends on.
+    """
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        np.save(temporary / "previous.npy", classes, allow_pickle=False)
+        write_json(temporary / "previous.json", key)
+
+
+def is_previous_current(folder: Path, key: str) -> bool:
+    """Whether what is in `folder` depends on exactly what `key` stands for."""
+    try:
+        return (folder / "previous.npy").is_file() and read_json(folder / "previous.json") == key
+    except FormatError:
+        return False
 
 
 class _ArrayFile:
@@ -139,16 +197,25 @@ class _ArrayFile:
 class PreprocessedCase:
     """A preprocessed case, opened without reading its voxels. Safe to use from several threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, previous: Path | None = None) -> None:
         """Opens a case.
+
+        Args:
+            folder: of the case.
+            previous: the folder with what the first stage of a cascade has found in it, see `write_previous`.
 
         Raises:
             WorkspaceError: it is missing or not readable.
         """
         self.id = folder.name
         self._folder = folder
+        self._previous: _ArrayFile | None = None
         try:
             self.stored: StoredCase = read_json(folder / "case.json", StoredCase)
+            self.key = self.stored.key
+            if previous is not None:
+                self._previous = _ArrayFile(previous / "previous.npy")
+                self.key = digest((self.key, read_json(previous / "previous.json", str)))
             self._image, self._label, self._positions = (
                 _ArrayFile(folder / name) for name in ("image.npy", "label.npy", "foreground.npy")
             )
@@ -166,6 +233,7 @@ class PreprocessedCase:
             result._image, result._label, result._positions = (
                 array.load() for array in (self._image, self._label, self._positions)
             )
+            result._previous = None if self._previous is None else self._previous.load()
         except (OSError, ValueError, EOFError) as error:
             raise _unreadable(self._folder, error) from error
         return result
@@ -173,7 +241,8 @@ class PreprocessedCase:
     @property
     def memory_gib(self) -> float:
         """What the arrays take in memory, known from their headers."""
-        return sum(array.n_bytes for array in (self._image, self._label, self._positions)) / 2**30
+        arrays = (self._image, self._label, self._positions, self._previous)
+        return sum(array.n_bytes for array in arrays if array is not None) / 2**30
 
     @property
     def image(self) -> NDArray[np.float16]:
@@ -184,6 +253,11 @@ class PreprocessedCase:
     def label(self) -> NDArray:
         """(Z, Y, X) uint8 or uint16, memory-mapped or loaded; read-only."""
         return self._label.open()
+
+    @property
+    def previous(self) -> NDArray | None:
+        """(Z, Y, X) classes that the first stage of a cascade has found, memory-mapped or loaded; read-only."""
+        return None if self._previous is None else self._previous.open()
 
     @property
     def record(self) -> CaseRecord:
@@ -200,6 +274,12 @@ class PreprocessedCase:
         counts = self.stored.foreground_counts
         start = sum(counts[: class_index - 1])
         return self._positions.open()[start : start + counts[class_index - 1]]
+
+    @property
+    def annotated(self) -> NDArray[np.int32]:
+        """Sampled voxels (n, 3) that somebody has annotated, as whatever class; n is 0 where all are."""
+        start = sum(self.stored.foreground_counts)
+        return self._positions.open()[start : start + self.stored.n_annotated]
 
 
 def _unreadable(folder: Path, error: Exception) -> WorkspaceError:

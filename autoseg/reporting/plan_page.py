@@ -99,7 +99,10 @@ def write_plan_page(
 
 def _show_heading(plan: Plan, fingerprint: Fingerprint, estimates: Estimates, reasons: Sequence[Reason]) -> Html:
     facts = {
-        "cases": (str(len(fingerprint.cases)), f"{plan.n_folds} folds of cross-validation"),
+        "cases": (
+            str(len(fingerprint.cases)),
+            f"{plan.n_folds} folds of cross-validation" if plan.n_folds > 1 else "one fold, no cross-validation",
+        ),
         "channels": (str(len(plan.channels)), list_some(plan.channels)),
         "labels": (str(len(plan.labels.names)), list_some(plan.labels.names)),
         "recommended": (plan.recommended, f"of {len(plan.configurations)} planned"),

@@ -199,8 +199,8 @@ def show_stages(plan: Plan, configuration: ConfigurationPlan) -> Html:
         PlanError: the architecture is unknown.
     """
     # A cascade sees the previous prediction as one more channel per foreground class.
-    n_channels = len(plan.channels) + (plan.labels.n_classes - 1 if configuration.previous else 0)
-    stages = list_stages(configuration, n_channels=n_channels, n_classes=plan.labels.n_classes)
+    n_channels = len(plan.channels) + plan.n_previous(configuration.name)
+    stages = list_stages(configuration, n_channels=n_channels, n_classes=plan.labels.n_outputs)
     totals = [sum(_costs(stage)[i] for stage in stages) for i in range(3)]
     columns = [Column(title="stage")]
     columns += [Column(title=title) for title in ("patch", "spacing in mm", "stride", "kernel")]

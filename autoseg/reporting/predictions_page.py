@@ -58,6 +58,7 @@ def write_predictions_page(
     *,
     values: Sequence[int],
     names: Sequence[str],
+    structures: Sequence[str],
 ) -> Path:
     """Writes a page about predictions that nobody has drawn references for. It is one file that needs no other.
 
@@ -70,11 +71,12 @@ def write_predictions_page(
             says so in words.
         values: of the labels in the label maps.
         names: of the same labels.
+        structures: what volumes are of: the labels, or regions.
 
     Returns:
         The path.
     """
-    standouts = find_standouts(cases, names)
+    standouts = find_standouts(cases, structures)
     segmented = [case for case in cases if case.error is None]
     with atomic_path(path.with_suffix("")) as folder:
         folder.mkdir(parents=True)
@@ -83,8 +85,8 @@ def write_predictions_page(
         sections: dict[str, tuple[Child, Html | None]] = {
             "standouts": ("Cases that stand out", _show_standouts(standouts, cases, overlays, pictures, labels)),
             "typical": ("Typical cases", _show_typical(cases, overlays, pictures, labels)),
-            "volumes": ("Volumes", _show_volumes(segmented, names, pictures) if segmented else None),
-            "cases": ("All cases", _list_cases(cases, names)),
+            "volumes": ("Volumes", _show_volumes(segmented, structures, pictures) if segmented else None),
+            "cases": ("All cases", _list_cases(cases, structures)),
         }
         text = assemble_page(
             title,

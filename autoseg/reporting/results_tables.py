@@ -53,11 +53,14 @@ def tell_plan(plan: Plan, configurations: Sequence[ConfigurationPlan]) -> str:
     )
     text += " ".join(_tell_configuration(plan, configuration) for configuration in configurations)
     is_one = len(configurations) == 1
+    chosen = next((reason.text for reason in plan.reasons if reason.subject == "n_folds"), None)
     if plan.n_folds == 1:
-        return f"{text} {'It is' if is_one else 'They are'} trained once, on all cases: nothing tells how good it is."
+        why = f": {chosen}" if chosen else ", on all cases: nothing tells how good it is"
+        return f"{text} {'It is' if is_one else 'They are'} trained once{why}."
+    part = "part" if chosen else _name_part(plan.n_folds)
     return (
         f"{text} {'It is' if is_one else 'Each is'} trained {plan.n_folds} times, each time without a "
-        f"{_name_part(plan.n_folds)} of the cases. These are then segmented by the network that has not seen them: "
+        f"{part} of the cases. These are then segmented by the network that has not seen them: "
         "that is what all figures below are about."
     )
 

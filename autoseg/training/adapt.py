@@ -21,9 +21,11 @@ import torch
 from autoseg.core.errors import TrainingError
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import computing
+from autoseg.networks.build import build_trainable
+from autoseg.networks.outputs import Outputs
 from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
 from autoseg.training.config import ITERATIONS_PER_EPOCH, Budget, TrainConfig
-from autoseg.training.learner import Learner, build_trainable
+from autoseg.training.learner import Learner
 from autoseg.training.recipe import RECIPES, Recipe, choose_batch_size
 from autoseg.training.record import TrainingChoices
 
@@ -277,9 +279,18 @@ def _time_step(
     with torch.random.fork_rng(forked), computing(device, deterministic=config.deterministic):
         network = build_trainable(plan, configuration)
         recipe = RECIPES[config.recipe]
-        learner = Learner(network, configuration, recipe=recipe, device=device, precision=config.precision)
+        learner = Learner(
+            network,
+            configuration,
+            recipe=recipe,
+            device=device,
+            precision=config.precision,
+            outputs=Outputs.of(plan.labels),
+        )
         patch = configuration.patch_size
         images = torch.randn(batch_size, len(plan.channels), *patch, device=device)
+        if plan.n_previous(configuration.name):
+            images = torch.cat([images, torch.zeros_like(images[:, :1])], dim=1)
         classes = torch.randint(plan.labels.n_classes, (batch_size, *patch), device=device)
         seconds = []
         # The first one warms up.

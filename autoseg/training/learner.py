@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from autoseg.core.errors import first_line
 from autoseg.core.runtime import autocast_dtype
-from autoseg.networks.build import build_network, channels_last
-from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.networks.build import channels_last
+from autoseg.networks.outputs import Outputs
+from autoseg.planning.plan import ConfigurationPlan
 from autoseg.training.losses import deep_supervision_loss
 from autoseg.training.patches import Batch
 from autoseg.training.recipe import Recipe, make_optimizer
@@ -23,11 +24,6 @@ from autoseg.training.recipe import Recipe, make_optimizer
 logger = logging.getLogger(__name__)
 
 N_TIMED_STEPS = 3
-
-
-def build_trainable(plan: Plan, configuration: ConfigurationPlan) -> nn.Module:
-    """The network of a configuration for the channels and classes of its plan, with fresh weights, on the CPU."""
-    return build_network(configuration.network, n_channels=len(plan.channels), n_classes=plan.labels.n_classes)
 
 
 class Learner:
@@ -39,6 +35,7 @@ class Learner:
         device: that both are on.
         precision: of the network's arithmetic.
         scaler: of the loss, in use in float16 only, whose small gradients would be zero without.
+        outputs: what the channels of the network's output mean; None for classes that exclude each other.
     """
 
     def __init__(
@@ -49,6 +46,7 @@ class Learner:
         recipe: Recipe,
         device: torch.device,
         precision: str = "auto",
+        outputs: Outputs | None = None,
     ) -> None:
         """Moves the network to the device and makes its optimizer.
 
@@ -58,10 +56,11 @@ class Learner:
             recipe: how the weights are optimised.
             device: to train on.
             precision: "float32", "bfloat16", "float16", or "auto" for the fastest that trains well on the device.
+            outputs: what the channels of the network's output mean; None for classes that exclude each other.
         """
         self.network = network.to(device)
         self.optimizer = make_optimizer(self.network, recipe, device)
-        self.device = device
+        self.device, self.outputs = device, outputs
         self.use_precision(precision)
         self._forward: Callable[[Tensor], Any] = self.network
         self._memory_format = channels_last(configuration.n_axes)
@@ -88,20 +87,24 @@ class Learner:
         images, classes = (tensor for tensor in on_device)
         return images.float(), classes if batch.augmentation is not None else classes.long()
 
-    def loss(self, images: Tensor, classes: Tensor) -> Tensor:
+    def loss(self, images: Tensor, classes: Tensor, *, known: Tensor | None = None) -> Tensor:
         """Runs the network on a batch, to learn from it.
 
         Args:
             images: (N, C, *patch) float32, on the device.
             classes: (N, *patch) int64, on the device.
+            known: see `Batch`.
 
         Returns:
             The loss over all supervised outputs, a scalar.
         """
         self.network.train()
         with self._autocast():
-            outputs = self._forward(images.to(memory_format=self._memory_format))
-        return deep_supervision_loss(outputs, classes, batch_dice=self._batch_dice)
+            logits = self._forward(images.to(memory_format=self._memory_format))
+        annotated = None if known is None else known.to(self.device)
+        return deep_supervision_loss(
+            logits, classes, batch_dice=self._batch_dice, outputs=self.outputs, annotated=annotated
+        )
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:

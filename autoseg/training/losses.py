@@ -1,4 +1,4 @@
-"""Losses: Dice and cross entropy from one softmax, on every supervised output.
+"""Losses: Dice and cross entropy, of classes from one softmax or of regions from sigmoids, on every supervised output.
 
 Drozdzal et al., "The importance of skip connections in biomedical image segmentation", 2016 (soft Dice); Isensee et
 al., Nature Methods 2021 (their sum, deep supervision).
@@ -9,38 +9,149 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from autoseg.networks.outputs import Outputs
 
 DICE_SMOOTH = 1e-5
 
 
-def dice_ce_loss(logits: Tensor, classes: Tensor, *, batch_dice: bool) -> Tensor:
+def dice_ce_loss(
+    logits: Tensor,
+    classes: Tensor,
+    *,
+    batch_dice: bool,
+    ignore: int | None = None,
+    annotated: Tensor | None = None,
+) -> Tensor:
     """Cross entropy plus one minus the mean soft Dice of the foreground classes.
+
+    A class that was not annotated in a sample may be anywhere in its background: there, only the sum of its probability
+    and that of the background counts (the marginal loss of Shi et al., Medical Image Analysis 2021), and its Dice does
+    not.
 
     Args:
         logits: (N, K, ...), any floating type.
-        classes: (N, ...) int64, 0..K-1.
+        classes: (N, ...) int64, 0..K-1, or `ignore`.
         batch_dice: sum over the batch before the ratio is taken.
+        ignore: class of voxels that do not count; None where all do.
+        annotated: (N, K) bool, the classes that were annotated in each sample; None for all.
 
     Returns:
         A scalar, float32.
     """
     n_classes = logits.shape[1]
     log_probabilities = torch.log_softmax(logits.float(), dim=1)
+    if annotated is not None:
+        log_probabilities = _merge_into_background(log_probabilities, annotated)
+    counts = None if ignore is None else classes != ignore
+    if counts is not None:
+        classes = classes.where(counts, 0)
     target = classes.unsqueeze(1)
     of_target = log_probabilities.gather(1, target)
-    cross_entropy = -of_target.mean()
-    predicted = log_probabilities.exp().flatten(2).sum(dim=2)
+    probabilities, of_target_probability = log_probabilities.exp(), of_target.exp()
+    if counts is None:
+        cross_entropy = -of_target.mean()
+    else:
+        weight = counts.unsqueeze(1).to(of_target.dtype)
+        cross_entropy = -(of_target * weight).sum() / weight.sum().clamp_min(1)
+        probabilities, of_target_probability = probabilities * weight, of_target_probability * weight
+    predicted = probabilities.flatten(2).sum(dim=2)
     # Sums per class by scattering: the one-hot copy of the target would be as large as the logits. Each plane by itself
     # first: one float32 sum over millions of voxels, one after the other, loses per cents.
     planes = classes.reshape(*classes.shape[:2], -1)
     zeros = log_probabilities.new_zeros(*planes.shape[:2], n_classes)
-    overlap = zeros.scatter_add(2, planes, of_target.exp().reshape(planes.shape)).sum(dim=1)
-    reference = zeros.scatter_add(2, planes, torch.ones_like(planes, dtype=zeros.dtype)).sum(dim=1)
+    ones = (
+        torch.ones_like(planes, dtype=zeros.dtype) if counts is None else counts.reshape(planes.shape).to(zeros.dtype)
+    )
+    overlap = zeros.scatter_add(2, planes, of_target_probability.reshape(planes.shape)).sum(dim=1)
+    reference = zeros.scatter_add(2, planes, ones).sum(dim=1)
+    sums = overlap[:, 1:], predicted[:, 1:], reference[:, 1:]
+    dice = _mean_dice(*sums, batch_dice=batch_dice, annotated=None if annotated is None else annotated[:, 1:])
+    return cross_entropy + 1 - dice
+
+
+def dice_bce_loss(
+    logits: Tensor,
+    members: Tensor,
+    *,
+    batch_dice: bool,
+    counts: Tensor | None = None,
+    annotated: Tensor | None = None,
+) -> Tensor:
+    """Binary cross entropy plus one minus the mean soft Dice of regions that may overlap.
+
+    Args:
+        logits: (N, R, ...), any floating type.
+        members: (N, R, ...) bool, which regions each voxel is of.
+        batch_dice: sum over the batch before the ratio is taken.
+        counts: (N, ...) bool, the voxels that count; None for all.
+        annotated: (N, R) bool, the regions that were annotated in each sample; None for all.
+
+    Returns:
+        A scalar, float32.
+    """
+    logits, wanted = logits.float(), members.float()
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    probabilities = logits.sigmoid()
+    if counts is not None:
+        weight = counts.unsqueeze(1).to(logits.dtype)
+        entropy, probabilities, wanted = entropy * weight, probabilities * weight, wanted * weight
+    entropy_sums = entropy.flatten(2).sum(dim=2)
+    n_voxels = logits[0, 0].numel() if counts is None else counts.flatten(1).sum(dim=1, keepdim=True)
+    known = torch.ones_like(entropy_sums) if annotated is None else annotated.to(logits.dtype)
+    cross_entropy = (entropy_sums * known).sum() / (known * n_voxels).sum().clamp_min(1)
+    sums = (
+        (probabilities * wanted).flatten(2).sum(dim=2),
+        probabilities.flatten(2).sum(dim=2),
+        wanted.flatten(2).sum(dim=2),
+    )
+    return cross_entropy + 1 - _mean_dice(*sums, batch_dice=batch_dice, annotated=annotated)
+
+
+def _merge_into_background(log_probabilities: Tensor, annotated: Tensor) -> Tensor:
+    """Logarithms (N, K, ...) where the background has the probability of all that was not annotated beside its own."""
+    outside = ~annotated
+    outside[:, 0] = True
+    spread = outside.reshape(*outside.shape, *[1] * (log_probabilities.ndim - 2))
+    background = log_probabilities.masked_fill(~spread, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([background, log_probabilities[:, 1:]], dim=1)
+
+
+def _mean_dice(
+    overlap: Tensor, predicted: Tensor, reference: Tensor, *, batch_dice: bool, annotated: Tensor | None
+) -> Tensor:
+    """Of sums (N, K) of what counts, over what was annotated; 1 where nothing was."""
+    if annotated is None:
+        if batch_dice:
+            overlap, reference, predicted = (sums.sum(dim=0) for sums in (overlap, reference, predicted))
+        return ((2 * overlap + DICE_SMOOTH) / (predicted + reference + DICE_SMOOTH)).mean()
+    known = annotated.to(overlap.dtype)
     if batch_dice:
-        overlap, reference, predicted = (sums.sum(dim=0) for sums in (overlap, reference, predicted))
+        overlap, reference, predicted = ((sums * known).sum(dim=0) for sums in (overlap, reference, predicted))
+        known = known.amax(dim=0)
     dice = (2 * overlap + DICE_SMOOTH) / (predicted + reference + DICE_SMOOTH)
-    return cross_entropy + 1 - dice[..., 1:].mean()
+    return 1 - ((1 - dice) * known).sum() / known.sum().clamp_min(1)
+
+
+def output_loss(
+    logits: Tensor, classes: Tensor, outputs: Outputs, *, batch_dice: bool, annotated: Tensor | None = None
+) -> Tensor:
+    """The loss of one supervised output, for exclusive classes or for regions.
+
+    Args:
+        logits: (N, n, ...).
+        classes: (N, ...) int64, 0..n_classes-1, or `outputs.ignore`.
+        outputs: what the channels mean.
+        batch_dice: sum over the batch before the ratio is taken.
+        annotated: (N, n) bool, what was annotated in each sample; None for all.
+    """
+    if not outputs.has_regions:
+        return dice_ce_loss(logits, classes, batch_dice=batch_dice, ignore=outputs.ignore, annotated=annotated)
+    counts = None if outputs.ignore is None else classes != outputs.ignore
+    members = outputs.members(classes if counts is None else classes.where(counts, 0)).movedim(0, 1)
+    return dice_bce_loss(logits, members, batch_dice=batch_dice, counts=counts, annotated=annotated)
 
 
 def deep_supervision_weights(n_outputs: int) -> tuple[float, ...]:
@@ -49,17 +160,28 @@ def deep_supervision_weights(n_outputs: int) -> tuple[float, ...]:
     return tuple(0.5**level / total for level in range(n_outputs))
 
 
-def deep_supervision_loss(outputs: Sequence[Tensor], classes: Tensor, *, batch_dice: bool) -> Tensor:
-    """`dice_ce_loss` at every resolution, weighted.
+def deep_supervision_loss(
+    logits: Sequence[Tensor],
+    classes: Tensor,
+    *,
+    batch_dice: bool,
+    outputs: Outputs | None = None,
+    annotated: Tensor | None = None,
+) -> Tensor:
+    """`output_loss` at every resolution, weighted.
 
     Args:
-        outputs: logits (N, K, ...) from full resolution down.
+        logits: (N, n, ...) from full resolution down.
         classes: (N, ...) int64 at full resolution.
         batch_dice: see `dice_ce_loss`.
+        outputs: what the channels mean; None for exclusive classes.
+        annotated: see `output_loss`.
     """
-    total = outputs[0].new_zeros((), dtype=torch.float32)
-    for weight, logits in zip(deep_supervision_weights(len(outputs)), outputs, strict=True):
-        total = total + weight * dice_ce_loss(logits, nearest_classes(classes, logits.shape[2:]), batch_dice=batch_dice)
+    known = outputs or Outputs(logits[0].shape[1])
+    total = logits[0].new_zeros((), dtype=torch.float32)
+    for weight, of_level in zip(deep_supervision_weights(len(logits)), logits, strict=True):
+        wanted = nearest_classes(classes, of_level.shape[2:])
+        total = total + weight * output_loss(of_level, wanted, known, batch_dice=batch_dice, annotated=annotated)
     return total
 
 

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from autoseg.core.errors import TrainingError
 from autoseg.core.runtime import derive_seed
+from autoseg.networks.build import build_trainable
+from autoseg.networks.outputs import Outputs
 from autoseg.planning.plan import ConfigurationPlan, Measurement, Plan, suggest
 from autoseg.training.augment import AugmentConfig, AugmentParameters, apply_parameters, draw_parameters, read_size
-from autoseg.training.learner import Learner, build_trainable
+from autoseg.training.learner import Learner
 from autoseg.training.recipe import RECIPES, Recipe
 
 logger = logging.getLogger(__name__)
@@ -136,7 +138,7 @@ def largest_to_try(plan: Plan, configuration: ConfigurationPlan) -> int:
     It is `MAX_BATCH_FACTOR` times the plan's, but no tensor may have more than `MAX_VALUES` values. The largest tensors
     are at full resolution: the two inputs of the last decoder stage side by side, or the logits.
     """
-    n_features = max(2 * configuration.network.features[0], plan.labels.n_classes)
+    n_features = max(2 * configuration.network.features[0], plan.labels.n_outputs)
     by_values = MAX_VALUES // (n_features * math.prod(configuration.patch_size))
     return max(configuration.batch_size, min(MAX_BATCH_FACTOR * configuration.batch_size, by_values))
 
@@ -239,7 +241,7 @@ def run_steps(
         )
         _synchronize(learner.device)
         started = time.monotonic()
-        _take_step(learner, plan, configuration.patch_size, parameters=parameters, generator=values)
+        _take_step(learner, plan, configuration, parameters=parameters, generator=values)
         _synchronize(learner.device)
         seconds.append(time.monotonic() - started)
     return seconds
@@ -271,7 +273,7 @@ def _train(
 
     Each call has an optimizer of its own: one whose step broke off could not go on.
     """
-    learner = Learner(network, configuration, recipe=recipe, device=device)
+    learner = Learner(network, configuration, recipe=recipe, device=device, outputs=Outputs.of(plan.labels))
     strongest = strongest_augmentation(configuration.patch_size)
     run_steps(learner, plan, configuration, batch_size=batch_size, augmentation=strongest, n_steps=N_WARM_UP_STEPS)
     ordinary = AugmentConfig.for_patch(configuration.patch_size)
@@ -281,13 +283,16 @@ def _train(
 def _take_step(
     learner: Learner,
     plan: Plan,
-    patch_size: tuple[int, ...],
+    configuration: ConfigurationPlan,
     *,
     parameters: AugmentParameters,
     generator: torch.Generator,
 ) -> None:
     def compute_loss() -> Tensor:
+        patch_size = configuration.patch_size
         images, classes = _draw_patches(plan, patch_size, parameters=parameters, generator=generator)
+        if configuration.previous is not None:
+            images = torch.cat([images, torch.zeros_like(images[:, :1])], dim=1)
         return learner.loss(images, classes)
 
     value = learner.step(compute_loss, learning_rate=0.0)

@@ -15,12 +15,14 @@ from autoseg.core.errors import TrainingError
 from autoseg.core.runtime import derive_seed
 from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.augment import AugmentConfig, AugmentParameters, draw_parameters, read_size
+from autoseg.training.cascade import perturb
 
 T = TypeVar("T")
 
 MAX_REDRAWS = 10
 MIN_CONTENT_FRACTION = 0.02
 """Part of a patch whose values must differ from its usual one, in some channel, so that it is not blank."""
+DROP_PROBABILITY = 0.25
 N_TYPICAL = 1000
 """So many voxels tell the usual value."""
 
@@ -34,12 +36,31 @@ class Batch:
         classes: (N, [Z,] Y, X) uint8 or int32 as stored, or int64.
         cases: where each patch is from.
         augmentation: what is to be done to them; what was read is then larger than the patch where that needs it.
+        known: (N, n) bool, which of the network's outputs were annotated in each patch's case; None for all in all.
+        absent: (N, C) bool, channels that a patch is to be without; None for none in any.
+        n_labels: of a cascade, the number by which classes are multiplied that the first stage has found, to be added
+            to the classes of the reference: so both are moved as one. None without a first stage.
     """
 
     images: Tensor
     classes: Tensor
     cases: tuple[str, ...]
     augmentation: AugmentParameters | None
+    known: Tensor | None = None
+    absent: Tensor | None = None
+    n_labels: int | None = None
+
+    def part_classes(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Images, with what the first stage of a cascade has found as their last channel, and classes.
+
+        Args:
+            images: (N, C, *patch), of this batch, augmented or not.
+            classes: (N, *patch) int64, of both stages.
+        """
+        if self.n_labels is None:
+            return images, classes
+        found = torch.div(classes, self.n_labels, rounding_mode="floor")
+        return torch.cat([images, found.unsqueeze(1).to(images.dtype)], dim=1), classes % self.n_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +130,9 @@ class PatchSampler:
     """Draws batches of patches. A batch depends on its number alone, so training can resume anywhere.
 
     A patch lies inside its case, or is centred on it along axes where the case is smaller; outside the case there is
-    zero and background. The first samples of each batch are of any case and any place that is not blank; the last are
-    centred on a voxel of a class, which `SAMPLING` finds.
+    zero and background. The first samples of each batch are of any case and any place that is not blank, or where not
+    all of a case is annotated, centred on a voxel that is; the last are centred on a voxel of a class, which `SAMPLING`
+    finds.
     """
 
     def __init__(
@@ -124,6 +146,9 @@ class PatchSampler:
         augmentation: AugmentConfig | None = None,
         transform: PatchTransform | None = None,
         sampling: str = "published",
+        optional_channels: Sequence[int] = (),
+        n_labels: int | None = None,
+        perturbs: bool = False,
     ) -> None:
         """Prepares drawing; reads nothing.
 
@@ -137,6 +162,10 @@ class PatchSampler:
             augmentation: what the batch will be augmented with, drawn here so that just the voxels it needs are read.
             transform: augments here and now instead.
             sampling: a name in `SAMPLING`.
+            optional_channels: that some cases lack: each is left out of a patch by a chance of `DROP_PROBABILITY`,
+                though never all that the case has, so that the network learns to do without.
+            n_labels: different numbers in label maps, where cases have what a first stage has found, see `Batch`.
+            perturbs: change that as a worse first stage might have done, see `autoseg.training.cascade`.
 
         Raises:
             TrainingError: the sampling is unknown.
@@ -153,6 +182,8 @@ class PatchSampler:
         self._batch_size = batch_size
         self._foreground_fraction = foreground_fraction
         self._seed = seed
+        self._optional = tuple(optional_channels)
+        self._n_labels, self._perturbs = n_labels, perturbs
 
     def batch(self, number: int) -> Batch:
         """Draws and reads the batch of that number."""
@@ -160,7 +191,7 @@ class PatchSampler:
         augmentation = self._draw_augmentation(number)
         read = (1, *self._read_size(augmentation))[-3:]
         first_foreground = self._batch_size - self._count_foreground(number)
-        images, classes, names = [], [], []
+        images, classes, drawn = [], [], []
         for sample in range(self._batch_size):
             if sample >= first_foreground:
                 case, class_index = self._draw_foreground(self._pool, rng)
@@ -169,8 +200,8 @@ class PatchSampler:
             start = self._draw_place(case, class_index, rng)
             start = tuple(s - (r - p) // 2 for s, r, p in zip(start, read, self._patch, strict=True))
             images.append(read_region(case.image, start, read))
-            classes.append(read_region(case.label, start, read))
-            names.append(case.id)
+            classes.append(self._read_classes(case, start, read, rng))
+            drawn.append(case)
         image, label = np.stack(images), np.stack(classes)
         if label.dtype != np.uint8:
             # torch can do little with uint16.
@@ -183,9 +214,25 @@ class PatchSampler:
         return Batch(
             images=torch.from_numpy(image),
             classes=torch.from_numpy(label),
-            cases=tuple(names),
+            cases=tuple(case.id for case in drawn),
             augmentation=augmentation,
+            known=_known_outputs(drawn),
+            absent=self._draw_absent(drawn, number),
+            n_labels=self._n_labels,
         )
+
+    def _read_classes(
+        self, case: PreprocessedCase, start: Sequence[int], size: Sequence[int], rng: np.random.Generator
+    ) -> NDArray:
+        """Of the reference; of a cascade, together with those that the first stage has found."""
+        label = read_region(case.label, start, size)
+        if self._n_labels is None:
+            return label
+        assert case.previous is not None
+        found = read_region(case.previous, start, size)
+        if self._perturbs:
+            found = perturb(found, rng)
+        return label.astype(np.int32) + self._n_labels * found.astype(np.int32)
 
     def _read_size(self, augmentation: AugmentParameters | None) -> tuple[int, ...]:
         if self._transform is not None:
@@ -201,6 +248,19 @@ class PatchSampler:
         # its own generator, so that patches that are not centred are the same as without it.
         rng = np.random.default_rng(derive_seed("centred", self._seed, number))
         return int(rng.random() < self._batch_size * self._foreground_fraction)
+
+    def _draw_absent(self, cases: Sequence[PreprocessedCase], number: int) -> Tensor | None:
+        """See `Batch.absent`."""
+        if not self._optional and not any(case.stored.absent for case in cases):
+            return None
+        rng = np.random.default_rng(derive_seed("channels", self._seed, number))
+        absent = torch.zeros(len(cases), cases[0].image.shape[0], dtype=torch.bool)
+        for row, case in zip(absent, cases, strict=True):
+            row[list(case.stored.absent)] = True
+            dropped = [channel for channel in self._optional if not row[channel] and rng.random() < DROP_PROBABILITY]
+            if len(dropped) < int((~row).sum()):
+                row[dropped] = True
+        return absent
 
     def _draw_augmentation(self, number: int) -> AugmentParameters | None:
         if self._augmentation is None:
@@ -227,8 +287,8 @@ class PatchSampler:
     def _draw_start(self, case: PreprocessedCase, class_index: int | None, rng: np.random.Generator) -> tuple[int, ...]:
         shape = case.label.shape
         slack = [size - patch for size, patch in zip(shape, self._patch, strict=True)]
-        if class_index is not None:
-            positions = case.foreground(class_index)
+        positions = case.annotated if class_index is None else case.foreground(class_index)
+        if len(positions):
             voxel = positions[int(rng.integers(len(positions)))]
             wanted = [int(v) - patch // 2 for v, patch in zip(voxel, self._patch, strict=True)]
         else:
@@ -236,6 +296,15 @@ class PatchSampler:
         return tuple(
             min(max(0, start), room) if room >= 0 else room // 2 for start, room in zip(wanted, slack, strict=True)
         )
+
+
+def _known_outputs(cases: Sequence[PreprocessedCase]) -> Tensor | None:
+    """See `Batch.known`."""
+    known = [case.stored.known for case in cases]
+    n_outputs = next((len(of_case) for of_case in known if of_case is not None), None)
+    if n_outputs is None:
+        return None
+    return torch.tensor([(True,) * n_outputs if of_case is None else of_case for of_case in known])
 
 
 def is_blank(image: NDArray) -> bool:

@@ -20,6 +20,8 @@ from autoseg.core.errors import TrainingError
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import computing, derive_seed, format_duration, n_cpus, run_ahead, track
 from autoseg.core.serialize import digest, write_json
+from autoseg.networks.build import build_trainable
+from autoseg.networks.outputs import Outputs
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import PreprocessedCase
@@ -33,7 +35,7 @@ from autoseg.training.checkpoint import (
     save_weights,
 )
 from autoseg.training.config import Budget, TrainConfig
-from autoseg.training.learner import Learner, build_trainable
+from autoseg.training.learner import Learner
 from autoseg.training.patches import Batch, PatchSampler, PatchTransform
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import (
@@ -140,12 +142,19 @@ class _Run:
         self.seed = seed
         torch.manual_seed(derive_seed("weights", seed))
         network = build_trainable(plan, configuration)
-        self.learner = Learner(network, configuration, recipe=self.recipe, device=device, precision=config.precision)
+        self.learner = Learner(
+            network,
+            configuration,
+            recipe=self.recipe,
+            device=device,
+            precision=config.precision,
+            outputs=Outputs.of(plan.labels),
+        )
         self.cases = {"training": tuple(training), "validation": tuple(validation)}
         # The budget may grow when a run is resumed, and compiling may fail; what else shapes the result may not change.
         fixed = dataclasses.replace(choices, budget=Budget(iterations=1), reasons=())
         asked = config.augment, config.precision, config.deterministic
-        learned_from = (plan.labels, plan.normalization, plan.axis_order, [case.stored.key for case in training])
+        learned_from = (plan.labels, plan.normalization, plan.axis_order, [case.key for case in training])
         self.config_digest = digest((fixed, asked, seed, learned_from))
         self.iteration, self.elapsed_s, self.epoch_time_s = 0, 0.0, 0.0
         self.epoch_losses: list[float] = []
@@ -165,6 +174,9 @@ class _Run:
             foreground_fraction=self.choices.foreground_fraction,
             # What is followed stays comparable, whatever is trained on.
             sampling=self.choices.sampling if name == "training" else "published",
+            optional_channels=self.plan.optional_indices if name == "training" else (),
+            n_labels=self.plan.labels.n_stored if self.configuration.previous is not None else None,
+            perturbs=name == "training" and self.config.augment != "none",
             seed=f"{name}/{self.seed}",
             augmentation=augmentation,
             transform=transform,
@@ -271,7 +283,8 @@ class _Run:
         may_compile = self.config.compile is None and on_gpu and not self.config.deterministic
         if self.config.compile or may_compile:
             started = time.monotonic()
-            images, classes = self.learner.to_device(self._sampler("training").batch(0))
+            batch = self._sampler("training").batch(0)
+            images, classes = batch.part_classes(*self.learner.to_device(batch))
             step_s = self.learner.time_step(images, classes)
             left_s = step_s * self.budget.expected_iterations(step_s) * (1 - self.fraction_done)
             if self.config.compile or (may_compile and left_s > MIN_TIME_TO_COMPILE_S):
@@ -288,8 +301,13 @@ class _Run:
             config = dataclasses.replace(config, mirror_probability=0.0)
         else:
             mirroring = plan_mirroring(self.plan, self.configuration)
+            opposite = mirroring.opposite
+            if self.configuration.previous is not None:
+                # Classes of both stages in one number, see `Batch`.
+                n_labels, of_previous = len(opposite), opposite[: self.plan.labels.n_classes]
+                opposite = tuple(own + n_labels * other for other in of_previous for own in opposite)
             config = dataclasses.replace(
-                config, mirror_axes=mirroring.axes, side_axis=mirroring.side_axis, opposite=mirroring.opposite
+                config, mirror_axes=mirroring.axes, side_axis=mirroring.side_axis, opposite=opposite
             )
         if self.config.augment == "torch":
             return self._sampler("training", augmentation=config)
@@ -349,7 +367,12 @@ class _Run:
         if batch.augmentation is not None:
             patch_size = self.configuration.patch_size
             images, classes = apply_parameters(images, classes, patch_size=patch_size, parameters=batch.augmentation)
-        return self.learner.loss(images, classes)
+        if batch.absent is not None:
+            # At the end: what augmentation makes of an empty channel is no image either.
+            absent = batch.absent.to(images.device)
+            images = images.masked_fill(absent.reshape(*absent.shape, *[1] * (images.ndim - 2)), 0)
+        images, classes = batch.part_classes(images, classes)
+        return self.learner.loss(images, classes, known=batch.known)
 
     def _count_bad_step(self, batch: Batch, value: float) -> None:
         self.n_bad_steps += 1
@@ -372,7 +395,7 @@ class _Run:
             self.learner,
             self._sampler("validation"),
             n_batches=math.ceil(n_steps / STEPS_PER_VALIDATION_BATCH),
-            n_classes=self.plan.labels.n_classes,
+            outputs=Outputs.of(self.plan.labels),
             batch_dice=self.configuration.batch_dice,
         )
         dice = scores.mean_dice

@@ -13,7 +13,8 @@ import pytest
 from autoseg.core.errors import DatasetError
 from autoseg.core.labels import LabelSpec
 from autoseg.data.check import LoadedCase, discover_labels, load_image, scan_dataset
-from autoseg.data.dataset import Case, Dataset, open_dataset
+from autoseg.data.dataset import Case, Dataset
+from autoseg.data.layouts import open_dataset
 
 LABELS = LabelSpec(names=("liver", "lesion"), values=(1, 2))
 AFFINE = np.diag([-0.8, -0.9, 3.0, 1.0])

@@ -12,7 +12,8 @@ import pytest
 
 from autoseg.core.errors import DatasetError
 from autoseg.data.check import scan_dataset
-from autoseg.data.dataset import Case, Dataset, open_dataset
+from autoseg.data.dataset import Case, Dataset
+from autoseg.data.layouts import open_dataset
 
 LABELS = {"background": 0, "liver": 1, "lesion": 2}
 
@@ -100,7 +101,7 @@ def test_decathlon_whose_list_leaves_out_the_channel(tmp_path: Path) -> None:
     make_decathlon(tmp_path, modality={"0": "FLAIR", "1": "T1"})
     touch(tmp_path, *(f"imagesTr/hip_{case}_000{channel}.nii.gz" for case in (2, 10) for channel in (0, 1)))
     dataset = open_dataset(tmp_path)
-    assert [file.name for file in dataset.cases[1].images] == ["hip_2_0000.nii.gz", "hip_2_0001.nii.gz"]
+    assert [file.name for file in dataset.cases[1].image_files] == ["hip_2_0000.nii.gz", "hip_2_0001.nii.gz"]
     assert count_channels(dataset) == [2, 2]
 
 
@@ -174,7 +175,7 @@ def test_nnunet_with_two_channels_and_another_ending(tmp_path: Path) -> None:
         file_ending=".nii",
     )
     dataset = open_dataset(tmp_path)
-    assert [file.name for file in dataset.cases[0].images] == ["a_0000.nii", "a_0001.nii"]
+    assert [file.name for file in dataset.cases[0].image_files] == ["a_0000.nii", "a_0001.nii"]
     assert dataset.channels == ("T1", "T2")
     assert count_channels(dataset) == [2, 2]
 
@@ -222,8 +223,8 @@ def test_nnunet_images_without_a_channel(tmp_path: Path) -> None:
 
 
 def test_nnunet_without_labels_and_with_an_ending_that_nobody_reads(tmp_path: Path) -> None:
-    make_nnunet(tmp_path / "a", "imagesTr/a_0000.nii.gz", file_ending=".png")
-    assert "found file_ending '.png', expected one of .nii.gz, .nii" in fail(tmp_path / "a")
+    make_nnunet(tmp_path / "a", "imagesTr/a_0000.nii.gz", file_ending=".webp")
+    assert "found file_ending '.webp', expected one of .nii.gz, .nii" in fail(tmp_path / "a")
     make_nnunet(tmp_path / "b", "imagesTr/a_0000.nii.gz")
     (tmp_path / "b/labelsTr").rmdir()
     assert "found imagesTr without labelsTr" in fail(tmp_path / "b")
@@ -251,8 +252,12 @@ def test_labels_name_to_value_and_value_to_name(labels: dict[str, Any], tmp_path
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"background": 0, "whole": [1, 2], "core": 2}, "label 'whole' is a region of several values [1, 2]"),
-        ({"background": 0, "liver": 1, "ignore": 2}, "this version has no ignore label"),
+        (
+            {"background": 0, "whole": [1, "x"], "core": 2},
+            "expected a name and a whole number, or several for a region",
+        ),
+        ({"background": 0, "liver": 1, "ignore": 1}, "the value to ignore is 1, expected one from 1 to 65535 that no"),
+        ({"background": 0, "liver": 1, "ignore": [2, 3]}, "found several values to ignore"),
         ({"background": 0}, "found no label besides the background"),
         ({}, "found no label besides the background"),
         ({"background": 0, "liver": 1.5}, "found the label 'liver': 1.5, expected a name and a whole number"),
@@ -287,7 +292,7 @@ def test_more_than_ten_channels_are_in_order_of_their_number(tmp_path: Path) -> 
     )
     dataset = open_dataset(tmp_path)
     assert dataset.channels == tuple(f"c{channel}" for channel in range(11))
-    assert [file.name[2:6] for file in dataset.cases[0].images] == [f"{channel:04d}" for channel in range(11)]
+    assert [file.name[2:6] for file in dataset.cases[0].image_files] == [f"{channel:04d}" for channel in range(11)]
 
 
 # A pair of folders
@@ -309,7 +314,7 @@ def test_a_pair_of_folders_with_channels(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert ids(dataset) == ["a", "b"]
     assert dataset.channels == ("image 0", "image 1")
-    assert [file.name for file in dataset.cases[1].images] == ["b_0000.nii.gz", "b_0001.nii.gz"]
+    assert [file.name for file in dataset.cases[1].image_files] == ["b_0000.nii.gz", "b_0001.nii.gz"]
 
 
 def test_a_pair_of_folders_with_one_channel_and_its_suffix(tmp_path: Path) -> None:
@@ -475,7 +480,7 @@ def test_unknown_layout_says_what_is_there_and_what_is_known(tmp_path: Path) -> 
     assert "Found: scan1.nii.gz, scan2.nii.gz" in message
     for layout in ("Medical Segmentation Decathlon", "nnU-Net raw", "a pair of folders", "a manifest"):
         assert layout in message
-    assert "Images end in .nii.gz, .nii." in message
+    assert "Images end in .nii.gz, .nii, .nrrd," in message
 
 
 def test_other_paths_that_are_no_dataset(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from autoseg.evaluation.crossval import CaseReview
 from autoseg.evaluation.review import Reviewer, calibrate, find_suspects, fit_quality, robust_z
 from autoseg.inference.quality import Agreement, QualityModel
+from autoseg.networks.outputs import Outputs
 
 N_CLASSES = 3
 
@@ -39,19 +40,19 @@ def rows_of(networks: list[Tensor]) -> list[Tensor]:
 
 
 def test_agreement_is_the_mean_dice_of_pairs() -> None:
-    agreement = Agreement(3, N_CLASSES)
+    agreement = Agreement(3, Outputs(N_CLASSES))
     for part in rows_of([A, B, C]):
         agreement.add(part)
     pair_ab, pair_ac, pair_bc = 2 * 2 / 6, (1 + 0) / 2, (2 * 2 / 6 + 0) / 2
     assert agreement.value == pytest.approx((pair_ab + pair_ac + pair_bc) / 3)
-    of_first = Agreement(3, N_CLASSES, of=0)
+    of_first = Agreement(3, Outputs(N_CLASSES), of=0)
     for part in rows_of([A, B, C]):
         of_first.add(part)
     assert of_first.value == pytest.approx((pair_ab + pair_ac) / 2)
 
 
 def test_networks_that_find_nothing_agree() -> None:
-    agreement = Agreement(2, N_CLASSES)
+    agreement = Agreement(2, Outputs(N_CLASSES))
     agreement.add(rows_of([torch.zeros_like(A)] * 2)[0])
     assert agreement.value == 1
     model = QualityModel(intercept=0, slope=1, residual_std=0, correlation=1, low_dice=0.5, n_cases=9)
@@ -60,7 +61,7 @@ def test_networks_that_find_nothing_agree() -> None:
 
 
 def test_a_case_is_reviewed_row_by_row() -> None:
-    reviewer = Reviewer(2, N_CLASSES, own=1)
+    reviewer = Reviewer(2, Outputs(N_CLASSES), own=1)
     start = 0
     for part in rows_of([A, B]):
         reviewer.add(part, A[start : start + part.shape[1]])
@@ -82,7 +83,7 @@ def test_a_case_is_reviewed_row_by_row() -> None:
 
 
 def test_one_fold_alone_has_nobody_to_agree_with() -> None:
-    reviewer = Reviewer(1, N_CLASSES, own=0)
+    reviewer = Reviewer(1, Outputs(N_CLASSES), own=0)
     reviewer.add(logits_of(A), A)
     assert math.isnan(reviewer.review("case", 0).agreement)
     assert reviewer.review("case", 0).consensus_dice == 1

@@ -16,6 +16,7 @@ from autoseg.core.geometry import Box, make_geometry
 from autoseg.inference import restore
 from autoseg.inference.restore import GridChange, interpolated_argmax, restore_rows
 from autoseg.inference.volumes import LabelMap
+from autoseg.networks.outputs import Outputs
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.resample import LINEAR, axis_matrix, resample_logits
 
@@ -304,7 +305,7 @@ def make_record(axis_order: Shape, shape: Shape, *, nearest_axis: int | None = N
 
 
 def restore_scan(logits: Tensor, record: CaseRecord) -> NDArray:
-    labels = LabelMap(record, axis=0, n_classes=len(logits))
+    labels = LabelMap(record, axis=0, outputs=Outputs(len(logits)))
     labels.add(slice(0, record.cropped_shape[0]), logits, 0)
     return labels.whole()
 

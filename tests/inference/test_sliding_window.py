@@ -22,6 +22,7 @@ from autoseg.inference.sliding_window import (
     predict_logits,
     tile_starts,
 )
+from autoseg.networks.outputs import CERTAIN_LOGIT
 
 # Smaller than, equal to and larger than the patch of (4, 6, 8), and mixtures.
 SHAPES = [(3, 4, 5), (4, 6, 8), (9, 13, 17), (2, 6, 20), (1, 1, 1), (11, 3, 8)]
@@ -71,7 +72,7 @@ def config(n_axes: int, *, mirror: bool, step_fraction: float = 0.5) -> WindowCo
 @pytest.mark.parametrize("shape", SHAPES)
 def test_constant_networks_give_their_mean_everywhere(shape: tuple[int, ...], n_axes: int, mirror: bool) -> None:
     networks = [Constant(1.5, -3.0, 0.0), Constant(0.5, -1.0, 7.0)]
-    result = predict_logits(torch.randn(2, *shape), networks, n_classes=3, config=config(n_axes, mirror=mirror))
+    result = predict_logits(torch.randn(2, *shape), networks, n_outputs=3, config=config(n_axes, mirror=mirror))
     assert result.shape == (3, *shape)
     assert result.dtype == torch.float32
     expected = torch.tensor([1.0, -2.0, 3.5]).reshape(3, 1, 1, 1).expand(3, *shape)
@@ -88,7 +89,7 @@ def test_pointwise_network_equals_the_network_on_the_volume(
     """Every tile and mirrored copy is put back where it came from."""
     image = torch.randn(1, *shape)
     window = config(n_axes, mirror=mirror, step_fraction=step_fraction)
-    result = predict_logits(image, [Copy()], n_classes=2, config=window)
+    result = predict_logits(image, [Copy()], n_outputs=2, config=window)
     torch.testing.assert_close(result, torch.cat((image, -image)), atol=1e-5, rtol=1e-5)
 
 
@@ -100,16 +101,16 @@ def test_convolution_of_one_voxel_equals_the_convolution_of_the_volume(n_axes: i
     image = torch.randn(2, 7, 11, 19)
     weight, bias = (parameter.detach() for parameter in network.parameters())
     expected = torch.einsum("kc,czyx->kzyx", weight.flatten(1), image) + bias.reshape(-1, 1, 1, 1)
-    result = predict_logits(image, [network], n_classes=3, config=config(n_axes, mirror=True))
+    result = predict_logits(image, [network], n_outputs=3, config=config(n_axes, mirror=True))
     torch.testing.assert_close(result, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("voxels_per_batch", [1, 3 * 4 * 6 * 8, 2**19])
 def test_size_of_the_batches_does_not_matter(voxels_per_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.randn(1, 9, 13, 17)
-    expected = predict_logits(image, [Shift()], n_classes=3, config=config(3, mirror=True))
+    expected = predict_logits(image, [Shift()], n_outputs=3, config=config(3, mirror=True))
     monkeypatch.setitem(sliding_window.MAX_BATCH_VOXELS, "cpu", voxels_per_batch)
-    result = predict_logits(image, [Shift()], n_classes=3, config=config(3, mirror=True))
+    result = predict_logits(image, [Shift()], n_outputs=3, config=config(3, mirror=True))
     torch.testing.assert_close(result, expected)
 
 
@@ -124,7 +125,7 @@ def test_mirroring_is_the_mean_over_flipped_volumes_in_3d(mirror_axes: tuple[int
         in_batch = [axis + 2 for axis in axes]
         copies.append(Shift()(image[None].flip(in_batch)).flip(in_batch)[0])
     result = predict_logits(
-        image, [Shift()], n_classes=3, config=WindowConfig(patch_size=PATCH, mirror_axes=mirror_axes)
+        image, [Shift()], n_outputs=3, config=WindowConfig(patch_size=PATCH, mirror_axes=mirror_axes)
     )
     torch.testing.assert_close(result, torch.stack(copies).mean(dim=0), atol=1e-6, rtol=1e-6)
     assert (result - copies[0]).abs().max() > 0.1
@@ -137,14 +138,14 @@ def test_mirroring_is_the_mean_over_flipped_slices_in_2d() -> None:
     for axes in [(), (2,), (3,), (2, 3)]:
         slices = image.movedim(1, 0)
         copies.append(Shift()(slices.flip(axes)).flip(axes).movedim(0, 1))
-    result = predict_logits(image, [Shift()], n_classes=2, config=config(2, mirror=True))
+    result = predict_logits(image, [Shift()], n_outputs=2, config=config(2, mirror=True))
     torch.testing.assert_close(result, torch.stack(copies).mean(dim=0), atol=1e-6, rtol=1e-6)
 
 
 def test_overlapping_tiles_are_weighted_by_the_gaussian() -> None:
     """Two tiles along the last axis, averaged by hand."""
     image = torch.randn(1, 4, 6, 12)
-    result = predict_logits(image, [Shift()], n_classes=3, config=config(3, mirror=False))
+    result = predict_logits(image, [Shift()], n_outputs=3, config=config(3, mirror=False))
     weight = gaussian_weight(PATCH)
     total, weights = torch.zeros(3, 4, 6, 12), torch.zeros(4, 6, 12)
     for start in (0, 4):
@@ -165,7 +166,7 @@ def test_small_volume_lies_in_the_middle_of_its_padding() -> None:
             return images
 
     image = torch.ones(1, 2, 6, 5)
-    predict_logits(image, [Record()], n_classes=1, config=config(3, mirror=False))
+    predict_logits(image, [Record()], n_outputs=1, config=config(3, mirror=False))
     expected = torch.zeros(1, 1, *PATCH)
     expected[0, 0, 1:3, :, 1:6] = 1
     assert len(seen) == 1
@@ -175,7 +176,7 @@ def test_small_volume_lies_in_the_middle_of_its_padding() -> None:
 def test_input_is_not_changed() -> None:
     image = torch.randn(1, 9, 13, 17)
     before = image.clone()
-    predict_logits(image, [Copy()], n_classes=2, config=config(3, mirror=True))
+    predict_logits(image, [Copy()], n_outputs=2, config=config(3, mirror=True))
     assert torch.equal(image, before)
 
 
@@ -244,10 +245,10 @@ def test_a_mirrored_image_gives_the_mirrored_prediction_with_the_sides_changed(n
         opposite=(0, 2, 1, 3),
     )
     image = torch.randn(1, *SHAPES[0])
-    direct = predict_logits(image, [network], n_classes=4, config=window)
-    mirrored = predict_logits(image.flip(3), [network], n_classes=4, config=window)
+    direct = predict_logits(image, [network], n_outputs=4, config=window)
+    mirrored = predict_logits(image.flip(3), [network], n_outputs=4, config=window)
     torch.testing.assert_close(mirrored, direct.flip(3)[[0, 2, 1, 3]], atol=2e-2, rtol=1e-2)
-    unaware = predict_logits(image, [network], n_classes=4, config=dataclasses.replace(window, opposite=()))
+    unaware = predict_logits(image, [network], n_outputs=4, config=dataclasses.replace(window, opposite=()))
     assert not torch.allclose(unaware, direct, atol=0.1)
 
 
@@ -260,7 +261,7 @@ CPU = torch.device("cpu")
 def sweep(image: Tensor, networks: list[nn.Module], window: WindowConfig, **options: Any) -> Tensor:
     """The logits of the whole volume (K, Z, Y, X), put together from rows that must come in order, each once."""
     axis = options.get("axis", 0)
-    whole = SlidingWindow(networks, window, n_classes=2, device=CPU)
+    whole = SlidingWindow(networks, window, n_outputs=2, device=CPU)
     parts, expected = [], 0
     for rows, logits in whole.sweep(image, **options):
         assert rows.start == expected
@@ -277,7 +278,7 @@ def sweep(image: Tensor, networks: list[nn.Module], window: WindowConfig, **opti
 def test_tiles_may_advance_along_any_axis(shape: tuple[int, ...], n_axes: int, axis: int) -> None:
     image = torch.randn(1, *shape)
     window = config(n_axes, mirror=True)
-    expected = predict_logits(image, [Copy(), Constant(1.0, 2.0)], n_classes=2, config=window)
+    expected = predict_logits(image, [Copy(), Constant(1.0, 2.0)], n_outputs=2, config=window)
     found = sweep(image, [Copy(), Constant(1.0, 2.0)], window, axis=axis)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -289,7 +290,7 @@ def test_networks_kept_apart() -> None:
     apart = sweep(image, networks, window, separate=True)
     assert apart.shape == (4, 9, 13, 17)
     for number, network in enumerate(networks):
-        alone = predict_logits(image, [network], n_classes=2, config=window)
+        alone = predict_logits(image, [network], n_outputs=2, config=window)
         torch.testing.assert_close(apart[2 * number : 2 * number + 2], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -297,7 +298,7 @@ def test_large_sums_are_kept_in_half_precision_and_only_for_rows_that_tiles_stil
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = torch.randn(1, 40, 13, 17)
-    expected = predict_logits(image, [Copy()], n_classes=2, config=config(3, mirror=False))
+    expected = predict_logits(image, [Copy()], n_outputs=2, config=config(3, mirror=False))
     monkeypatch.setattr(sliding_window, "MAX_FULL_PRECISION_BYTES", 100)
     most = 0
     allocate = sliding_window._Sums._allocate
@@ -310,7 +311,7 @@ def test_large_sums_are_kept_in_half_precision_and_only_for_rows_that_tiles_stil
         return made
 
     monkeypatch.setattr(sliding_window._Sums, "_allocate", watch)
-    window = SlidingWindow([Copy()], config(3, mirror=False), n_classes=2, device=CPU)
+    window = SlidingWindow([Copy()], config(3, mirror=False), n_outputs=2, device=CPU)
     found = torch.cat([logits.float() for _, logits in window.sweep(image)], dim=1)
     torch.testing.assert_close(found, expected, atol=5e-3, rtol=2e-3)
     assert 0 < most <= PATCH[0]
@@ -318,7 +319,7 @@ def test_large_sums_are_kept_in_half_precision_and_only_for_rows_that_tiles_stil
 
 
 def test_the_axis_with_the_smallest_sums_is_chosen() -> None:
-    window = SlidingWindow([Copy()], config(3, mirror=False), n_classes=2, device=CPU)
+    window = SlidingWindow([Copy()], config(3, mirror=False), n_outputs=2, device=CPU)
     assert window.choose_axis((40, 13, 17)) == 0
     assert window.choose_axis((5, 60, 17)) == 1
     assert window.choose_axis((4, 6, 80)) == 2
@@ -344,7 +345,7 @@ def test_boxes_of_background_are_not_looked_at(n_axes: int) -> None:
     everywhere = sweep(image, [Copy()], window)
     assert torch.equal(found[:, occupied], everywhere[:, occupied])
     assert (found.argmax(dim=0)[~occupied] == 0).all()
-    assert found[:, -1, -1, -1].tolist() == [sliding_window.CERTAIN_LOGIT, 0.0]
+    assert found[:, -1, -1, -1].tolist() == [CERTAIN_LOGIT, 0.0]
     axes = zip(image.shape[1:], window.tile, strict=True)
     n_tiles = math.prod(len(tile_starts(size, patch, window.step_fraction)) for size, patch in axes)
     assert 0 < n_looked_at < n_tiles / 3
@@ -359,7 +360,7 @@ def test_out_of_memory_takes_fewer_tiles_at_a_time_and_says_so(caplog: pytest.Lo
 
     caplog.set_level("INFO")
     image = torch.randn(1, 9, 13, 17)
-    result = predict_logits(image, [Small()], n_classes=2, config=config(3, mirror=True))
+    result = predict_logits(image, [Small()], n_outputs=2, config=config(3, mirror=True))
     torch.testing.assert_close(result, torch.cat((image, -image)), atol=1e-5, rtol=1e-5)
     said = [record.getMessage() for record in caplog.records]
     assert said
@@ -373,7 +374,7 @@ def test_one_tile_that_does_not_fit_is_an_error_in_words() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(PredictionError, match=r"cpu has not enough memory for one tile.*--device cpu"):
-        predict_logits(torch.randn(1, 9, 13, 17), [Huge()], n_classes=2, config=config(3, mirror=True))
+        predict_logits(torch.randn(1, 9, 13, 17), [Huge()], n_outputs=2, config=config(3, mirror=True))
 
 
 def test_sums_move_to_the_memory_of_the_machine(
@@ -381,7 +382,7 @@ def test_sums_move_to_the_memory_of_the_machine(
 ) -> None:
     caplog.set_level("INFO")
     image = torch.randn(1, 20, 13, 17)
-    expected = predict_logits(image, [Copy()], n_classes=2, config=config(3, mirror=False))
+    expected = predict_logits(image, [Copy()], n_outputs=2, config=config(3, mirror=False))
     allocate = sliding_window._Sums._allocate
     n_asked = 0
 
@@ -393,7 +394,7 @@ def test_sums_move_to_the_memory_of_the_machine(
         return allocate(self, first, last)
 
     monkeypatch.setattr(sliding_window._Sums, "_allocate", fail_once)
-    result = predict_logits(image, [Copy()], n_classes=2, config=config(3, mirror=False))
+    result = predict_logits(image, [Copy()], n_outputs=2, config=config(3, mirror=False))
     assert torch.equal(result, expected)
     assert sum("summed in the memory of the machine" in record.getMessage() for record in caplog.records) == 1
 
@@ -411,8 +412,8 @@ def test_compiled_networks_give_the_same_and_one_that_fails_runs_as_it_is(
     torch.manual_seed(0)
     network = nn.Conv3d(1, 2, 3, padding=1)
     image = torch.randn(1, 9, 13, 17)
-    expected = predict_logits(image, [network], n_classes=2, config=config(3, mirror=True))
-    window = SlidingWindow([CompiledNetwork(network)], config(3, mirror=True), n_classes=2, device=CPU)
+    expected = predict_logits(image, [network], n_outputs=2, config=config(3, mirror=True))
+    window = SlidingWindow([CompiledNetwork(network)], config(3, mirror=True), n_outputs=2, device=CPU)
     found = torch.cat([logits for _, logits in window.sweep(image)], dim=1)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
     warnings = [record.getMessage() for record in caplog.records if "could not be compiled" in record.getMessage()]

@@ -17,6 +17,7 @@ from autoseg.inference import sliding_window
 from autoseg.inference.sliding_window import SlidingWindow, WindowConfig
 from autoseg.inference.volumes import LabelMap, change_along, ready_rows
 from autoseg.networks.build import build_network
+from autoseg.networks.outputs import Outputs
 from autoseg.planning.plan import NetworkPlan
 from autoseg.preprocessing.preprocess import CaseRecord
 
@@ -118,9 +119,9 @@ def test_the_default_is_the_textbook(known: Known, monkeypatch: pytest.MonkeyPat
         nearest_axis=None,
     )
     window = SlidingWindow(
-        networks, WindowConfig(patch_size=PATCH, mirror_axes=(0, 1, 2)), n_classes=N_CLASSES, device=CPU
+        networks, WindowConfig(patch_size=PATCH, mirror_axes=(0, 1, 2)), n_outputs=N_CLASSES, device=CPU
     )
-    labels = LabelMap(record, axis=axis, n_classes=N_CLASSES)
+    labels = LabelMap(record, axis=axis, outputs=Outputs(N_CLASSES))
     for rows, logits, first_row in ready_rows(window.sweep(image, axis=axis), change_along(record, axis)):
         assert logits.dtype == (torch.float16 if half else torch.float32)
         labels.add(rows, logits, first_row)

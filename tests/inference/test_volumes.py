@@ -24,6 +24,7 @@ from autoseg.inference.volumes import (
     ready_rows,
     to_scan,
 )
+from autoseg.networks.outputs import Outputs
 from autoseg.preprocessing.preprocess import CaseRecord, place_in_scan
 from autoseg.preprocessing.resample import resample_logits
 
@@ -77,7 +78,7 @@ def test_rows_as_they_come_make_the_label_map_that_is_made_at_once(
 ) -> None:
     logits = torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed))
     record = make_record(shape, cropped, nearest_axis=nearest_axis)
-    labels = LabelMap(record, axis=axis, n_classes=3)
+    labels = LabelMap(record, axis=axis, outputs=Outputs(3))
     change, expected_row = change_along(record, axis), 0
     for rows, part, first_row in ready_rows(sweep(logits, axis=axis, cuts=cuts), change):
         assert rows.start == expected_row
@@ -100,7 +101,7 @@ def test_probabilities_and_uncertainty(tmp_path: Path, axis: int, in_a_file: boo
     soft = SoftMaps(
         record,
         axis=axis,
-        n_classes=3,
+        outputs=Outputs(3),
         probabilities=True,
         uncertainty=True,
         scratch=tmp_path if in_a_file else None,
@@ -156,4 +157,4 @@ def test_streams_that_part_rows_differently_are_brought_in_step(cuts: list[list[
 def test_networks_average_logits_and_configurations_probabilities() -> None:
     first, second = (torch.randn(n, 3, 1, 2, 2, generator=torch.Generator().manual_seed(n)) for n in (2, 3))
     expected = (first.mean(dim=0).softmax(dim=0) + second.mean(dim=0).softmax(dim=0)) / 2
-    torch.testing.assert_close(mean_probability([first, second]), expected)
+    torch.testing.assert_close(mean_probability([first, second], Outputs(3)), expected)

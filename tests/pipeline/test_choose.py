@@ -82,7 +82,7 @@ def test_every_case_is_scored_by_the_fold_that_had_not_seen_it(trained: Path, na
     by_name = {case.case: case for case in known.evaluation.cases}
     for case in dataset.cases:
         file = workspace.model(name) / f"fold_{expected[case.id]}" / "validation" / f"{case.id}.nii.gz"
-        reference, geometry = read_label(case.label)
+        reference, geometry = read_label(case.label_files[0])
         score = score_case(case.id, read_label(file)[0], reference, targets, spacing_mm=geometry.spacing_mm)
         assert by_name[case.id].mean_dice == pytest.approx(score.mean_dice, nan_ok=True)
     assert known.model == read_model(workspace.model(name)).digest()
@@ -293,7 +293,7 @@ def test_folds_of_other_splits_do_not_count(work: Path) -> None:
         autoseg.select(work, device="cpu")
     splits["folds"] = splits["folds"][:1]
     (work / "splits.json").write_text(json.dumps(splits))
-    with pytest.raises(TrainingError, match="judged on the same cases; plan with two folds or more"):
+    with pytest.raises(TrainingError, match="it holds folds that the splits do not have; move or delete"):
         cross_validate(work, device="cpu")
 
 

@@ -36,7 +36,7 @@ def test_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) 
 
 def test_public_names_are_listed_and_others_are_not() -> None:
     stages = {"plan", "train", "select", "predict", "evaluate", "report", "export"}
-    assert set(autoseg.__all__) == {"Choices", "Predictor", "__version__", *stages}
+    assert set(autoseg.__all__) == {"Choices", "Predictor", "SplitChoices", "__version__", *stages}
     with pytest.raises(AttributeError, match="nonsense"):
         _ = autoseg.nonsense
 

@@ -224,6 +224,7 @@ def predictions_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         load_overlay,
         values=LABELS.values,
         names=LABELS.names,
+        structures=LABELS.names,
     )
 
 

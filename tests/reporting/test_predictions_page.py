@@ -64,7 +64,12 @@ def write(
     """Writes a page, and returns its text without its markup."""
     path = tmp_path / "out" / "report.html"
     facts = [("model", "3d_fullres"), ("scans", str(len(cases)))]
-    assert write_predictions_page(path, "Predictions", facts, cases, overlays, values=(1, 5), names=names) == path
+    assert (
+        write_predictions_page(
+            path, "Predictions", facts, cases, overlays, values=(1, 5), names=names, structures=names
+        )
+        == path
+    )
     assert {file.name for file in path.parent.iterdir()} == {"report.html", "report"}, "no half-written file is left"
     markup = path.read_text(encoding="utf-8")
     assert not re.search("https?://", re.sub('base64,[^"]*', "", markup))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import TrainingError
 from autoseg.core.labels import LabelSpec
+from autoseg.networks.build import build_trainable
 from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.training.augment import AugmentConfig, draw_parameters, read_size
-from autoseg.training.learner import Learner, build_trainable
+from autoseg.training.learner import Learner
 from autoseg.training.measure import (
     can_train,
     find_largest,

@@ -1,0 +1,113 @@
+"""Folders that nothing describes: the names of files and folders tell what they are."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from autoseg.core.errors import list_some
+from autoseg.data.dataset import Dataset
+from autoseg.data.files import (
+    by_name,
+    channel_names,
+    group_channels,
+    list_folders,
+    list_images,
+    match_labels,
+    split_channel,
+)
+from autoseg.data.io import case_name, file_ending
+
+logger = logging.getLogger(__name__)
+
+_PAIRS = (
+    ("images", "labels"),
+    ("imagesTr", "labelsTr"),
+    ("images", "masks"),
+    ("imgs", "masks"),
+    ("image", "mask"),
+    ("train", "train_masks"),
+    ("train_images", "train_masks"),
+)
+_BELOW = ("data", "train")
+_MARK = "(?:masks?|seg|segmentation|labels?)"
+# How the name of an image is made from that of its mask; those that come first win where several fit as well.
+_IMAGE_NAMES = tuple(
+    (re.compile(expression, re.IGNORECASE), replacement)
+    for expression, replacements in (
+        (rf"([_-]){_MARK}$", ("", r"\1image", r"\1img")),
+        (rf"^{_MARK}([_-])", ("", r"image\1", r"img\1")),
+    )
+    for replacement in replacements
+)
+# The Carvana challenge has 16 photographs of each car: 00087a6bd4dc_01.jpg to 00087a6bd4dc_16.jpg.
+_PHOTOGRAPH = re.compile(r"([0-9a-f]{12})_(?:0[1-9]|1[0-6])")
+_NIFTI = (".nii", ".nii.gz")
+
+
+def open_folders(path: Path) -> Dataset | None:
+    pair = _find_pair(path)
+    if pair is None:
+        return None
+    images, labels = (list_images(folder) for folder in pair)
+    named = _name_after_images(by_name(labels), images)
+    if (
+        images
+        and all(split_channel(file) for file in images)
+        and not named.keys() & {case_name(file) for file in images}
+    ):
+        grouped: dict[str, list[Path]] = group_channels(images, folder=pair[0])
+        n_channels = max(len(files) for files in grouped.values())
+        channels = ("image",) if n_channels == 1 else tuple(f"image {channel}" for channel in range(n_channels))
+    else:
+        grouped, n_channels = {case: [file] for case, file in by_name(images).items()}, 1
+        # The fourth axis of a NIfTI file is time as often as channels, so it has to be listed.
+        in_one_file = bool(images) and file_ending(images[0]) not in _NIFTI
+        channels = channel_names(images[0]) if in_one_file else ("image",)
+    cases = match_labels(grouped, named, n_channels=n_channels, where=path)
+    return Dataset(
+        name=path.name,
+        layout="a pair of folders",
+        channels=channels,
+        labels=None,
+        cases=tuple(replace(case, group=_group(case.id)) for case in cases),
+    )
+
+
+def _find_pair(path: Path) -> tuple[Path, Path] | None:
+    """The folders of images and of masks, in the dataset or below a folder for training data."""
+    if not path.is_dir():
+        return None
+    for folder in (path, *(path / name for name in _BELOW)):
+        if not folder.is_dir():
+            continue
+        for images, labels in _PAIRS:
+            if (folder / images).is_dir() and (folder / labels).is_dir():
+                others = [other.name for other in list_folders(path) if folder not in (path, other)]
+                if others:
+                    logger.info("%s is read; beside it are %s", folder, list_some(others))
+                return folder / images, folder / labels
+    return None
+
+
+def _name_after_images(labels: Mapping[str, Path], images: Iterable[Path]) -> dict[str, Path]:
+    """Label maps by the name of their image: their own, or what is left of it without "_mask" or "mask_" and the like.
+
+    All of them follow one rule, the one that most images fit.
+    """
+    known = {case_name(file) for file in images}
+    known |= {parts[0] for file in images if (parts := split_channel(file))}
+    named = [dict(labels)]
+    for expression, replacement in _IMAGE_NAMES:
+        renamed = {expression.sub(replacement, name): file for name, file in labels.items()}
+        if len(renamed) == len(labels):
+            named.append(renamed)
+    return max(named, key=lambda names: len(names.keys() & known))
+
+
+def _group(case: str) -> str:
+    match = _PHOTOGRAPH.fullmatch(case)
+    return match[1] if match else case

@@ -1,0 +1,291 @@
+"""NRRD and MetaImage files, through SimpleITK."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import FormatError, first_line
+from autoseg.core.geometry import Geometry, from_canonical, to_canonical
+from autoseg.core.serialize import atomic_path
+from autoseg.data.raw import LPS_TO_RAS, RawImage, file_spacing_mm, locate, storable
+
+ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+
+_META_ENDINGS = (".mha", ".mhd")
+_META_KEYS = ("NDims", "DimSize", "ElementType", "ElementDataFile")
+_META_INTEGERS = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8}
+_META_BYTES = {
+    **{f"MET_{sign}{name}": size for name, size in _META_INTEGERS.items() for sign in ("", "U")},
+    "MET_FLOAT": 4,
+    "MET_DOUBLE": 8,
+}
+_MAX_HEADER_BYTES = 2**20
+# Zeros shrink to a thousandth of their size, so that this much can become 64 MiB.
+_PIECE_BYTES = 2**16
+
+_ADVICE = "copy it again from where it came from, or export it anew"
+
+
+@cache
+def import_simpleitk() -> Any:
+    """SimpleITK, with its warnings kept from the terminal: what matters comes as an error."""
+    import SimpleITK
+
+    SimpleITK.ProcessObject.GlobalWarningDisplayOff()
+    return SimpleITK
+
+
+def why(error: BaseException) -> str:
+    """What SimpleITK says is wrong, in one line, without its own source files."""
+    # The cause comes last; MetaImage adds what the system said of some other call.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
+    if not lines:
+        return first_line(error)
+    return re.sub(r"^(.*ERROR: *)?(\w+\(0x[0-9a-f]+\): *)?(\[nrrd\] *)?", "", lines[-1])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ItkHeader:
+    """What ITK tells of a file without its voxels; x, y, z and LPS as ITK has them.
+
+    Attributes:
+        dimension: axes in the file, 2 to 4.
+        size: voxels (x, y, z).
+        n_repeats: along the fourth axis.
+        n_components: of a voxel.
+        spacing_mm: (x, y, z).
+        origin_mm: (x, y, z).
+        direction: 3x3, its columns are the directions of the axes.
+        affine: 4x4, from indices to RAS+ millimetres.
+        tags: metadata by key.
+    """
+
+    dimension: int
+    size: tuple[int, int, int]
+    n_repeats: int
+    n_components: int
+    spacing_mm: tuple[float, float, float]
+    origin_mm: tuple[float, float, float]
+    direction: NDArray[np.float64]
+    affine: NDArray[np.float64]
+    tags: Mapping[str, str]
+
+
+def make_affine(columns: NDArray, origin_mm: NDArray | tuple[float, ...]) -> NDArray[np.float64]:
+    """4x4 to RAS+ millimetres from ITK's: 3x3 whose columns are one voxel's step each, and the first voxel's place."""
+    affine = np.eye(4)
+    affine[:3, :3] = columns
+    affine[:3, 3] = origin_mm
+    affine = LPS_TO_RAS @ affine
+    return affine + 0.0  # no negative zeros
+
+
+def read_header(path: Path, *, reader_name: str = "") -> ItkHeader:
+    """Reads a file's header.
+
+    Args:
+        path: the file.
+        reader_name: the name of ITK's reader; empty for the one that fits.
+
+    Raises:
+        RuntimeError: ITK cannot read it.
+        FormatError: not 2 to 4 axes, or the fourth stands aslant in space.
+    """
+    reader = import_simpleitk().ImageFileReader()
+    if reader_name:
+        reader.SetImageIO(reader_name)
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    dimension, sizes = reader.GetDimension(), reader.GetSize()
+    if not 2 <= dimension <= 4 or 0 in sizes:
+        raise FormatError(f"{path}: found the shape {tuple(sizes)}, expected 2, 3 or 4 axes that are not empty")
+    stored = np.asarray(reader.GetDirection(), np.float64).reshape(dimension, dimension)
+    if stored[3:, :3].any() or stored[:3, 3:].any():
+        raise FormatError(f"{path}: found a fourth axis that is a direction in space, expected channels or time points")
+    direction = np.eye(3)
+    direction[: min(3, dimension), : min(3, dimension)] = stored[:3, :3]
+    spacing = (*reader.GetSpacing()[:3], 1.0)[:3]
+    origin = (*reader.GetOrigin()[:3], 0.0)[:3]
+    return ItkHeader(
+        dimension=dimension,
+        size=(*sizes[:3], 1)[:3],
+        n_repeats=sizes[3] if dimension == 4 else 1,
+        n_components=reader.GetNumberOfComponents(),
+        spacing_mm=spacing,
+        origin_mm=origin,
+        direction=direction,
+        affine=make_affine(direction * spacing, origin),
+        tags={key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()},
+    )
+
+
+def read_voxels(path: Path, header: ItkHeader, *, reader_name: str = "") -> NDArray:
+    """The voxels of a file.
+
+    Returns:
+        (C, x, y, z); channels are the steps of the fourth axis, and within them the components.
+
+    Raises:
+        RuntimeError: ITK cannot read it.
+        FormatError: not real numbers.
+    """
+    sitk = import_simpleitk()
+    image = sitk.ReadImage(str(path), imageIO=reader_name)
+    voxels = sitk.GetArrayFromImage(image)
+    if voxels.dtype.kind not in "iuf":
+        raise FormatError(f"{path}: found voxels of type {voxels.dtype}, expected numbers")
+    voxels = voxels.reshape(header.n_repeats, *header.size[::-1], header.n_components)
+    return voxels.transpose(0, 4, 3, 2, 1).reshape(-1, *header.size)
+
+
+def read_itk(path: Path) -> RawImage:
+    """Opens an NRRD or MetaImage file. Vectors, and the steps of a fourth axis, are channels; a 2D image is one slice.
+
+    Raises:
+        FormatError: unreadable, or no volume.
+    """
+    is_meta = path.name.lower().endswith(_META_ENDINGS)
+    kind = "MetaImage" if is_meta else "NRRD"
+    reader_name = "MetaImageIO" if is_meta else "NrrdImageIO"
+    try:
+        if is_meta:
+            _meta_header(path)
+        header = read_header(path, reader_name=reader_name)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read as {kind} ({why(error)}); {_ADVICE}") from error
+    geometry = locate(path, header.size, header.affine, spacing_mm=header.spacing_mm)
+
+    def load() -> NDArray:
+        try:
+            (_check_meta_data if is_meta else _check_nrrd_data)(path)
+            voxels = read_voxels(path, header, reader_name=reader_name)
+        except (RuntimeError, OSError, ValueError, zlib.error) as error:
+            raise FormatError(f"{path}: its voxels cannot be read ({why(error)}); {_ADVICE}") from error
+        return to_canonical(voxels, geometry.file_axcodes)
+
+    return RawImage(geometry=geometry, n_channels=header.n_repeats * header.n_components, load=load)
+
+
+def _meta_header(path: Path) -> tuple[dict[str, str], int]:
+    """Keys and values of a MetaImage, and where they end.
+
+    Read here first, because ITK writes what it finds amiss in a header to the terminal.
+
+    Raises:
+        ValueError: a key is missing that no image can do without.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MAX_HEADER_BYTES)
+    fields: dict[str, str] = {}
+    position = 0
+    while "ElementDataFile" not in fields and position < len(data):
+        end = data.find(b"\n", position)
+        end = len(data) if end < 0 else end
+        key, *value = re.split("[=:]", data[position:end].decode("latin-1"), maxsplit=1)
+        fields[key.strip()] = "".join(value).strip()
+        position = end + 1
+    missing = [key for key in _META_KEYS if not fields.get(key)]
+    if missing:
+        raise ValueError(f"its header has no {', '.join(missing)}")
+    return fields, position
+
+
+def _check_meta_data(path: Path) -> None:
+    """Refuses a file that is cut off or damaged, which ITK tells the terminal, or nobody, and fills up with zeros.
+
+    Raises:
+        ValueError: less data than the header says.
+        zlib.error: damaged.
+    """
+    fields, offset = _meta_header(path)
+    name = fields["ElementDataFile"]
+    if name.upper() == "LOCAL":
+        data = path
+    elif name.upper().startswith("LIST") or "%" in name or "HeaderSize" in fields:
+        return
+    else:
+        data, offset = path.parent / name, 0
+    n_bytes = _META_BYTES.get(fields["ElementType"].removesuffix("_ARRAY"))
+    if n_bytes is None:
+        return
+    sizes = [int(size) for size in fields["DimSize"].split()]
+    expected = math.prod(sizes) * int(fields.get("ElementNumberOfChannels", "1")) * n_bytes
+    if fields.get("CompressedData", "").lower() in ("true", "1"):
+        found = _decompressed_size(data, offset)
+    else:
+        found = data.stat().st_size - offset
+    if found < expected:
+        raise ValueError(f"found {found} bytes of voxels, expected {expected}")
+
+
+def _check_nrrd_data(path: Path) -> None:
+    """Refuses damaged gzip data, of which ITK checks the length alone.
+
+    Raises:
+        ValueError: cut off.
+        zlib.error: damaged.
+    """
+    with path.open("rb") as file:
+        text = file.read(_MAX_HEADER_BYTES)
+    # The header ends at the first empty line, or with the file where the data are elsewhere.
+    ends = [(text.find(mark), len(mark)) for mark in (b"\n\n", b"\r\n\r\n") if mark in text]
+    end, width = min(ends) if ends else (len(text), 0)
+    pairs = (line.partition(":") for line in text[:end].decode("latin-1").splitlines() if not line.startswith("#"))
+    fields = {key.strip().lower(): value.strip() for key, _, value in pairs}
+    name = fields.get("data file", fields.get("datafile", ""))
+    is_skipped = any(fields.get(key, "0") != "0" for key in ("byte skip", "byteskip", "line skip", "lineskip"))
+    if fields.get("encoding", "").lower() not in ("gzip", "gz") or is_skipped:
+        return
+    if name.upper().startswith("LIST") or "%" in name:
+        return
+    _decompressed_size(path.parent / name if name else path, 0 if name else end + width)
+
+
+def _decompressed_size(data: Path, offset: int) -> int:
+    """Bytes that a zlib or gzip stream holds, once its checksum is found right."""
+    size = 0
+    stream = zlib.decompressobj(wbits=47)
+    with data.open("rb") as file:
+        file.seek(offset)
+        while piece := file.read(_PIECE_BYTES):
+            size += len(stream.decompress(piece))
+    if not stream.eof:
+        raise ValueError("its compressed data are cut off")
+    return size
+
+
+def write_itk(path: Path, volume: NDArray, geometry: Geometry, *, like: Path | None, scale: float) -> None:
+    """Writes an NRRD or MetaImage file, compressed.
+
+    Spacing, origin and direction are those of `like`, to the last bit, where that is NRRD or MetaImage too.
+    """
+    sitk = import_simpleitk()
+    affine = np.asarray(geometry.affine, np.float64)
+    spacing = file_spacing_mm(geometry)
+    in_lps = LPS_TO_RAS @ affine
+    direction, origin = in_lps[:3, :3] / spacing, in_lps[:3, 3]
+    is_flat = False
+    if like is not None and like.name.lower().endswith(ENDINGS):
+        header = read_header(like)
+        is_flat = header.dimension == 2
+        if np.array_equal(header.affine, affine):
+            spacing, direction, origin = np.array(header.spacing_mm), header.direction, np.array(header.origin_mm)
+    array = storable(volume, scale)
+    voxels = np.ascontiguousarray(from_canonical(array, geometry.file_axcodes).T)
+    n_axes = 2 if is_flat and voxels.shape[0] == 1 else 3
+    image = sitk.GetImageFromArray(voxels[0] if n_axes == 2 else voxels)
+    image.SetSpacing(spacing[:n_axes].tolist())
+    image.SetOrigin(origin[:n_axes].tolist())
+    image.SetDirection(direction[:n_axes, :n_axes].ravel().tolist())
+    with atomic_path(path) as temporary:
+        sitk.WriteImage(image, str(temporary), useCompression=True)

@@ -1,0 +1,90 @@
+"""Datasets as they come.
+
+The layout is recognised, not configured. Each entry of `LAYOUTS` either recognises a path and lists its cases, or
+leaves it to the next. Nothing is copied; a `Dataset` holds absolute paths to the user's files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from autoseg.core.errors import DatasetError, Problem, describe_problems
+from autoseg.data.bids import open_bids
+from autoseg.data.brain_mri import open_brain_mri
+from autoseg.data.brats import open_brats
+from autoseg.data.dataset import Dataset
+from autoseg.data.folder_layouts import open_folders
+from autoseg.data.io import READERS
+from autoseg.data.json_layouts import open_decathlon, open_nnunet
+from autoseg.data.manifests import open_csv_manifest, open_json_manifest
+
+KNOWN_LAYOUTS = """\
+  - Medical Segmentation Decathlon: dataset.json with a "training" list
+  - nnU-Net raw: dataset.json with "channel_names", imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz
+  - BraTS: CASE/CASE_flair.nii.gz and CASE/CASE_seg.nii.gz, or CASE/CASE-t2f.nii.gz and CASE/CASE-seg.nii.gz, and so on
+  - a folder of slices for each patient: NAME/NAME_1.tif and NAME/NAME_1_mask.tif
+  - a pair of folders: images/ and labels/ or masks/, imgs/ and masks/, train/ and train_masks/, also below data/ or
+    train/, with the same file names, or "_mask" and the like after those of the masks
+  - BIDS: sub-01/anat/sub-01_T1w.nii.gz and derivatives/labels/sub-01/anat/sub-01_T1w_dseg.nii.gz
+  - a manifest: a .csv with the columns image (or one image_<channel> per channel) and label, optionally case and group,
+    or a .json with "channels", "labels" and "cases\""""
+
+
+def open_dataset(path: Path) -> Dataset:
+    """Recognises the layout of a dataset and lists its cases. At most, headers of one case are read.
+
+    Args:
+        path: a folder, or a manifest file.
+
+    Raises:
+        DatasetError: no known layout, or files that are missing, all of them listed.
+    """
+    path = Path(path).absolute()
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file or folder")
+    for recognise in LAYOUTS:
+        dataset = recognise(path)
+        if dataset is not None:
+            _check_index(dataset, path)
+            return dataset
+    shown = sorted(entry.name for entry in path.iterdir())[:8] if path.is_dir() else [path.name]
+    raise DatasetError(
+        f"{path}: the layout is not known.\nFound: {', '.join(shown) or 'an empty folder'}\n"
+        f"Expected one of\n{KNOWN_LAYOUTS}\nImages end in {', '.join(READERS)}."
+    )
+
+
+def _check_index(dataset: Dataset, path: Path) -> None:
+    problems = []
+    seen: set[str] = set()
+    for case in dataset.cases:
+        if case.id in seen:
+            advice = "rename the files, or name the cases in a manifest"
+            first = str(case.label_files[0])
+            problems.append(Problem(kind="two cases of one name", case=case.id, file=first, advice=advice))
+        seen.add(case.id)
+        if not case.id.strip(". ") or re.search(r"[/\\\x00-\x1f]", case.id):
+            advice = "give the case a name that can be the name of a folder"
+            problems.append(Problem(kind="unusable case name", case=repr(case.id), advice=advice))
+        for file in case.files:
+            if not file.exists():
+                advice = "restore the file, or remove the case"
+                problems.append(Problem(kind="missing file", case=case.id, file=str(file), advice=advice))
+    if problems:
+        raise DatasetError(describe_problems(f"{path}: the dataset is not complete.", problems))
+    if not dataset.cases:
+        raise DatasetError(f"{path}: found no case in the layout '{dataset.layout}', expected images with label maps")
+
+
+LAYOUTS: tuple[Callable[[Path], Dataset | None], ...] = (
+    open_csv_manifest,
+    open_json_manifest,
+    open_decathlon,
+    open_nnunet,
+    open_brats,
+    open_brain_mri,
+    open_folders,
+    open_bids,
+)

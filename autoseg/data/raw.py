@@ -1,0 +1,63 @@
+"""What every reader returns, and what readers and writers of several formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import FormatError
+from autoseg.core.geometry import Geometry, make_geometry
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""DICOM and ITK count from right to left and from front to back, affines in autoseg the other way round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawImage:
+    """What a reader returns.
+
+    Attributes:
+        geometry: of the volume.
+        n_channels: volumes stored in the file.
+        load: reads the voxels as stored, canonical (C, Z, Y, X).
+        load_label: reads the file as a label map, canonical (Z, Y, X), where a format can store one in another way than
+            an image; None where a label map is an image of one channel.
+    """
+
+    geometry: Geometry
+    n_channels: int
+    load: Callable[[], NDArray]
+    load_label: Callable[[], NDArray] | None = None
+
+
+class Writer(Protocol):
+    """What writes one format, atomically; see `autoseg.data.io.write_volume`."""
+
+    def __call__(self, path: Path, volume: NDArray, geometry: Geometry, *, like: Path | None, scale: float) -> None: ...
+
+
+def locate(path: Path, file_shape: Sequence[int], affine: NDArray, *, spacing_mm: Sequence[float]) -> Geometry:
+    """Geometry of a file, see `make_geometry`; an error names the file."""
+    try:
+        return make_geometry(file_shape, affine, header_spacing_mm=spacing_mm)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}; correct the header, or convert the image anew") from error
+
+
+def file_spacing_mm(geometry: Geometry) -> NDArray[np.float64]:
+    """Spacing along the file's (i, j, k), from its affine, without the last digit's noise of an oblique rotation."""
+    return np.linalg.norm(np.asarray(geometry.affine, np.float64)[:3, :3], axis=0).round(12)
+
+
+def storable(volume: NDArray, scale: float) -> NDArray:
+    """A volume in the values that it stands for: float32 where it is scaled, and of a type that formats have."""
+    if scale != 1:
+        return volume.astype(np.float32) * np.float32(scale)
+    if volume.dtype == np.bool_:
+        return volume.astype(np.uint8)
+    return volume.astype(np.float32) if volume.dtype == np.float16 else volume

@@ -1,0 +1,103 @@
+"""What is annotated in a case: from one label map, or from one file per structure."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import FormatError
+from autoseg.core.geometry import Geometry, grid_difference
+from autoseg.core.labels import LabelSpec
+from autoseg.data.dataset import Case
+from autoseg.data.io import read_label
+
+
+def read_reference(case: Case, labels: LabelSpec) -> tuple[NDArray, Geometry]:
+    """The label map of a case.
+
+    Args:
+        case: of the dataset.
+        labels: its classes.
+
+    Returns:
+        (Z, Y, X) integers in canonical orientation, with the values of the files, or where the case has one file per
+        structure with those of `labels`; and the geometry.
+
+    Raises:
+        FormatError: a file is unreadable, or the files of one case do not go together.
+    """
+    if case.label is not None:
+        return read_label(case.label)
+    masks, geometry = read_masks(case)
+    if labels.regions:
+        return _combine(case, masks, labels).reshape(geometry.shape), geometry
+    label = np.zeros(geometry.shape, labels.dtype)
+    for name, value in zip(labels.names, labels.values, strict=True):
+        if name in masks:
+            twice = label[masks[name]] != 0
+            if twice.any():
+                other = labels.names[labels.values.index(int(label[masks[name]][twice][0]))]
+                raise _unexpected(case, [other, name], int(np.count_nonzero(twice)))
+            label[masks[name]] = value
+    return label, geometry
+
+
+def _combine(case: Case, masks: dict[str, NDArray[np.bool_]], labels: LabelSpec) -> NDArray:
+    """Values of voxels that may be of several structures."""
+    combination = np.zeros(next(iter(masks.values())).shape, np.uint32)
+    has_mask = np.array([region.name in masks for region in labels.regions])
+    for position in np.flatnonzero(has_mask).tolist():
+        combination |= masks[labels.regions[position].name].astype(np.uint32) << position
+    # Of classes that differ in structures without a mask only, the first.
+    bits = (labels.memberships() & has_mask[:, None]).T @ (1 << np.arange(len(has_mask)))
+    table = dict(reversed(list(zip(bits.tolist(), (0, *labels.values), strict=True))))
+    found, inverse = np.unique(combination, return_inverse=True)
+    for known in found.tolist():
+        if known not in table:
+            names = [region.name for position, region in enumerate(labels.regions) if known >> position & 1]
+            raise _unexpected(case, names, int(np.count_nonzero(combination == known)))
+    return np.array([table[known] for known in found.tolist()], labels.dtype)[inverse]
+
+
+def _unexpected(case: Case, names: list[str], n_voxels: int) -> FormatError:
+    return FormatError(
+        f"{case.id}: {n_voxels} voxels are of {' and '.join(names)} together, which did not occur when the dataset was "
+        "planned; plan it again"
+    )
+
+
+def read_masks(case: Case) -> tuple[dict[str, NDArray[np.bool_]], Geometry]:
+    """The mask (Z, Y, X) of each structure that has a file, and their common geometry.
+
+    Raises:
+        FormatError: a file is unreadable, or lies on another grid than the first.
+    """
+    masks: dict[str, NDArray[np.bool_]] = {}
+    geometry: Geometry | None = None
+    for name, file in case.masks.items():
+        mask, own = read_label(file)
+        if geometry is None:
+            geometry = own
+        elif difference := grid_difference(geometry, own):
+            raise FormatError(f"{file}: found {difference[0]}, expected {difference[1]} of the case's first structure")
+        masks[name] = mask != 0
+    assert geometry is not None
+    return masks, geometry
+
+
+def combinations_of(case: Case) -> set[frozenset[str]]:
+    """Structures that share a voxel in a case with one file for each.
+
+    Raises:
+        FormatError: see `read_masks`.
+    """
+    masks, geometry = read_masks(case)
+    names = list(masks)
+    n_sharing = np.zeros(geometry.shape, np.uint8)
+    for mask in masks.values():
+        n_sharing += mask
+    shared = n_sharing > 1
+    if not shared.any():
+        return set()
+    patterns = np.unique(np.stack([mask[shared] for mask in masks.values()], axis=1), axis=0)
+    return {frozenset(name for name, inside in zip(names, pattern, strict=True) if inside) for pattern in patterns}

@@ -1,0 +1,123 @@
+"""The cascade: a first stage at low resolution, whose predictions a second one refines at full resolution."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from autoseg.core.errors import PlanError, TrainingError
+from autoseg.core.geometry import join_numbers
+from autoseg.core.runtime import map_threads, n_cpus
+from autoseg.core.serialize import digest, write_json
+from autoseg.data.io import read_label
+from autoseg.pipeline.crossval import validate_fold, validation_folder
+from autoseg.pipeline.prepare import file_identity
+from autoseg.pipeline.workspace import CASCADE, DEFAULT_WORK, Workspace
+from autoseg.planning.plan import ConfigurationPlan, Plan
+
+logger = logging.getLogger(__name__)
+
+
+def force_cascade(work: Path | str = DEFAULT_WORK, configuration: str | None = CASCADE) -> Plan:
+    """Gives a plan a cascade where the planner has found none necessary; one that is there stays.
+
+    Args:
+        work: the work folder, planned.
+        configuration: as for `train`; it has to be the cascade.
+
+    Raises:
+        PlanError: something else is asked for, or there is no 3D configuration to make one for.
+    """
+    from autoseg.planning import configurations
+
+    workspace = Workspace(root=Path(work))
+    made = workspace.read_plan()
+    if any(known.previous is not None for known in made.configurations.values()):
+        return made
+    if configuration is None or CASCADE not in configuration:
+        raise PlanError("--force makes a cascade; say so with -c cascade, or leave it out")
+    added, reasons = configurations.force_cascade(made, n_cases=len(workspace.read_fingerprint().cases))
+    subjects = {reason.subject for reason in reasons}
+    kept = (reason for reason in made.reasons if reason.subject not in subjects)
+    plan = replace(made, configurations={**made.configurations, **added}, reasons=(*kept, *reasons)).signed()
+    write_json(workspace.plan_file, plan)
+    for known in added.values():
+        logger.info("the plan now has %s, at %s mm", known.name, join_numbers(known.spacing_mm))
+    return plan
+
+
+def prepare_second_stage(
+    workspace: Workspace,
+    made: Plan,
+    configuration: ConfigurationPlan,
+    *,
+    train_folds: Callable[[str, list[int]], object],
+    device: str,
+    stop: Callable[[], bool],
+) -> None:
+    """Trains what is missing of the first stage, and puts its out-of-fold predictions on the grid of the second.
+
+    Args:
+        workspace: the work folder; cases are preprocessed for the second stage.
+        made: the plan.
+        configuration: the second stage.
+        train_folds: trains folds of a configuration.
+        device: as in `train`.
+        stop: asked after every case that is predicted; True raises.
+
+    Raises:
+        TrainingError: a case validates in no fold, so that no prediction of it is out-of-fold.
+        TrainingInterrupted: `stop` said so.
+    """
+    from autoseg.inference.model import read_model, trained_folds
+
+    first = configuration.previous
+    assert first is not None
+    splits = workspace.read_splits()
+    fold_of = {case: fold for fold, split in enumerate(splits.folds) for case in split.validation}
+    needed = {case for split in splits.folds for case in split.training}
+    if lacking := sorted(needed - fold_of.keys()):
+        raise TrainingError(
+            f"the second stage of a cascade learns from predictions of networks that have not seen the case, and "
+            f"{len(lacking)} cases validate in no fold, such as {lacking[0]}; plan with a cross-validation (--folds 5)"
+        )
+    model = workspace.model(first)
+    missing = sorted(set(range(len(splits.folds))) - set(trained_folds(model)))
+    if missing:
+        logger.info("%s needs all folds of %s; training %s", configuration.name, first, ", ".join(map(str, missing)))
+        train_folds(first, missing)
+    for fold in range(len(splits.folds)):
+        validate_fold(workspace, first, fold, device=device, stop=stop)
+    digests = {fold: read_model(model).digest([fold]) for fold in range(len(splits.folds))}
+    map_threads(
+        lambda case: _put_on_grid(
+            workspace,
+            made,
+            configuration.name,
+            case,
+            label_map=validation_folder(workspace, first, fold_of[case]) / f"{case}.nii.gz",
+            model=digests[fold_of[case]],
+        ),
+        sorted(fold_of),
+        n_threads=n_cpus(),
+        description=f"predictions of {first} for {configuration.name}",
+    )
+
+
+def _put_on_grid(
+    workspace: Workspace, made: Plan, configuration: str, case: str, *, label_map: Path, model: str
+) -> None:
+    """An out-of-fold prediction on the grid of the second stage, unless it is there already."""
+    from autoseg.preprocessing.preprocess import preprocess_label
+    from autoseg.preprocessing.store import PreprocessedCase, is_previous_current, write_previous
+
+    stored = PreprocessedCase(workspace.preprocessed(made.grid(configuration), case))
+    folder = workspace.preprocessed(configuration, case)
+    key = digest((model, stored.stored.key, file_identity(label_map)[1:]))
+    if is_previous_current(folder, key):
+        return
+    label, _ = read_label(label_map)
+    classes = preprocess_label(made.labels.values_to_classes(label), stored.record)
+    write_previous(folder, classes.numpy(), key=key)
