@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def evaluate(
         reference: the same.
         labels: names and values; None for those in `prediction.json` of the folder, or else every value that occurs.
         regions: names and values of what is scored besides: all voxels with one of the values.
-        settings: of the metrics.
+        settings: of the metrics. Where the labels are those in `prediction.json`, so is the value to ignore, unless one
+            is given.
 
     Raises:
         AutosegError: regions or an ignored value that do not go together with the labels, or a folder that cannot be
@@ -56,6 +58,8 @@ def evaluate(
     if record_file.is_file():
         record: PredictionRecord = read_json(record_file, PredictionRecord)
         labels, model = labels or record.labels, record.model
+        if settings.ignore is None and labels is record.labels:
+            settings = replace(settings, ignore=labels.ignore)
     evaluation = evaluate_folders(
         folder, Path(reference), labels=labels, regions=regions, settings=settings, model=model
     )
