@@ -31,7 +31,7 @@ app = typer.Typer(
 Work = Annotated[Path, typer.Option("-w", "--work", help="The work folder.")]
 Configuration = Annotated[
     str | None,
-    typer.Option("-c", "--configuration", help="2d, 3d_fullres, ...; the recommended one by default."),
+    typer.Option("-c", "--configuration", help="2d, 3d_fullres, cascade, ...; the recommended one by default."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 DEFAULT_WORK = Path("autoseg-work")
@@ -298,6 +298,8 @@ def train(
 
     Ctrl-C (SIGINT), SIGTERM and SIGUSR1 save and stop with the exit codes 130, 143 and 138; the same command goes on
     from there. Whatever else ends the training loses what came after the last checkpoint.
+
+    -c cascade trains all folds of the first stage before, where they are missing, each within the same budget.
     """
     from autoseg import pipeline
     from autoseg.data.splits import parse_folds
@@ -444,7 +446,10 @@ def export(
     configuration: Configuration = None,
     folds: Folds = None,
 ) -> None:
-    """Write a trained model into one file, to predict with anywhere: no images, names of cases or paths are in it."""
+    """Write a trained model into one file, to predict with anywhere: no images, names of cases or paths are in it.
+
+    A cascade does not go into one file yet: copy the folders of both stages side by side.
+    """
     from autoseg import pipeline
 
     file = pipeline.export(work, target, configuration=configuration, folds=_parse_model_folds(folds))

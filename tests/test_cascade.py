@@ -95,7 +95,7 @@ def test_the_second_stage_learns_from_predictions_of_networks_that_had_not_seen_
     for fold, split in enumerate(folds):
         for case in split["validation"]:
             predicted = nib.load(work / "models" / "3d_lowres" / f"fold_{fold}" / "validation" / f"{case}.nii.gz")
-            used = np.load(work / "preprocessed" / "3d_cascade_fullres" / case / "previous.npy")
+            used = np.load(work / "preprocessed" / "3d_cascade_fullres.first_stage" / case / "previous.npy")
             np.testing.assert_array_equal(used, np.asarray(predicted.dataobj).transpose(2, 1, 0))
 
 

@@ -121,6 +121,5 @@ def test_a_channel_on_another_grid_is_refused_or_resampled(tmp_path: Path) -> No
     run("plan", tmp_path / "cases.json", "-w", tmp_path / "work", "-c", "3d_fullres", "--fix")
     shown = draw(np.random.default_rng(0))[0]
     stored = np.load(tmp_path / "work" / "preprocessed" / "3d_fullres" / "c0" / "image.npy")[1].astype(float)
-    inside = (slice(1, -1),) * 3
-    correlation = np.corrcoef(stored[inside].ravel(), shown[inside].ravel())[0, 1]
-    assert correlation > 0.999, "of voxels twice as large, each is the mean of its eight parts"
+    correlation = np.corrcoef(stored.ravel(), shown.ravel())[0, 1]
+    assert correlation > 0.999, "each voxel is the mean of its eight parts"

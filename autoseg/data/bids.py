@@ -87,24 +87,38 @@ def open_bids(path: Path) -> Dataset | None:
 
 def _list_raw(path: Path, subjects: Sequence[Path]) -> Images:
     """The images in sub-*/anat and sub-*/ses-*/anat."""
-    folders = [
-        inner / "anat"
-        for subject in subjects
-        for inner in (subject, *(inner for inner in list_folders(subject) if inner.name.startswith("ses-")))
-    ]
-    files = [file for folder in folders if folder.is_dir() for file in list_images(folder)]
     images: dict[str, dict[str, Path]] = {}
-    for name, file in by_name(files).items() if files else ():
-        match = _SESSION.fullmatch(name)
-        suffix = name.rpartition("_")[2]
-        if match and suffix != "defacemask" and not _LABEL_SUFFIX.fullmatch(suffix):
-            images.setdefault(match["session"], {})[match["rest"]] = file
+    for session, rest, file in _list_sessions(subjects):
+        images.setdefault(session, {})[rest] = file
     if not images:
         raise DatasetError(
             f"{path}: found {len(subjects)} folders sub-* without an image, expected sub-01/anat/sub-01_T1w.nii.gz or "
             "sub-01/ses-01/anat/sub-01_ses-01_T1w.nii.gz; name the dataset's own folder, not one of its derivatives"
         )
     return images
+
+
+def list_bids_images(path: Path) -> list[Path]:
+    """The images in the folders sub-*/anat and sub-*/ses-*/anat of a dataset; empty where there are none."""
+    subjects = [folder for folder in list_folders(path) if folder.name.startswith("sub-")]
+    return [file for _, _, file in _list_sessions(subjects)]
+
+
+def _list_sessions(subjects: Sequence[Path]) -> list[tuple[str, str, Path]]:
+    """Images without label maps: the session, what follows it in the name, and the file."""
+    folders = [
+        inner / "anat"
+        for subject in subjects
+        for inner in (subject, *(inner for inner in list_folders(subject) if inner.name.startswith("ses-")))
+    ]
+    files = [file for folder in folders if folder.is_dir() for file in list_images(folder)]
+    found = []
+    for name, file in by_name(files).items() if files else ():
+        match = _SESSION.fullmatch(name)
+        suffix = name.rpartition("_")[2]
+        if match and suffix != "defacemask" and not _LABEL_SUFFIX.fullmatch(suffix):
+            found.append((match["session"], match["rest"], file))
+    return found
 
 
 def _choose_derivative(path: Path, images: Images) -> tuple[Path, list[_Label]]:

@@ -174,17 +174,22 @@ def _check_label_values(case: Case, label: NDArray, labels: LabelSpec) -> list[P
 
 def _check_annotated(case: Case, label: NDArray, labels: LabelSpec) -> list[Problem]:
     """What a case is said to be annotated with must be known, and nothing else may be in its label map."""
-    if case.annotated is None:
-        return []
-    unknown = [name for name in case.annotated if name not in labels.structures]
+    named = (*case.masks, *(case.annotated or ()))
+    unknown = [name for name in named if name not in labels.structures]
     if unknown:
         advice = "name structures as the list of labels does"
         found, expected = ", ".join(unknown), f"some of {list_some(labels.structures)}"
         return [
             Problem(
-                kind="annotated structure without a label", case=case.id, found=found, expected=expected, advice=advice
+                kind="structure that is not among the labels",
+                case=case.id,
+                found=found,
+                expected=expected,
+                advice=advice,
             )
         ]
+    if case.annotated is None:
+        return []
     value_of = labels.structure_values
     allowed = {0, labels.ignore, *(value for name in case.annotated for value in value_of[name])}
     present = label_values(label) - allowed

@@ -15,6 +15,16 @@ from autoseg.data.io import case_name, is_image, read_raw
 
 logger = logging.getLogger(__name__)
 
+_MARK = "(?:masks?|seg|segmentation|labels?)"
+# How the name of an image is made from that of its mask; those that come first win where several fit as well.
+_IMAGE_NAMES = tuple(
+    (re.compile(expression, re.IGNORECASE), replacement)
+    for expression, replacements in (
+        (rf"([_-]){_MARK}$", ("", r"\1image", r"\1img")),
+        (rf"^{_MARK}([_-])", ("", r"image\1", r"img\1")),
+    )
+    for replacement in replacements
+)
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -27,6 +37,14 @@ def split_channel(file: Path) -> tuple[str, str] | None:
 def list_images(folder: Path) -> list[Path]:
     """The images in a folder, sorted: files, and folders with DICOM files in them; hidden ones are no images."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_image(path))
+
+
+def list_case_files(folder: Path) -> list[Path]:
+    """The images in folders of cases, CASE/CASE_1.tif or CASE/CASE-t1.nii.gz, up to two levels below a folder."""
+    inner = list_folders(folder)
+    inner += [deeper for one in inner for deeper in list_folders(one)]
+    prefixes = {case: (f"{case.name}_".lower(), f"{case.name}-".lower()) for case in inner}
+    return [file for case in inner for file in list_images(case) if case_name(file).lower().startswith(prefixes[case])]
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -68,6 +86,24 @@ def group_channels(files: Sequence[Path], *, folder: Path) -> dict[str, list[Pat
     return cases
 
 
+def group_named_channels(files: Sequence[Path], channels: Sequence[str]) -> dict[str, dict[int, list[Path]]]:
+    """CASE_<name> or CASE-<name> by case and channel, in upper or lower case; files with other names are left out.
+
+    Names that are numbers do not count: CASE_1 is a case more often than a channel.
+    """
+    names = [re.escape(name) if not name.isdecimal() else "(?!)" for name in channels]
+    expressions = [re.compile(rf"(.+)[_-]{name}", re.IGNORECASE) for name in names]
+    cases: dict[str, dict[int, list[Path]]] = {}
+    for file in sorted(files):
+        matches = [(channel, expression.fullmatch(case_name(file))) for channel, expression in enumerate(expressions)]
+        # Of T2 and acq-axial_T2, the longer one.
+        fitting = [(match[1], channel) for channel, match in matches if match]
+        if fitting:
+            case, channel = min(fitting, key=lambda one: len(one[0]))
+            cases.setdefault(case, {}).setdefault(channel, []).append(file)
+    return cases
+
+
 def by_name(files: Sequence[Path]) -> dict[str, Path]:
     """Files by case; a case that is there with two endings is an error, not a choice."""
     named = {case_name(file): file for file in files}
@@ -90,6 +126,41 @@ def by_name(files: Sequence[Path]) -> dict[str, Path]:
 
 def _seen_from(file: Path, other: Path) -> str:
     return other.name if other.parent == file.parent else str(other)
+
+
+def name_after_images(labels: Mapping[str, Path], images: Collection[str]) -> dict[str, Path]:
+    """Label maps by the name of their image: their own, or what is left of it without "_mask" or "mask_" and the like.
+
+    All of them follow one rule, the one that most images fit.
+
+    Args:
+        labels: by their own names.
+        images: names of images.
+    """
+    named = [dict(labels)]
+    for expression, replacement in _IMAGE_NAMES:
+        renamed = {expression.sub(replacement, name): file for name, file in labels.items()}
+        if len(renamed) == len(labels):
+            named.append(renamed)
+    return max(named, key=lambda names: len(names.keys() & set(images)))
+
+
+def is_called_mask(file: Path) -> bool:
+    """Whether the name says that it is a mask: CASE_seg, CASE-mask, mask_CASE."""
+    return any(expression.search(case_name(file)) for expression, _ in _IMAGE_NAMES)
+
+
+def masks_among(files: Collection[Path]) -> list[Path]:
+    """Files that are called as masks of others in the same folder: CASE_mask.tif beside CASE.tif or CASE_0000.tif."""
+    known = {(file.parent, case_name(file)) for file in files}
+    known |= {(file.parent, parts[0]) for file in files if (parts := split_channel(file))}
+
+    def is_mask(file: Path) -> bool:
+        name = case_name(file)
+        images = {expression.sub(replacement, name) for expression, replacement in _IMAGE_NAMES} - {name}
+        return any((file.parent, image) in known for image in images)
+
+    return [file for file in files if is_mask(file)]
 
 
 def place_channels(files: Sequence[Path], *, n_channels: int) -> list[Path | None]:

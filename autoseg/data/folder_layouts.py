@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from autoseg.data.files import (
     list_folders,
     list_images,
     match_labels,
+    name_after_images,
     split_channel,
 )
 from autoseg.data.io import case_name, file_ending
@@ -33,16 +33,6 @@ _PAIRS = (
     ("train_images", "train_masks"),
 )
 _BELOW = ("data", "train")
-_MARK = "(?:masks?|seg|segmentation|labels?)"
-# How the name of an image is made from that of its mask; those that come first win where several fit as well.
-_IMAGE_NAMES = tuple(
-    (re.compile(expression, re.IGNORECASE), replacement)
-    for expression, replacements in (
-        (rf"([_-]){_MARK}$", ("", r"\1image", r"\1img")),
-        (rf"^{_MARK}([_-])", ("", r"image\1", r"img\1")),
-    )
-    for replacement in replacements
-)
 # The Carvana challenge has 16 photographs of each car: 00087a6bd4dc_01.jpg to 00087a6bd4dc_16.jpg.
 _PHOTOGRAPH = re.compile(r"([0-9a-f]{12})_(?:0[1-9]|1[0-6])")
 _NIFTI = (".nii", ".nii.gz")
@@ -53,7 +43,9 @@ def open_folders(path: Path) -> Dataset | None:
     if pair is None:
         return None
     images, labels = (list_images(folder) for folder in pair)
-    named = _name_after_images(by_name(labels), images)
+    known = {case_name(file) for file in images}
+    known |= {parts[0] for file in images if (parts := split_channel(file))}
+    named = name_after_images(by_name(labels), known)
     if (
         images
         and all(split_channel(file) for file in images)
@@ -91,21 +83,6 @@ def _find_pair(path: Path) -> tuple[Path, Path] | None:
                     logger.info("%s is read; beside it are %s", folder, list_some(others))
                 return folder / images, folder / labels
     return None
-
-
-def _name_after_images(labels: Mapping[str, Path], images: Iterable[Path]) -> dict[str, Path]:
-    """Label maps by the name of their image: their own, or what is left of it without "_mask" or "mask_" and the like.
-
-    All of them follow one rule, the one that most images fit.
-    """
-    known = {case_name(file) for file in images}
-    known |= {parts[0] for file in images if (parts := split_channel(file))}
-    named = [dict(labels)]
-    for expression, replacement in _IMAGE_NAMES:
-        renamed = {expression.sub(replacement, name): file for name, file in labels.items()}
-        if len(renamed) == len(labels):
-            named.append(renamed)
-    return max(named, key=lambda names: len(names.keys() & known))
 
 
 def _group(case: str) -> str:

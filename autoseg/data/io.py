@@ -7,6 +7,7 @@ the formats know the files' (x, y, z) order.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,16 +21,18 @@ from autoseg.data.itk import read_itk, write_itk
 from autoseg.data.nifti import read_nifti, write_nifti
 from autoseg.data.pictures import read_picture, write_picture
 from autoseg.data.raw import RawImage, Writer
-from autoseg.data.tiff import read_tiff, write_tiff
+from autoseg.data.tiff import read_tiff, sidecars, write_tiff
 
 __all__ = [
     "READERS",
     "WRITERS",
     "RawImage",
+    "adopt_place",
     "case_name",
     "file_ending",
     "is_image",
     "output_ending",
+    "parts_of",
     "read_geometry",
     "read_image",
     "read_label",
@@ -91,6 +94,16 @@ def case_name(path: Path | str) -> str:
     if ending:
         return name[: -len(ending)]
     return name if Path(path).is_dir() else Path(name).stem
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files that an image is read from: in a folder all, the voxels beside a header, the spacing beside a TIFF."""
+    if path.is_dir():
+        return sorted(path.iterdir())
+    ending = file_ending(path)
+    if ending in (".mhd", ".nhdr"):
+        return sorted({path, *path.parent.glob(f"{glob.escape(path.stem)}.*")})
+    return [path, *sidecars(path)] if ending and READERS[ending] is read_tiff else [path]
 
 
 def output_ending(image: Path) -> str:
@@ -181,6 +194,30 @@ def read_label(path: Path) -> tuple[NDArray, Geometry]:
     if label.dtype == np.uint64:
         label = label.astype(np.int64)  # numpy counts and indexes with signed integers only
     return label.astype(label.dtype.newbyteorder("="), copy=False), raw.geometry
+
+
+def adopt_place(geometry: Geometry, file: Path, image: Path) -> Geometry:
+    """Where a label map is that does not say so: where its image is.
+
+    Programs write masks as pictures, or as TIFF without the spacing that the image has.
+
+    Args:
+        geometry: of the label map.
+        file: the label map.
+        image: that it belongs to.
+
+    Returns:
+        The image's geometry where that is TIFF of the same shape and the label map is a picture or TIFF with voxels of
+        1 mm, which is what pictures without a spacing have; else the label map's own.
+    """
+    readers = [READERS.get(file_ending(path) or "") for path in (file, image)]
+    if readers[1] is not read_tiff or readers[0] not in (read_tiff, read_picture) or set(geometry.spacing_mm) != {1.0}:
+        return geometry
+    try:
+        place = read_geometry(image)
+    except FormatError:
+        return geometry  # That is told where the image is read.
+    return place if place.shape == geometry.shape else geometry
 
 
 def write_volume(

@@ -235,20 +235,25 @@ def _check_nrrd_data(path: Path) -> None:
         ValueError: cut off.
         zlib.error: damaged.
     """
-    with path.open("rb") as file:
-        text = file.read(_MAX_HEADER_BYTES)
-    # The header ends at the first empty line, or with the file where the data are elsewhere.
-    ends = [(text.find(mark), len(mark)) for mark in (b"\n\n", b"\r\n\r\n") if mark in text]
-    end, width = min(ends) if ends else (len(text), 0)
-    pairs = (line.partition(":") for line in text[:end].decode("latin-1").splitlines() if not line.startswith("#"))
-    fields = {key.strip().lower(): value.strip() for key, _, value in pairs}
+    fields, offset = _nrrd_header(path)
     name = fields.get("data file", fields.get("datafile", ""))
     is_skipped = any(fields.get(key, "0") != "0" for key in ("byte skip", "byteskip", "line skip", "lineskip"))
     if fields.get("encoding", "").lower() not in ("gzip", "gz") or is_skipped:
         return
     if name.upper().startswith("LIST") or "%" in name:
         return
-    _decompressed_size(path.parent / name if name else path, 0 if name else end + width)
+    _decompressed_size(path.parent / name if name else path, 0 if name else offset)
+
+
+def _nrrd_header(path: Path) -> tuple[dict[str, str], int]:
+    """Fields of an NRRD header in lower case, and where it ends."""
+    with path.open("rb") as file:
+        text = file.read(_MAX_HEADER_BYTES)
+    # The header ends at the first empty line, or with the file where the data are elsewhere.
+    ends = [(text.find(mark), len(mark)) for mark in (b"\n\n", b"\r\n\r\n") if mark in text]
+    end, width = min(ends) if ends else (len(text), 0)
+    pairs = (line.partition(":") for line in text[:end].decode("latin-1").splitlines() if not line.startswith("#"))
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}, end + width
 
 
 def _decompressed_size(data: Path, offset: int) -> int:
@@ -267,18 +272,19 @@ def _decompressed_size(data: Path, offset: int) -> int:
 def write_itk(path: Path, volume: NDArray, geometry: Geometry, *, like: Path | None, scale: float) -> None:
     """Writes an NRRD or MetaImage file, compressed.
 
-    Spacing, origin and direction are those of `like`, to the last bit, where that is NRRD or MetaImage too.
+    Spacing, origin and direction are those of `like`, to the last bit, where both are NRRD or both MetaImage.
     """
     sitk = import_simpleitk()
     affine = np.asarray(geometry.affine, np.float64)
     spacing = file_spacing_mm(geometry)
     in_lps = LPS_TO_RAS @ affine
     direction, origin = in_lps[:3, :3] / spacing, in_lps[:3, 3]
-    is_flat = False
+    is_flat, is_alike = False, False
     if like is not None and like.name.lower().endswith(ENDINGS):
         header = read_header(like)
         is_flat = header.dimension == 2
         if np.array_equal(header.affine, affine):
+            is_alike = path.suffix.lower() == ".nrrd" and like.suffix.lower() in (".nrrd", ".nhdr")
             spacing, direction, origin = np.array(header.spacing_mm), header.direction, np.array(header.origin_mm)
     array = storable(volume, scale)
     voxels = np.ascontiguousarray(from_canonical(array, geometry.file_axcodes).T)
@@ -289,3 +295,25 @@ def write_itk(path: Path, volume: NDArray, geometry: Geometry, *, like: Path | N
     image.SetDirection(direction[:n_axes, :n_axes].ravel().tolist())
     with atomic_path(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
+        if is_alike and like is not None:
+            _copy_place(like, temporary)
+
+
+def _copy_place(source: Path, target: Path) -> None:
+    """Gives an NRRD file the words of another one's header for where it is.
+
+    NRRD has spacing times direction in one number, and taking them apart to put them together changes its last bit.
+    """
+    known, written = _nrrd_header(source)[0], _nrrd_header(target)[0]
+    # An axis of channels has no direction, and the label map no such axis.
+    known["space directions"] = known.get("space directions", "").replace("none", "").strip()
+    keys = ("space", "space directions", "space origin")
+    if known["space directions"].count("(") != written.get("space directions", "").count("(") or not all(
+        known.get(key) and key in written for key in keys
+    ):
+        return
+    data = target.read_bytes()
+    for key in keys:
+        line = f"{key}: {written[key]}\n".encode("latin-1")
+        data = data.replace(line, f"{key}: {known[key]}\n".encode("latin-1"), 1)
+    target.write_bytes(data)

@@ -53,7 +53,7 @@ def parse_channels(names: Any, *, where: Path) -> tuple[str, ...]:
 def parse_labels(entries: Any, *, where: Path, written: Any = None) -> LabelSpec:
     """The classes from a "labels" object, written value to name (MSD) or name to value (nnU-Net).
 
-    Where a name has a list of values, all names are regions, in the order of the object.
+    Where a name has several values, all names are regions, in the order of the object.
 
     Args:
         entries: the object.
@@ -77,7 +77,7 @@ def parse_labels(entries: Any, *, where: Path, written: Any = None) -> LabelSpec
         raise DatasetError(f"{where}: found no label besides the background, expected at least one")
     ignore = ignored[0][0] if ignored else None
     try:
-        if any(isinstance(item, (list, tuple)) for item in entries.values()):
+        if any(len(values) > 1 for _, values in foreground):
             return _region_labels(foreground, written=written, ignore=ignore)
         known = sorted((values[0], name) for name, values in foreground)
         return LabelSpec(
@@ -105,7 +105,7 @@ def _region_labels(entries: Sequence[tuple[str, tuple[int, ...]]], *, written: A
     values = tuple(sorted({value for _, of_region in entries for value in of_region} - {0}))
     if written is None:
         n_regions = {value: sum(value in of_region for _, of_region in entries) for value in values}
-        order = [min(of_region, key=lambda value: (n_regions[value], value)) for _, of_region in entries]
+        order = [min(of_region, key=lambda value: (n_regions.get(value, 0), value)) for _, of_region in entries]
     else:
         if not isinstance(written, list) or not all(is_whole(value) for value in written):
             raise DatasetError(f"found the regions_class_order {written!r}, expected a list of whole numbers")

@@ -42,7 +42,9 @@ def open_csv_manifest(path: Path) -> Dataset | None:
             else row["label"],
             "id": row.get("case"),
             "group": row.get("group"),
-            "annotated": [name.strip() for name in row["annotated"].split(";")] if row.get("annotated") else None,
+            "annotated": [name.strip() for name in row["annotated"].split(";") if name.strip()]
+            if row.get("annotated")
+            else None,
         }
         for row in rows
     ]

@@ -34,6 +34,13 @@ class RawImage:
     load: Callable[[], NDArray]
     load_label: Callable[[], NDArray] | None = None
 
+    def load_shown(self) -> NDArray:
+        """What a grey picture of it shows, (Z, Y, X): the first channel, or the mean of red, green and blue."""
+        voxels = self.load()
+        # Of formats that store label maps in a way of their own, three channels are colours.
+        has_colours = self.n_channels == 3 and self.load_label is not None
+        return voxels.astype(np.float32).mean(axis=0) if has_colours else voxels[0]
+
 
 class Writer(Protocol):
     """What writes one format, atomically; see `autoseg.data.io.write_volume`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,7 @@ from autoseg.core.errors import FormatError
 from autoseg.core.geometry import Geometry, grid_difference
 from autoseg.core.labels import LabelSpec
 from autoseg.data.dataset import Case
-from autoseg.data.io import read_label
+from autoseg.data.io import adopt_place, read_label
 
 
 def read_reference(case: Case, labels: LabelSpec) -> tuple[NDArray, Geometry]:
@@ -27,7 +29,7 @@ def read_reference(case: Case, labels: LabelSpec) -> tuple[NDArray, Geometry]:
         FormatError: a file is unreadable, or the files of one case do not go together.
     """
     if case.label is not None:
-        return read_label(case.label)
+        return _read_placed(case.label, case)
     masks, geometry = read_masks(case)
     if labels.regions:
         return _combine(case, masks, labels).reshape(geometry.shape), geometry
@@ -40,6 +42,17 @@ def read_reference(case: Case, labels: LabelSpec) -> tuple[NDArray, Geometry]:
                 raise _unexpected(case, [other, name], int(np.count_nonzero(twice)))
             label[masks[name]] = value
     return label, geometry
+
+
+def read_shown_reference(case: Case, labels: LabelSpec) -> NDArray:
+    """The label map of a case for a picture: what nobody has annotated looks like background."""
+    label, _ = read_reference(case, labels)
+    return label if labels.ignore is None else np.where(label == labels.ignore, 0, label)
+
+
+def _read_placed(file: Path, case: Case) -> tuple[NDArray, Geometry]:
+    label, geometry = read_label(file)
+    return label, adopt_place(geometry, file, case.image_files[0]) if case.image_files else geometry
 
 
 def _combine(case: Case, masks: dict[str, NDArray[np.bool_]], labels: LabelSpec) -> NDArray:
@@ -61,8 +74,8 @@ def _combine(case: Case, masks: dict[str, NDArray[np.bool_]], labels: LabelSpec)
 
 def _unexpected(case: Case, names: list[str], n_voxels: int) -> FormatError:
     return FormatError(
-        f"{case.id}: {n_voxels} voxels are of {' and '.join(names)} together, which did not occur when the dataset was "
-        "planned; plan it again"
+        f"{case.id}: {n_voxels} voxels are of {' and '.join(names)} together; leave the list of labels out of the "
+        "manifest and plan again, so that structures may overlap, or correct the masks"
     )
 
 
@@ -75,7 +88,7 @@ def read_masks(case: Case) -> tuple[dict[str, NDArray[np.bool_]], Geometry]:
     masks: dict[str, NDArray[np.bool_]] = {}
     geometry: Geometry | None = None
     for name, file in case.masks.items():
-        mask, own = read_label(file)
+        mask, own = _read_placed(file, case)
         if geometry is None:
             geometry = own
         elif difference := grid_difference(geometry, own):

@@ -9,7 +9,9 @@ from autoseg.core.geometry import Geometry
 
 
 def resample_onto(image: NDArray[np.float32], source: Geometry, target: Geometry) -> NDArray[np.float32]:
-    """Values of an image at the voxels of another grid, interpolated linearly in world space.
+    """Values of an image at the centres of the voxels of another grid, interpolated linearly in world space.
+
+    Nothing is averaged: of an image with much smaller voxels, the values between are lost.
 
     Args:
         image: (C, Z, Y, X) canonical.
@@ -17,7 +19,7 @@ def resample_onto(image: NDArray[np.float32], source: Geometry, target: Geometry
         target: of the result.
 
     Returns:
-        (C, *target.shape) float32; zero outside the image.
+        (C, *target.shape) float32; zero outside the voxels of the image.
     """
     from scipy import ndimage
 
@@ -25,6 +27,15 @@ def resample_onto(image: NDArray[np.float32], source: Geometry, target: Geometry
     to_source = np.linalg.inv(source.canonical_affine) @ target.canonical_affine
     matrix, offset = to_source[:3, :3][::-1, ::-1], to_source[:3, 3][::-1]
     result = np.empty((len(image), *target.shape), np.float32)
-    for channel, values in zip(result, image, strict=True):
-        ndimage.affine_transform(values, matrix, offset, output_shape=target.shape, output=channel, order=1)
+    rows, columns = np.indices(target.shape[1:])
+    limits = np.array(image.shape[1:]).reshape(3, 1, 1) - 0.5
+    # Slice by slice: the places take many times the memory of the values.
+    for index in range(target.shape[0]):
+        indices = np.stack([np.full_like(rows, index), rows, columns])
+        places = np.tensordot(matrix, indices, 1) + offset.reshape(3, 1, 1)
+        # A little more than the outer border, for what rounding makes of voxels that lie on it.
+        inside = ((places >= -0.5 - 1e-6) & (places <= limits + 1e-6)).all(axis=0)
+        for channel, values in zip(result, image, strict=True):
+            found = ndimage.map_coordinates(values, places, order=1, mode="nearest")
+            channel[index] = np.where(inside, found, 0)
     return result

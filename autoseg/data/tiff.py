@@ -265,12 +265,17 @@ def _is_grey(palette: NDArray[np.uint16]) -> bool:
     return bool((palette == palette[:1]).all())
 
 
-def _sidecar_spacing(path: Path) -> Spacing3 | None:
-    """From CASE.json beside CASE.tif or CASE_0000.tif; None where there is none that speaks of spacing."""
+def sidecars(path: Path) -> list[Path]:
+    """CASE.json beside CASE.tif or CASE_0000.tif, where it is there."""
     name = re.sub(r"(\.ome)?\.tiff?$", "", path.name, flags=re.IGNORECASE)
-    for stem in (name, re.sub(r"_\d{4}$", "", name)):
-        file = path.with_name(f"{stem}.json")
-        content = read_json(file) if file.is_file() else None
+    stems = dict.fromkeys((name, re.sub(r"_\d{4}$", "", name)))
+    return [file for stem in stems if (file := path.with_name(f"{stem}.json")).is_file()]
+
+
+def _sidecar_spacing(path: Path) -> Spacing3 | None:
+    """Of the first sidecar that speaks of spacing; None where there is none."""
+    for file in sidecars(path):
+        content = read_json(file)
         if not isinstance(content, dict) or "spacing" not in content:
             continue
         spacing = content["spacing"]

@@ -23,8 +23,8 @@ from autoseg.core.geometry import grid_difference, joint_box
 from autoseg.core.labels import LabelSpec, mask_of
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.data.check import label_values
-from autoseg.data.files import by_name, list_images
-from autoseg.data.io import case_name, read_label
+from autoseg.data.files import by_name, is_called_mask, list_case_files, list_images, masks_among, name_after_images
+from autoseg.data.io import adopt_place, case_name, read_label
 from autoseg.evaluation import surfaces
 from autoseg.evaluation.intervals import bootstrap_interval
 from autoseg.evaluation.lesions import count_lesions
@@ -264,7 +264,7 @@ def evaluate_folders(
     settings: ScoreSettings = DEFAULT_SETTINGS,
     model: str | None = None,
 ) -> Evaluation:
-    """Scores every prediction that has a reference of the same name.
+    """Scores every prediction that has a reference of the same name, or of the same with "_mask" or the like.
 
     Args:
         prediction: a folder of label maps, or one file.
@@ -279,7 +279,8 @@ def evaluate_folders(
         DatasetError: no common case, or cases that cannot be compared, all of them listed.
     """
     added = [Target(name=name, values=tuple(values)) for name, values in (regions or {}).items()]
-    predicted, wanted = _label_files(prediction), _label_files(reference)
+    predicted = _label_files(prediction)
+    wanted = name_after_images(_label_files(reference, among_images=True), predicted)
     if prediction.is_file() and reference.is_file():
         wanted = dict(zip(predicted, wanted.values(), strict=True))
     common = sorted(predicted.keys() & wanted.keys())
@@ -296,6 +297,7 @@ def evaluate_folders(
             (found, found_grid), (expected, grid) = read_label(predicted[case]), read_label(wanted[case])
         except FormatError as error:
             return Problem(kind="label map cannot be used", case=case, text=str(error), advice="replace the file")
+        grid = adopt_place(grid, wanted[case], predicted[case])
         difference = grid_difference(grid, found_grid)
         if difference:
             advice = "compare predictions with references of the same images"
@@ -305,15 +307,20 @@ def evaluate_folders(
             return Problem(kind="label map with negative values", case=case, advice="use values from 0 up")
         return found, expected, grid.spacing_mm
 
-    def values_of(case: str) -> set[int] | Problem:
+    def values_of(case: str) -> tuple[set[int], set[int]] | Problem:
         pair = read_pair(case)
-        return pair if isinstance(pair, Problem) else label_values(pair[0]) | label_values(pair[1])
+        return pair if isinstance(pair, Problem) else (label_values(pair[0]), label_values(pair[1]))
 
     if labels is None:
         answers = map_threads(values_of, common, n_threads=n_cpus(), description="looking for labels")
         _raise_problems(answers, prediction)
-        found = set().union(*(answer for answer in answers if isinstance(answer, set)))
-        values = sorted(found - {0, settings.ignore})
+        values_found = [answer for answer in answers if isinstance(answer, tuple)]
+        in_predictions, in_references = (set().union(*sets) for sets in zip(*values_found, strict=True))
+        values = sorted((in_predictions | in_references) - {0, settings.ignore})
+        missed = sorted(in_references - in_predictions - {0, settings.ignore})
+        if missed:
+            text = "no prediction has the value %s that references have; if it marks what nobody annotated, --ignore it"
+            logger.warning(text, ", ".join(map(str, missed)))
         if not values:
             raise DatasetError(f"{prediction} and {reference}: every voxel is background, there is nothing to score")
         labels = LabelSpec(names=tuple(f"label {value}" for value in values), values=tuple(values))
@@ -356,9 +363,13 @@ def _raise_problems(answers: Sequence[object], folder: Path) -> None:
         raise DatasetError(describe_problems(f"{folder}: {len(problems)} cases cannot be scored.", problems))
 
 
-def _label_files(path: Path) -> dict[str, Path]:
+def _label_files(path: Path, *, among_images: bool = False) -> dict[str, Path]:
+    """By name; of masks that may lie among their images, also in the folders of their cases, the masks alone."""
     if path.is_dir():
-        return by_name(list_images(path))
+        files = list_images(path)
+        if among_images:
+            files = masks_among(files) or files or [file for file in list_case_files(path) if is_called_mask(file)]
+        return by_name(files) if files else {}
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
     return {case_name(path): path}

@@ -182,8 +182,8 @@ def _options(target: Target, volumes_ml: NDArray[np.float64]) -> list[tuple[Step
 
 
 def _stands_alone(target: Target, targets: Sequence[Target]) -> bool:
-    """Whether what is removed of a target is of no other one, but for those that lie within it."""
-    return all(set(other.values) <= set(target.values) for other in targets if set(other.values) & set(target.values))
+    """Whether what is removed of a target is of no other one."""
+    return not any(set(other.values) & set(target.values) for other in targets if other is not target)
 
 
 def _dice(counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -59,13 +59,17 @@ class Reviewer:
         self._bins = torch.zeros(3, N_CONFIDENCE_BINS, dtype=torch.float64)
         self._loss, self._n_loss = 0.0, 0
 
-    def add(self, logits: Tensor, reference: Tensor) -> None:
+    def add(self, logits: Tensor, reference: Tensor, *, known: Sequence[bool] | None = None) -> None:
         """Counts some rows.
 
         Args:
             logits: (F * K, n, A, B).
             reference: (n, A, B) classes, or what is to be ignored, int64, on the same device.
+            known: which outputs were annotated in the case; None for all.
         """
+        if known is not None:
+            of_folds = logits.unflatten(0, (self._n_folds, self._outputs.n))
+            logits = self._outputs.without_unknown(of_folds, known, dim=1).flatten(0, 1)
         if self._agreement is not None:
             self._agreement.add(logits)
         # Row by row: in single precision, all folds of a hundred classes would take gigabytes.

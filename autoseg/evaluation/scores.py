@@ -77,6 +77,7 @@ class ScoreSettings:
             for name, value, expected, fits in (
                 ("beta", self.beta, "more than 0", self.beta > 0),
                 ("the tolerance", self.tolerance_mm, "0 mm or more", self.tolerance_mm >= 0),
+                ("the value to ignore", self.ignore or 0, "1 to 65535", self.ignore is None or 0 < self.ignore < 2**16),
                 ("the least IoU of lesions", self.min_lesion_iou, "0 < IoU <= 1", 0 < self.min_lesion_iou <= 1),
             )
             if not (fits and math.isfinite(value))

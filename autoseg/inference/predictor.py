@@ -140,12 +140,11 @@ class Predictor:
         after = model.read_postprocessing(hashes)
         self.steps = after.steps if after and postprocess else ()
         self.quality = after.quality if after else None
-        if mirroring is None:
-            mirroring = all(model.source.read_record(fold).mirrored for fold in self.folds)
-        self.mirroring, self.step_fraction = mirroring, step_fraction
+        # As the first stage was trained, not as this one was.
         self._make_first_stage = partial(
             Predictor,
             device=device,
+            folds=_folds_of_first_stage(model.previous, folds),
             mirroring=mirroring,
             step_fraction=step_fraction,
             max_ram_gib=max_ram_gib,
@@ -154,6 +153,9 @@ class Predictor:
             postprocess=False,
             n_sharing=n_sharing,
         )
+        if mirroring is None:
+            mirroring = all(model.source.read_record(fold).mirrored for fold in self.folds)
+        self.mirroring, self.step_fraction = mirroring, step_fraction
         self._previous, self._loading = model.previous, threading.Lock()
         self._first: Predictor | None = None
         self._max_ram_gib = machine_memory_gib() if max_ram_gib is None else max_ram_gib
@@ -356,6 +358,13 @@ class Predictor:
                 f"needs about {format_memory(needed_gib)} of memory, more than the {format_memory(self._max_ram_gib)} "
                 "it may take; give more with --max-ram, or cut the image to the part that matters"
             )
+
+
+def _folds_of_first_stage(previous: Model | None, folds: Sequence[int] | None) -> list[int] | None:
+    """Those that a user names, as far as the first stage has them; None for all."""
+    if previous is None or folds is None:
+        return None
+    return [fold for fold in folds if fold in previous.finished] or None
 
 
 def _is_empty(prepared: PreparedImage, place: Place) -> bool:

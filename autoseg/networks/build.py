@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoseg.core.errors import PlanError
@@ -50,7 +49,8 @@ def build_network(plan: NetworkPlan, *, n_channels: int, n_classes: int, n_previ
 
 def _masks_of_classes(images: Tensor, n_previous: int) -> Tensor:
     """(N, C + n_previous, ...) from (N, C + 1, ...), whose last channel holds classes, 0 the background."""
-    masks = F.one_hot(images[:, -1].long(), n_previous + 1)[..., 1:].movedim(-1, 1)
+    classes = torch.arange(1, n_previous + 1, device=images.device, dtype=images.dtype)
+    masks = images[:, -1:] == classes.reshape(-1, *[1] * (images.ndim - 2))
     both = torch.cat([images[:, :-1], masks.to(images.dtype)], dim=1)
     return both.contiguous(memory_format=channels_last(both.ndim - 2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -94,6 +95,22 @@ class Outputs:
         if not self.has_regions:
             return logits.log_softmax(dim=0).amax(dim=0)
         return F.logsigmoid(logits.abs()).sum(dim=0)
+
+    def without_unknown(self, logits: Tensor, known: Sequence[bool], dim: int = 0) -> Tensor:
+        """Logits as of a network that knows some outputs only: what others have is background.
+
+        Args:
+            logits: `dim` of size `n`.
+            known: for each output; the background of exclusive classes always is.
+            dim: of the outputs.
+        """
+        unknown = [index for index, is_known in enumerate(known) if not is_known]
+        index = torch.tensor(unknown, dtype=torch.int64, device=logits.device)
+        result = logits.index_fill(dim, index, -CERTAIN_LOGIT)
+        if not self.has_regions:
+            outside = logits.index_select(dim, torch.tensor([0, *unknown], device=logits.device))
+            result.select(dim, 0).copy_(outside.float().logsumexp(dim=dim))
+        return result
 
     def _look_up(self, is_of: Tensor, dim: int) -> Tensor:
         combination = sum(of_region.long() << index for index, of_region in enumerate(is_of.unbind(dim)))

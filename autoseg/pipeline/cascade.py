@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from autoseg.core.errors import PlanError, TrainingError
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.core.serialize import digest, write_json
 from autoseg.data.io import read_label
-from autoseg.pipeline.crossval import validate_fold, validation_folder
-from autoseg.pipeline.prepare import file_identity
+from autoseg.pipeline.crossval import validate_fold, validation_folder, why_incomplete
+from autoseg.pipeline.prepare import preprocess_cases
 from autoseg.pipeline.workspace import CASCADE, DEFAULT_WORK, Workspace
 from autoseg.planning.plan import ConfigurationPlan, Plan
 
@@ -36,7 +39,7 @@ def force_cascade(work: Path | str = DEFAULT_WORK, configuration: str | None = C
     made = workspace.read_plan()
     if any(known.previous is not None for known in made.configurations.values()):
         return made
-    if configuration is None or CASCADE not in configuration:
+    if configuration not in (CASCADE, "3d_cascade_fullres"):
         raise PlanError("--force makes a cascade; say so with -c cascade, or leave it out")
     added, reasons = configurations.force_cascade(made, n_cases=len(workspace.read_fingerprint().cases))
     subjects = {reason.subject for reason in reasons}
@@ -53,29 +56,32 @@ def prepare_second_stage(
     made: Plan,
     configuration: ConfigurationPlan,
     *,
-    train_folds: Callable[[str, list[int]], object],
+    train_folds: Callable[[str, list[int]], object] | None = None,
     device: str,
     stop: Callable[[], bool],
 ) -> None:
-    """Trains what is missing of the first stage, and puts its out-of-fold predictions on the grid of the second.
+    """Puts out-of-fold predictions of the first stage on the grid of the second, where they are not there yet.
+
+    Processes that do this at the same time wait for each other.
 
     Args:
-        workspace: the work folder; cases are preprocessed for the second stage.
+        workspace: the work folder.
         made: the plan.
         configuration: the second stage.
-        train_folds: trains folds of a configuration.
+        train_folds: trains folds of a configuration, for those that the first stage lacks; None to refuse.
         device: as in `train`.
         stop: asked after every case that is predicted; True raises.
 
     Raises:
-        TrainingError: a case validates in no fold, so that no prediction of it is out-of-fold.
+        TrainingError: the first stage is not complete, or a case validates in no fold, so that no prediction of it is
+            out-of-fold.
         TrainingInterrupted: `stop` said so.
     """
     from autoseg.inference.model import read_model, trained_folds
 
     first = configuration.previous
     assert first is not None
-    splits = workspace.read_splits()
+    dataset, splits = workspace.read_dataset(), workspace.read_splits()
     fold_of = {case: fold for fold, split in enumerate(splits.folds) for case in split.validation}
     needed = {case for split in splits.folds for case in split.training}
     if lacking := sorted(needed - fold_of.keys()):
@@ -83,27 +89,51 @@ def prepare_second_stage(
             f"the second stage of a cascade learns from predictions of networks that have not seen the case, and "
             f"{len(lacking)} cases validate in no fold, such as {lacking[0]}; plan with a cross-validation (--folds 5)"
         )
-    model = workspace.model(first)
-    missing = sorted(set(range(len(splits.folds))) - set(trained_folds(model)))
-    if missing:
-        logger.info("%s needs all folds of %s; training %s", configuration.name, first, ", ".join(map(str, missing)))
-        train_folds(first, missing)
-    for fold in range(len(splits.folds)):
-        validate_fold(workspace, first, fold, device=device, stop=stop)
-    digests = {fold: read_model(model).digest([fold]) for fold in range(len(splits.folds))}
-    map_threads(
-        lambda case: _put_on_grid(
-            workspace,
-            made,
-            configuration.name,
-            case,
-            label_map=validation_folder(workspace, first, fold_of[case]) / f"{case}.nii.gz",
-            model=digests[fold_of[case]],
-        ),
-        sorted(fold_of),
-        n_threads=n_cpus(),
-        description=f"predictions of {first} for {configuration.name}",
-    )
+    model, folds = workspace.model(first), range(len(splits.folds))
+    with _only_one(model):
+        preprocess_cases(workspace, dataset, made, configuration.name)
+        missing = sorted(set(folds) - set(trained_folds(model)))
+        if missing and train_folds is not None:
+            logger.info(
+                "%s needs all folds of %s; training %s", configuration.name, first, ", ".join(map(str, missing))
+            )
+            train_folds(first, missing)
+        if (why := why_incomplete(workspace, first)) is not None:
+            raise TrainingError(f"{first}, the first stage of {configuration.name}, cannot be built on: {why}")
+        preprocess_cases(workspace, dataset, made, first)
+        for fold in folds:
+            validate_fold(workspace, first, fold, device=device, stop=stop)
+        digests = {fold: read_model(model).digest([fold]) for fold in folds}
+        map_threads(
+            lambda case: _put_on_grid(
+                workspace,
+                made,
+                configuration.name,
+                case,
+                label_map=validation_folder(workspace, first, fold_of[case]) / f"{case}.nii.gz",
+                model=digests[fold_of[case]],
+            ),
+            sorted(fold_of),
+            n_threads=n_cpus(),
+            description=f"predictions of {first} for {configuration.name}",
+        )
+
+
+@contextmanager
+def _only_one(model: Path) -> Iterator[None]:
+    """While the block runs, no other process builds on this first stage."""
+    model.mkdir(parents=True, exist_ok=True)
+    # The same lock for the whole process: training the first stage may end in a selection, which comes here too.
+    lock = FileLock(model / ".first-stage.lock", is_singleton=True)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        logger.info("waiting for another process, which completes %s", model.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _put_on_grid(
@@ -114,8 +144,8 @@ def _put_on_grid(
     from autoseg.preprocessing.store import PreprocessedCase, is_previous_current, write_previous
 
     stored = PreprocessedCase(workspace.preprocessed(made.grid(configuration), case))
-    folder = workspace.preprocessed(configuration, case)
-    key = digest((model, stored.stored.key, file_identity(label_map)[1:]))
+    folder = workspace.first_stage(configuration, case)
+    key = digest((model, stored.stored.key))
     if is_previous_current(folder, key):
         return
     label, _ = read_label(label_map)

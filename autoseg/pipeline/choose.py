@@ -127,7 +127,12 @@ def selected_models(workspace: Workspace) -> tuple[Selection, tuple[Model, ...]]
     if selection is None:
         return None
     folders = [workspace.model(name) for name in selection.candidate.configurations]
-    models = tuple(read_model(folder) for folder in folders if usable_folds(folder))
+    try:
+        models = tuple(read_model(folder) for folder in folders if usable_folds(folder))
+    except PredictionError as error:
+        # The first stage of a cascade is not there.
+        logger.warning("what was selected does not count: %s", error)
+        return None
     if tuple(model.digest() for model in models) == selection.candidate.models:
         return selection, models
     logger.warning(

@@ -105,8 +105,10 @@ def validate_fold(
 
 
 def _key(model: str, cases: Sequence[Case]) -> str:
-    """What scores depend on: the model, and the labels as they are now."""
-    return digest_of((model, sorted((case.id, [file_identity(file) for file in case.label_files]) for case in cases)))
+    """What scores depend on: the model, the labels as they are now, and which of them are said to be annotated."""
+    references = sorted((case.id, [file_identity(file) for file in case.label_files]) for case in cases)
+    annotated = {case.id: case.annotated for case in cases if case.annotated is not None}
+    return digest_of((model, references, annotated) if annotated else (model, references))
 
 
 def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Path:
@@ -126,7 +128,7 @@ def open_preprocessed(workspace: Workspace, made: Plan, configuration: str, case
     from autoseg.preprocessing.store import PreprocessedCase
 
     is_second = made.configuration(configuration).previous is not None
-    previous = workspace.preprocessed(configuration, case) if is_second else None
+    previous = workspace.first_stage(configuration, case) if is_second else None
     return PreprocessedCase(workspace.preprocessed(made.grid(configuration), case), previous=previous)
 
 
@@ -221,6 +223,10 @@ def cross_validate(
     validated = {case for split in splits.folds for case in split.validation}
     key = _key(digest, [case for case in dataset.cases if case.id in validated])
     preprocess_cases(workspace, dataset, made, name)
+    if made.configuration(name).previous is not None:
+        from autoseg.pipeline.cascade import prepare_second_stage
+
+        prepare_second_stage(workspace, made, made.configuration(name), device=device, stop=stop)
     known = read_cross_validation(workspace, name)
     if known is not None and known.key == key:
         files = (validation_folder(workspace, name, fold) / f"{case}.nii.gz" for case, fold in known.folds.items())
@@ -302,7 +308,7 @@ def _review(
             reviewer = Reviewer(len(folds), predictor.outputs, own=folds.index(fold))
             for rows, logits in predictor.sweep(prepared, axis=axis, separate=True):
                 reference = torch.from_numpy(np.asarray(label[rows], np.int64)).to(logits.device)
-                reviewer.add(logits, reference)
+                reviewer.add(logits, reference, known=stored.stored.known)
                 del logits
             yield reviewer.review(case.id, fold), reviewer.counts()
             advance(1)

@@ -16,7 +16,7 @@ from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.io import read_raw
-from autoseg.data.references import read_reference
+from autoseg.data.references import read_shown_reference
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.estimates import Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint
@@ -107,8 +107,8 @@ def _load_overlay(case: Case, labels: LabelSpec) -> OverlayRow:
     from autoseg.reporting.figures import OverlayRow
 
     raw = read_raw(case.image_files[0])
-    label, _ = read_reference(case, labels)
-    return OverlayRow(title=case.id, image=raw.load()[0], spacing_mm=raw.geometry.spacing_mm, reference=label)
+    label = read_shown_reference(case, labels)
+    return OverlayRow(title=case.id, image=raw.load_shown(), spacing_mm=raw.geometry.spacing_mm, reference=label)
 
 
 def _epoch_times_s(workspace: Workspace, made: Plan) -> dict[str, float]:

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import AutosegError, DatasetError, FormatError
+from autoseg.core.errors import AutosegError, DatasetError, FormatError, PredictionError
 from autoseg.core.serialize import read_json
 from autoseg.data.io import read_label, read_raw
-from autoseg.data.references import read_reference
+from autoseg.data.references import read_shown_reference
 from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.crossval import read_cross_validation, validation_folder
 from autoseg.pipeline.segment import DONE, CaseResult, PredictionRecord
@@ -63,12 +63,12 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
         if case not in by_id:
             raise DatasetError(f"case {case} is not in {workspace.dataset_file} any more")
         raw = read_raw(by_id[case].image_files[0])
-        reference, _ = read_reference(by_id[case], made.labels)
+        reference = read_shown_reference(by_id[case], made.labels)
         folder = validation_folder(workspace, configuration, folds[configuration][case])
         prediction, _ = read_label(folder / f"{case}.nii.gz")
         return OverlayRow(
             title=case,
-            image=raw.load()[0],
+            image=raw.load_shown(),
             spacing_mm=raw.geometry.spacing_mm,
             reference=reference,
             prediction=prediction,
@@ -81,7 +81,7 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
 
 def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:
     """Everything there is of a configuration."""
-    from autoseg.inference.model import fold_folder, read_model, trained_folds
+    from autoseg.inference.model import fold_folder, trained_folds
     from autoseg.reporting.results_page import ConfigurationResults
     from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
@@ -92,7 +92,7 @@ def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResu
         if fold.isdecimal() and epochs:
             curves[int(fold)] = epochs
     crossval, model = read_cross_validation(workspace, configuration), workspace.model(configuration)
-    if crossval is not None and not (trained_folds(model) and crossval.model == read_model(model).digest()):
+    if crossval is not None and not (trained_folds(model) and crossval.model == _digest(model)):
         text = "%s: its cross-validation is of other weights, and is left out; run 'autoseg select'"
         logger.warning(text, model)
         crossval = None
@@ -100,6 +100,17 @@ def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResu
     records = (read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord) for fold in curves)
     choices = next((record.choices for record in records if record.choices is not None), None)
     return ConfigurationResults(name=configuration, curves=curves, crossval=crossval, choices=choices)
+
+
+def _digest(model: Path) -> str | None:
+    """Of a model; None where the first stage of a cascade is not there."""
+    from autoseg.inference.model import read_model
+
+    try:
+        return read_model(model).digest()
+    except PredictionError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def report_predictions(folder: Path | str) -> Path:
@@ -125,13 +136,13 @@ def report_predictions(folder: Path | str) -> Path:
     def overlay(case: str) -> OverlayRow:
         files = [Path(file) for file in cases[case].files]
         prediction, geometry = read_label(folder / (cases[case].label_map or f"{case}.nii.gz"))
-        missing = [str(file) for file in files if not file.is_file()]
+        missing = [str(file) for file in files if not file.exists()]
         if missing or not files:
             raise DatasetError(f"the image is not there any more: {', '.join(missing) or 'no file is recorded'}")
         raw = read_raw(files[0])
         if raw.geometry.shape != geometry.shape:
             raise DatasetError(f"{files[0]}: has {raw.geometry.shape} voxels, its label map {geometry.shape}")
-        return OverlayRow(title=case, image=raw.load()[0], spacing_mm=geometry.spacing_mm, prediction=prediction)
+        return OverlayRow(title=case, image=raw.load_shown(), spacing_mm=geometry.spacing_mm, prediction=prediction)
 
     facts = [
         ("dataset of the model", first.dataset),

@@ -19,6 +19,7 @@ from autoseg.core.runtime import format_duration, format_memory, machine_memory_
 from autoseg.core.serialize import digest, dump_json, read_json, write_json
 from autoseg.data.check import CheckResult, LoadedCase, discover_labels, load_case, scan_dataset
 from autoseg.data.dataset import Case, Dataset
+from autoseg.data.io import parts_of
 from autoseg.data.layouts import open_dataset
 from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
 from autoseg.pipeline.explain import measure_plan, write_report
@@ -327,9 +328,9 @@ def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configu
 
 
 def file_identity(file: Path) -> tuple[str, int, int]:
-    """Name, size and time of change of a file; of a folder with DICOM files, of all of them together."""
+    """Name, size and time of change of an image; where it is several files, of all of them together."""
     try:
-        stats = [part.stat() for part in sorted(file.iterdir())] if file.is_dir() else [file.stat()]
+        stats = [part.stat() for part in parts_of(file)]
     except OSError as error:
         raise WorkspaceError(f"{file}: the file has gone since 'autoseg plan'; restore it, or plan again") from error
     return str(file), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)

@@ -169,8 +169,9 @@ def predict(
         'phantom_test_000.nii.gz'
 
     Args:
-        images: a folder of images (CASE_0000.nii.gz, CASE_0001.nii.gz, ... for several channels), one image, or several
-            of either.
+        images: a folder of images, one image, or several of either. Several channels are CASE_0000.nii.gz,
+            CASE_0001.nii.gz, ... or CASE_flair.nii.gz, CASE_t1.nii.gz, ... as the channels of the plan are called; the
+            files of a case may be in a folder of its name.
         output: the folder for the label maps; made where it is missing.
         work: the work folder, or a model as for `model`.
         model: a file that `autoseg export` has made, or the folder of a trained configuration (`models/<configuration>`
@@ -223,9 +224,7 @@ def predict(
         postprocess=postprocess,
     )
     paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
-    cases, problems = find_images(
-        paths, n_channels=len(predictor.plan.channels), optional=predictor.plan.optional_indices
-    )
+    cases, problems = find_images(paths, channels=predictor.plan.channels, optional=predictor.plan.optional_indices)
     folder = Path(output)
     if folder.resolve() in {(path if path.is_dir() else path.parent).resolve() for path in paths}:
         raise PredictionError(f"{folder}: is the folder of the images; name another one for the label maps")
@@ -233,9 +232,7 @@ def predict(
     run = _Run(
         predictor,
         folder,
-        endings={
-            case: output_ending(next(file for file in files if file is not None)) for case, files in cases.items()
-        },
+        endings={case: _ending(next(filter(None, files)), predictor.plan.labels) for case, files in cases.items()},
         part=part,
         probabilities=save_probabilities,
         uncertainty=save_uncertainty,
@@ -279,7 +276,7 @@ def _load(
         Predictor(
             model,
             device=device,
-            folds=model.choose_folds()[: speed.n_folds] if folds is None else folds,
+            folds=model.choose_folds()[: speed.n_folds] if folds is None and speed.n_folds is not None else folds,
             mirroring=speed.mirroring,
             step_fraction=speed.step_fraction,
             max_ram_gib=max_ram_gib,
@@ -446,10 +443,11 @@ class _Run:
         geometry, like = image.geometry, image.files[0]
         assert geometry is not None
         soft, labels = segmentation.soft, self.predictor.plan.labels
+        names = _file_names(labels.structures)
         if soft is not None and self._probabilities:
             written = [region.written for region in labels.regions] or labels.values
             for index, (name, value) in enumerate(zip(labels.structures, written, strict=True)):
-                path = self.folder / "probabilities" / image.case / f"{value}_{_file_name(name)}.nii.gz"
+                path = self.folder / "probabilities" / image.case / f"{value}_{names[name]}.nii.gz"
                 # The first of exclusive classes is the background.
                 channel = index if labels.regions else index + 1
                 write_volume(path, soft.probability(channel), geometry, like=like, scale=1 / 255)
@@ -459,7 +457,7 @@ class _Run:
             write_volume(folder / "disagreement.nii.gz", soft.disagreement(), geometry, like=like, scale=1 / 255)
         if labels.one_file_each:
             for name, values in labels.structure_values.items():
-                path = self.folder / "structures" / image.case / f"{_file_name(name)}{self._endings[image.case]}"
+                path = self.folder / "structures" / image.case / f"{names[name]}{self._endings[image.case]}"
                 write_volume(path, mask_of(segmentation.label, values).astype("uint8"), geometry, like=like)
         # Last, so that a case that has a label map has everything.
         write_volume(self.output_file(image.case), segmentation.label, geometry, like=like)
@@ -552,6 +550,16 @@ def _measure_volumes(segmentation: Segmentation, geometry: Geometry, labels: Lab
     }
 
 
-def _file_name(structure: str) -> str:
-    """A structure's name as that of a file."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", structure)
+def _ending(image: Path, labels: LabelSpec) -> str:
+    """Of the label map of an image."""
+    ending = output_ending(image)
+    return ".png" if ending in (".bmp", ".gif") and max(labels.values) > 255 else ending
+
+
+def _file_names(structures: Sequence[str]) -> dict[str, str]:
+    """Names of files for structures, all different."""
+    names: dict[str, str] = {}
+    for number, structure in enumerate(structures, start=1):
+        name = re.sub(r"[^\w.-]+", "_", structure)
+        names[structure] = f"{name}_{number}" if name in names.values() else name
+    return names

@@ -75,6 +75,10 @@ class Workspace:
         """Folder of a case on a grid, see `Plan.grid`."""
         return self.root / "preprocessed" / grid / case
 
+    def first_stage(self, configuration: str, case: str) -> Path:
+        """Folder of what the first stage has found in a case, on the grid of the second stage of that name."""
+        return self.root / "preprocessed" / f"{configuration}.first_stage" / case
+
     def model(self, configuration: str) -> Path:
         """Folder of a trained configuration; complete in itself for prediction."""
         return self.root / "models" / configuration
@@ -143,6 +147,7 @@ def why_no_cascade(made: Plan) -> PlanError:
     """Says why a plan has no cascade, and how to get one."""
     subjects = ("configurations.3d_lowres", "configurations")
     why = next((reason.text for subject in subjects for reason in made.reasons if reason.subject == subject), "")
-    return PlanError(
-        f"the plan has no cascade{': ' if why else ''}{why}. 'autoseg train -c cascade --force' makes one all the same"
-    )
+    advice = "'autoseg train -c cascade --force' makes one all the same"
+    if "3d_fullres" not in made.configurations:
+        advice = "there is no 3d_fullres either, which it would refine"
+    return PlanError(f"the plan has no cascade{': ' if why else ''}{why}; {advice}")

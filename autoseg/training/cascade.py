@@ -45,8 +45,8 @@ def perturb(classes: NDArray, rng: np.random.Generator) -> NDArray:
 
 def _change_size(classes: NDArray, class_index: int, *, kind: int, radius: int) -> None:
     mask = classes == class_index
-    inside = ndimage.find_objects(mask)
-    if not inside or inside[0] is None:
+    inside = ndimage.find_objects(mask, max_label=1)
+    if inside[0] is None:
         return
     # Nothing changes farther away than the ball reaches, twice for closing.
     reach = 2 * radius

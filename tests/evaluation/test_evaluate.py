@@ -20,8 +20,8 @@ from autoseg.cli import app
 from autoseg.core.errors import AutosegError, DatasetError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
-from autoseg.evaluation.evaluate import evaluate_folders
-from autoseg.evaluation.scores import Evaluation, LabelScore, ScoreSettings
+from autoseg.evaluation.evaluate import evaluate_folders, score_case, summarise_scores
+from autoseg.evaluation.scores import METRICS, UNKNOWN, CaseScore, Evaluation, LabelScore, ScoreSettings, Target
 from autoseg.evaluation.tables import write_csv
 from autoseg.pipeline import evaluate
 
@@ -280,3 +280,74 @@ def test_command_refuses_what_has_no_meaning(
     assert isinstance(done.exception, AutosegError)
     assert message in str(done.exception)
     assert not (prediction / "evaluation.json").exists()
+
+
+# -- one case ----------------------------------------------------------------------------------------------------------
+
+TARGETS = (
+    Target(name="whole", values=(1, 2)),
+    Target(name="core", values=(2,)),
+    Target(name="vessel", values=(3,)),
+)
+
+
+def score(prediction: NDArray, reference: NDArray, *unknown: str, ignore: int | None = None) -> CaseScore:
+    return score_case(
+        "c",
+        prediction,
+        reference,
+        TARGETS,
+        spacing_mm=(2.5, 0.9, 0.8),
+        settings=ScoreSettings(ignore=ignore),
+        is_known=lambda name: name not in unknown,
+    )
+
+
+def test_what_was_not_looked_for_is_not_scored_and_left_out_of_means() -> None:
+    values = (0, 1, 2, 3)
+    pairs = [(make_label(seed, values=values), make_label(seed + 10, values=values)) for seed in range(3)]
+    known = [score(*pair) for pair in pairs]
+    partly = [known[0], score(*pairs[1], "core"), score(*pairs[2], "core", "vessel")]
+    assert [[label.status for label in case.labels] for case in partly] == [
+        ["ok", "ok", "ok"],
+        ["ok", UNKNOWN, "ok"],
+        ["ok", UNKNOWN, UNKNOWN],
+    ]
+    hidden = partly[1].labels[1]
+    assert (hidden.label, hidden.values, hidden.n_reference, hidden.n_predicted) == ("core", (2,), 0, 0)
+    assert all(math.isnan(getattr(hidden, name)) for name in METRICS)
+    # The others are as without it.
+    assert partly[1].labels[0] == known[1].labels[0]
+    dice = np.array([[label.dice for label in case.labels] for case in known])
+    assert partly[1].mean_dice == pytest.approx(dice[1, [0, 2]].mean())
+    assert partly[2].mean_dice == pytest.approx(dice[2, 0])
+    summary = summarise_scores(partly, settings=ScoreSettings())
+    expected = [dice[:, 0].mean(), dice[0, 1], dice[:2, 2].mean()]
+    assert [label.metrics["dice"].mean for label in summary.labels] == pytest.approx(expected)
+    assert [label.metrics["dice"].n for label in summary.labels] == [3, 1, 2]
+    assert [label.n_cases for label in summary.labels] == [3, 1, 2]
+    assert summary.mean_dice == pytest.approx(np.mean(expected))
+
+
+def test_an_unknown_structure_is_neither_missed_nor_a_false_alarm() -> None:
+    empty, full = np.zeros((4, 5, 6), np.uint8), np.full((4, 5, 6), 3, np.uint8)
+    for pair in ((empty, full), (full, empty)):
+        summary = summarise_scores([score(*pair, "vessel")], settings=ScoreSettings())
+        vessel = summary.labels[2]
+        assert (vessel.n_cases, vessel.n_missed, vessel.n_false) == (0, 0, 0)
+        assert math.isnan(vessel.metrics["dice"].mean)
+
+
+def test_ignored_voxels_are_scored_for_no_target() -> None:
+    """Nor for regions, and wherever they lie; the same voxels cut away give the same counts."""
+    prediction, reference = (make_label(seed, values=(0, 1, 2, 3)) for seed in (0, 1))
+    hidden = reference.copy()
+    hidden[:3] = 9
+    scores = score(prediction, hidden, ignore=9)
+    cut = score(prediction[3:], reference[3:])
+    for found, expected in zip(scores.labels, cut.labels, strict=True):
+        assert (found.n_reference, found.n_predicted) == (expected.n_reference, expected.n_predicted)
+        assert found.dice == expected.dice
+    nothing = score(prediction, np.full_like(reference, 9), ignore=9)
+    assert [label.status for label in nothing.labels] == ["in neither"] * 3
+    assert math.isnan(nothing.mean_dice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from autoseg.core.steps import FOREGROUND, HOLES, LARGEST, SMALL, Step
 from autoseg.evaluation.postprocess import Pair, Postprocessed, decide_steps
 from autoseg.evaluation.scores import Target
+from autoseg.inference.postprocess import apply_steps
 
 SHAPE = (16, 20, 20)
 VOXEL_ML = 0.001
@@ -181,3 +183,130 @@ def test_regions_are_treated_as_one(value: int) -> None:
     assert [step.values for step in decided.steps] == [(2, 3)]
     np.testing.assert_array_equal(decided.dice, 1)
     assert isinstance(decided.steps[0], Step)
+
+
+# -- regions that overlap, and what is not known -----------------------------------------------------------------------
+
+WHOLE, CORE = Target(name="whole", values=(1, 2)), Target(name="core", values=(2,))
+
+
+def nested(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The core has a false piece in the rim, and its reference is one component."""
+    reference = organ(rng)
+    z, y, x = (int(found[0]) for found in np.nonzero(reference))
+    reference[z + 1 : z + 3, y + 1 : y + 4, x + 1 : x + 4] = 2
+    prediction = reference.copy()
+    prediction[z + 5, y + 6 : y + 8, x + 6 : x + 8] = 2
+    return prediction, reference
+
+
+def test_a_region_within_another_one_is_left_alone() -> None:
+    """What is removed of it would be background, a hole in the one around it; by itself it would lose the piece."""
+    alone = decide(nested, (CORE,))
+    assert [step.target for step in alone.steps] == ["core"]
+    np.testing.assert_array_equal(alone.dice, 1)
+    both = decide(nested, (WHOLE, CORE))
+    assert both.steps == ()
+    assert (both.raw_dice[:, 0] == 1).all()
+    assert (both.raw_dice[:, 1] < 1).all()
+    np.testing.assert_array_equal(both.dice, both.raw_dice)
+
+
+def test_a_region_around_another_one_is_not_changed_by_itself() -> None:
+    """Its largest components alone would be better without a false piece, but a true one of the core would be lost."""
+
+    def make(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        reference = np.zeros(SHAPE, np.uint8)
+        reference[1:4, 2 : 5 + int(rng.integers(3)), 2:6] = 1
+        prediction = reference.copy()
+        prediction[11:13, 12:14, 12:14] = 1
+        prediction[14, 2, 2] = reference[14, 2, 2] = 2
+        return prediction, reference
+
+    decided = decide(make, (WHOLE, CORE))
+    assert all(step.target == FOREGROUND for step in decided.steps)
+    # Cases are in the order of their names.
+    numbers = sorted(range(12), key=str)
+    for index, target in enumerate((WHOLE, CORE)):
+        for row, number in enumerate(numbers):
+            prediction, reference = make(np.random.default_rng(number))
+            found = apply_steps(prediction, decided.steps, voxel_ml=VOXEL_ML)
+            masks = [np.isin(label, target.values) for label in (found, reference)]
+            assert decided.dice[row, index] == 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+
+
+def with_false_piece(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """An organ, and a piece of it far away."""
+    reference = organ(rng)
+    prediction = reference.copy()
+    prediction[14:16, 17:20, 17:20] = 1
+    return prediction, reference
+
+
+def decide_pairs(pairs: dict[str, Pair], targets: tuple[Target, ...]) -> Postprocessed:
+    return decide_steps(sorted(pairs), pairs.__getitem__, targets)
+
+
+def test_what_nobody_has_annotated_decides_nothing() -> None:
+    pairs = {}
+    for number in range(12):
+        prediction, reference = with_false_piece(np.random.default_rng(number))
+        ignored = np.zeros(SHAPE, bool)
+        ignored[12:] = True
+        pairs[f"{number:02}"] = Pair(prediction=prediction, reference=reference, voxel_ml=VOXEL_ML, ignored=ignored)
+    hidden = decide_pairs(pairs, (ORGAN,))
+    assert hidden.steps == ()
+    np.testing.assert_array_equal(hidden.raw_dice, 1)
+    seen = {name: replace(pair, ignored=None) for name, pair in pairs.items()}
+    assert decide_pairs(seen, (ORGAN,)).steps != ()
+
+
+def test_ignored_voxels_still_hold_pieces_together() -> None:
+    """A prediction that runs on where nobody looked is one component, of which nothing is to be cut off."""
+    reference = np.zeros(SHAPE, np.uint8)
+    reference[:, 5:9, 5:9] = 1
+    ignored = np.zeros(SHAPE, bool)
+    ignored[6:8] = True
+    prediction = reference.copy()
+    reference[ignored] = 9
+    pairs = {
+        str(number): Pair(prediction=prediction, reference=reference, voxel_ml=VOXEL_ML, ignored=ignored)
+        for number in range(10)
+    }
+    decided = decide_pairs(pairs, (ORGAN,))
+    assert decided.steps == ()
+    np.testing.assert_array_equal(decided.dice, 1)
+
+
+def test_a_target_that_was_not_looked_for_in_a_case_has_no_say() -> None:
+    """In four cases a tumour is predicted and nothing is known of it; the organ has a false piece in all."""
+    pairs = {}
+    for number in range(12):
+        prediction, reference = with_false_piece(np.random.default_rng(number))
+        if number < 4:
+            prediction[0, :3, :3] = 2
+        pairs[f"{number:02}"] = Pair(
+            prediction=prediction,
+            reference=reference,
+            voxel_ml=VOXEL_ML,
+            unknown=frozenset(["tumour"]) if number < 4 else frozenset(),
+        )
+    decided = decide_pairs(pairs, (ORGAN, TUMOUR))
+    assert decided.steps
+    assert all(step.target != "tumour" for step in decided.steps)
+    assert np.isnan(decided.raw_dice).tolist() == [[False, number < 4] for number in range(12)]
+    assert np.isnan(decided.dice).tolist() == [[False, number < 4] for number in range(12)]
+    np.testing.assert_array_equal(decided.dice[:, 0], 1)
+    np.testing.assert_array_equal(decided.dice[4:, 1], 1)
+
+
+def test_a_target_that_was_looked_for_nowhere_decides_nothing() -> None:
+    pairs = {}
+    for number in range(8):
+        prediction, reference = with_false_piece(np.random.default_rng(number))
+        pairs[str(number)] = Pair(
+            prediction=prediction, reference=reference, voxel_ml=VOXEL_ML, unknown=frozenset(["organ"])
+        )
+    decided = decide_pairs(pairs, (ORGAN,))
+    assert decided.steps == ()
+    assert np.isnan(decided.dice).all()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from autoseg.core.labels import LabelSpec, Region
 from autoseg.evaluation.crossval import CaseReview
 from autoseg.evaluation.review import Reviewer, calibrate, find_suspects, fit_quality, robust_z
 from autoseg.inference.quality import Agreement, QualityModel
@@ -49,6 +51,20 @@ def test_agreement_is_the_mean_dice_of_pairs() -> None:
     for part in rows_of([A, B, C]):
         of_first.add(part)
     assert of_first.value == pytest.approx((pair_ab + pair_ac) / 2)
+
+
+def test_a_structure_that_was_not_annotated_makes_a_case_no_worse() -> None:
+    """Both folds find C, whose second class nobody has looked for; the reference shows A."""
+    reviewer = Reviewer(2, Outputs(N_CLASSES), own=0)
+    logits = torch.cat([logits_of(C, sure=0.98)] * 2)
+    reviewer.add(logits, A, known=(True, True, False))
+    review = reviewer.review("case", 0)
+    assert review.consensus_dice == pytest.approx(1)
+    assert review.loss < 0.05
+    assert reviewer.counts().confusion[0, 2] == 0
+    blind = Reviewer(2, Outputs(N_CLASSES), own=0)
+    blind.add(logits, A)
+    assert blind.review("case", 0).loss > review.loss + 0.1
 
 
 def test_networks_that_find_nothing_agree() -> None:
@@ -152,3 +168,78 @@ def test_robust_z_is_not_moved_by_what_it_looks_for() -> None:
     assert abs(z[:-1]).max() < 3
     assert z[-1] == 10
     assert robust_z(np.array([np.nan, 1.0, 1.0])).tolist() == [0, 0, 0]
+
+
+# -- regions, ignored voxels, and structures that were not looked for --------------------------------------------------
+
+LABELS = LabelSpec(names=("a", "b"), values=(1, 2))
+NESTED = replace(
+    LABELS,
+    regions=(Region(name="whole", values=(1, 2), written=1), Region(name="core", values=(2,), written=2)),
+)
+
+
+def region_logits(classes: Tensor, *, sure: float = 0.9) -> Tensor:
+    """(2, Z, Y, X): regions of the classes are sure by this probability, others as surely not there."""
+    members = Outputs.of(NESTED).members(classes)
+    return torch.where(members, 1.0, -1.0) * math.log(sure / (1 - sure))
+
+
+def test_a_case_with_regions_is_reviewed_by_its_classes() -> None:
+    reviewer = Reviewer(2, Outputs.of(NESTED), own=0)
+    reviewer.add(torch.cat([region_logits(C), region_logits(A)]), C)
+    counts = reviewer.counts()
+    assert counts.confusion.diagonal().tolist() == [C.numel() - 96, 64, 32]
+    assert counts.confusion.sum() == C.numel()
+    review = reviewer.review("case", 0)
+    # Both regions of every voxel are right by 0.9.
+    assert review.loss == pytest.approx(-2 * math.log(0.9), rel=1e-5)
+    calibration = calibrate([counts])
+    known = next(index for index, n in enumerate(calibration.n_voxels) if n)
+    assert calibration.n_voxels[known] == 96
+    assert calibration.confidence[known] == pytest.approx(0.81, abs=1e-5)
+    assert calibration.accuracy[known] == 1
+    # The mean of logits of opposite sign is zero where the folds differ, and that is not above it.
+    assert review.consensus_dice == pytest.approx((1 + 0) / 2)
+    assert review.agreement == pytest.approx((1 + 0) / 2)
+
+
+@pytest.mark.parametrize("labels", [LABELS, NESTED], ids=["classes", "regions"])
+def test_ignored_voxels_are_not_reviewed(labels: LabelSpec) -> None:
+    outputs = Outputs.of(replace(labels, ignore=9))
+    make = region_logits if labels.regions else logits_of
+    hidden = C.clone()
+    hidden[3:] = 3
+    reviewer, expected = Reviewer(1, outputs, own=0), Reviewer(1, Outputs.of(labels), own=0)
+    reviewer.add(make(B), hidden)
+    expected.add(make(B)[:, :3], C[:3])
+    assert reviewer.review("case", 0).loss == expected.review("case", 0).loss
+    assert reviewer.review("case", 0).consensus_dice == expected.review("case", 0).consensus_dice
+    np.testing.assert_array_equal(reviewer.counts().confusion, expected.counts().confusion)
+    np.testing.assert_array_equal(reviewer.counts().bins, expected.counts().bins)
+    assert reviewer.counts().confusion.sum() == C[:3].numel()
+
+
+@pytest.mark.parametrize("labels", [LABELS, NESTED], ids=["classes", "regions"])
+def test_finding_what_nobody_looked_for_makes_no_case_suspicious(labels: LabelSpec) -> None:
+    """The networks find both structures, and the reference has the first alone."""
+    outputs = Outputs.of(labels)
+    make = region_logits if labels.regions else logits_of
+    reference = C.where(C != 2, 1) if labels.regions else C.where(C != 2, 0)
+    known = (True, False) if labels.regions else (True, True, False)
+    partly, wholly = Reviewer(2, outputs, own=0), Reviewer(2, outputs, own=0)
+    partly.add(torch.cat([make(C)] * 2), reference, known=known)
+    wholly.add(torch.cat([make(C)] * 2), reference)
+    assert partly.review("case", 0).consensus_dice == 1
+    assert wholly.review("case", 0).consensus_dice < 1
+    assert partly.review("case", 0).loss == pytest.approx(-math.log(0.9), rel=1e-4)
+    assert wholly.review("case", 0).loss > partly.review("case", 0).loss
+    assert partly.counts().confusion[:, 2].sum() == 0
+
+
+def test_a_case_in_which_all_was_looked_for_is_reviewed_as_ever() -> None:
+    said, unsaid = Reviewer(1, Outputs(N_CLASSES), own=0), Reviewer(1, Outputs(N_CLASSES), own=0)
+    said.add(logits_of(C), A, known=(True,) * N_CLASSES)
+    unsaid.add(logits_of(C), A)
+    assert said.review("case", 0).loss == pytest.approx(unsaid.review("case", 0).loss)
+    np.testing.assert_array_equal(said.counts().confusion, unsaid.counts().confusion)

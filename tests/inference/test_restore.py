@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.core.geometry import Box, make_geometry
+from autoseg.core.labels import LabelSpec, Region
 from autoseg.inference import restore
 from autoseg.inference.restore import GridChange, interpolated_argmax, restore_rows
 from autoseg.inference.volumes import LabelMap
@@ -166,6 +167,61 @@ def test_agrees_with_the_resampled_logits() -> None:
     target = (14, 8, 23)
     expected = np.concatenate([slab.argmax(0).numpy() for _, slab in resample_logits(logits, target, nearest_axis=0)])
     np.testing.assert_array_equal(interpolated_argmax(logits, target, nearest_axis=0), expected)
+
+
+# -- regions -----------------------------------------------------------------------------------------------------------
+
+PAIR = LabelSpec(
+    names=("left", "right", "both"),
+    values=(1, 2, 3),
+    regions=(Region(name="left", values=(1, 3), written=1), Region(name="right", values=(2, 3), written=2)),
+)
+NESTED = LabelSpec(
+    names=("oedema", "necrosis", "enhancing"),
+    values=(1, 2, 3),
+    regions=(
+        Region(name="whole", values=(1, 2, 3), written=1),
+        Region(name="core", values=(2, 3), written=2),
+        Region(name="enhancing tumour", values=(3,), written=3),
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.sampled_from([PAIR, NESTED]),
+    shape=SHAPES,
+    target=TARGETS,
+    nearest_axis=NEAREST_AXES,
+    limits=st.sampled_from([(1, 1, 20), (2**26, 2**22, 2**21)]),
+    seed=st.integers(0, 99),
+)
+def test_regions_are_where_their_interpolated_logit_is_above_zero(
+    labels: LabelSpec, shape: Shape, target: Shape, nearest_axis: int | None, limits: tuple[int, int, int], seed: int
+) -> None:
+    """But for logits so close to zero that rounding decides. Nested regions have nested logits."""
+    logits = random_logits((len(labels.regions), *shape), seed)
+    if labels is NESTED:
+        logits = logits.sort(dim=0, descending=True).values
+    exact = interpolate_by_hand(logits, target, nearest_axis)
+    combination = sum((above.astype(int) << index for index, above in enumerate(exact > 0)), np.zeros(target, int))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, limit in zip(("SLAB_BYTES", "SLAB_VOXELS", "CHUNK_LOGITS"), limits, strict=True):
+            patch.setattr(restore, name, limit)
+        classes = interpolated_argmax(logits, target, nearest_axis=nearest_axis, outputs=Outputs.of(labels))
+    assert classes.dtype == np.uint8
+    is_sure = (np.abs(exact) > TIE_FRACTION * float(logits.abs().max())).all(axis=0)
+    np.testing.assert_array_equal(classes[is_sure], labels.class_of_regions()[combination][is_sure])
+
+
+def test_regions_that_meet_between_two_voxels_overlap_there_or_leave_a_gap() -> None:
+    """An arg-max would put one border between them, wherever the logits cross."""
+    overlap = torch.tensor([[3.0, -1.0], [-1.0, 3.0]]).reshape(2, 1, 1, 2)
+    outputs = Outputs.of(PAIR)
+    classes = interpolated_argmax(overlap, (1, 1, 16), nearest_axis=None, outputs=outputs)
+    assert classes.ravel().tolist() == [1] * 6 + [3] * 4 + [2] * 6
+    apart = interpolated_argmax(overlap.flip(3).neg(), (1, 1, 16), nearest_axis=None, outputs=outputs)
+    assert apart.ravel().tolist() == [1] * 6 + [0] * 4 + [2] * 6
 
 
 # -- answers known by hand ---------------------------------------------------------------------------------------------

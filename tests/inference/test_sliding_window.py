@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.core.errors import PredictionError
+from autoseg.core.labels import LabelSpec, Region
 from autoseg.core.runtime import autocast_dtype
 from autoseg.inference import sliding_window
 from autoseg.inference.sliding_window import (
@@ -22,13 +23,19 @@ from autoseg.inference.sliding_window import (
     predict_logits,
     tile_starts,
 )
-from autoseg.networks.outputs import CERTAIN_LOGIT
+from autoseg.networks.outputs import CERTAIN_LOGIT, Outputs
 
 # Smaller than, equal to and larger than the patch of (4, 6, 8), and mixtures.
 SHAPES = [(3, 4, 5), (4, 6, 8), (9, 13, 17), (2, 6, 20), (1, 1, 1), (11, 3, 8)]
 PATCH = (4, 6, 8)
 # What a pass in bfloat16 may differ by, relative to the size of the logits.
 TOLERANCE = 1e-5 if autocast_dtype(torch.device("cpu")) is None else 2e-2
+CPU = torch.device("cpu")
+REGIONS = LabelSpec(
+    names=("rim", "core"),
+    values=(1, 2),
+    regions=(Region(name="whole", values=(1, 2), written=1), Region(name="core", values=(2,), written=2)),
+)
 
 
 class Constant(nn.Module):
@@ -252,10 +259,63 @@ def test_a_mirrored_image_gives_the_mirrored_prediction_with_the_sides_changed(n
     assert not torch.allclose(unaware, direct, atol=0.1)
 
 
+class SecondStage(nn.Module):
+    """A convolution of an image and of a mask for each class that the first stage has found."""
+
+    def __init__(self, n_axes: int, *, n_previous: int, n_outputs: int) -> None:
+        super().__init__()
+        self.convolution = (nn.Conv3d if n_axes == 3 else nn.Conv2d)(1 + n_previous, n_outputs, 3, padding=1)
+        self.n_previous = n_previous
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images[:, 1].unique().tolist() == images[:, 1].unique().round().tolist()
+        masks = [images[:, 1:] == index for index in range(1, self.n_previous + 1)]
+        output: Tensor = self.convolution(torch.cat([images[:, :1], *(mask.to(images.dtype) for mask in masks)], dim=1))
+        return output
+
+
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_what_a_first_stage_has_found_changes_sides_in_the_mirror_too(n_axes: int) -> None:
+    """Mirrored image, mirrored and swapped classes of the first stage: mirrored and swapped logits, of any network.
+
+    The outputs are two regions that change places; of the classes of the first stage, 1 and 2 do.
+    """
+    torch.manual_seed(0)
+    network = SecondStage(n_axes, n_previous=3, n_outputs=2).eval()
+    window = WindowConfig(
+        patch_size=PATCH[-n_axes:],
+        mirror_axes=tuple(range(n_axes)),
+        side_axis=n_axes - 1,
+        opposite=(1, 0),
+        opposite_previous=(0, 2, 1, 3),
+    )
+    image, found = torch.randn(1, *SHAPES[0]), torch.randint(0, 4, (1, *SHAPES[0]))
+    swapped = torch.tensor([0, 2, 1, 3])[found]
+    both, mirrored = torch.cat([image, found.float()]), torch.cat([image, swapped.float()]).flip(3)
+    direct = predict_logits(both, [network], n_outputs=2, config=window)
+    other = predict_logits(mirrored, [network], n_outputs=2, config=window)
+    torch.testing.assert_close(other, direct.flip(3)[[1, 0]], atol=2e-2, rtol=1e-2)
+    unaware = predict_logits(mirrored, [network], n_outputs=2, config=dataclasses.replace(window, opposite_previous=()))
+    assert not torch.allclose(unaware, other, atol=0.1)
+
+
+def test_what_was_not_looked_at_has_the_logits_that_are_given() -> None:
+    """Of regions, whose background is no channel."""
+    image = torch.zeros(1, *PATCH[:2], 24)
+    image[..., :4] = 1
+    empty = Outputs.of(REGIONS).empty_logits
+    window = SlidingWindow([Constant(3.0, -2.0)], config(3, mirror=False), n_outputs=2, device=CPU, empty_logits=empty)
+    for separate in (False, True):
+        swept = window.sweep(image, separate=separate, is_empty=lambda place: not image[(slice(None), *place)].any())
+        found = torch.cat([logits.float() for _, logits in swept], dim=1)
+        assert found[..., 8:].unique().tolist() == [-CERTAIN_LOGIT]
+        torch.testing.assert_close(found[..., :8], torch.tensor([3.0, -2.0]).reshape(2, 1, 1, 1).expand(2, *PATCH))
+        decided = Outputs.of(REGIONS).decide(found)
+        assert (decided[..., :8] == 1).all()
+        assert not decided[..., 8:].any()
+
+
 # Row by row
-
-
-CPU = torch.device("cpu")
 
 
 def sweep(image: Tensor, networks: list[nn.Module], window: WindowConfig, **options: Any) -> Tensor:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from autoseg.core.geometry import Box, Geometry, permute3
+from autoseg.core.labels import LabelSpec, Region
 from autoseg.inference.restore import interpolated_argmax
 from autoseg.inference.volumes import (
     LabelMap,
@@ -30,6 +31,11 @@ from autoseg.preprocessing.resample import resample_logits
 
 SHAPES = ((7, 9, 8), (13, 6, 8), (5, 17, 30))
 """Of the network's grid, and of the scan in the network's axes: finer, and coarser along one axis."""
+REGIONS = LabelSpec(
+    names=("left", "right", "both"),
+    values=(1, 2, 3),
+    regions=(Region(name="left", values=(1, 3), written=1), Region(name="right", values=(2, 3), written=2)),
+)
 
 
 def make_record(
@@ -158,3 +164,52 @@ def test_networks_average_logits_and_configurations_probabilities() -> None:
     first, second = (torch.randn(n, 3, 1, 2, 2, generator=torch.Generator().manual_seed(n)) for n in (2, 3))
     expected = (first.mean(dim=0).softmax(dim=0) + second.mean(dim=0).softmax(dim=0)) / 2
     torch.testing.assert_close(mean_probability([first, second], Outputs(3)), expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_soft_maps_of_regions_are_sigmoids_and_zero_outside_the_crop(axis: int) -> None:
+    """No channel is the background: outside the crop nothing is of any region, for sure."""
+    outputs = Outputs.of(REGIONS)
+    shape, cropped = SHAPES[0], SHAPES[2]
+    networks = 3 * torch.randn(2, outputs.n, *shape, generator=torch.Generator().manual_seed(0))
+    record = make_record(shape, cropped)
+    soft = SoftMaps(record, axis=axis, outputs=outputs, probabilities=True, uncertainty=True)
+    labels = LabelMap(record, axis=axis, outputs=outputs)
+    change = change_along(record, axis)
+    for rows, part, first_row in ready_rows(sweep(networks.flatten(0, 1), axis=axis, cuts=[2, 3, 5]), change):
+        labels.add(rows, part.unflatten(0, (2, -1)).mean(dim=0), first_row)
+        for scan_rows, values in to_scan(part, change, rows, first_row=first_row, n_networks=2):
+            soft.add(scan_rows, [values])
+    full = torch.cat([part for _, part in resample_logits(networks.flatten(0, 1), cropped, nearest_axis=None)], dim=1)
+    of_networks = full.unflatten(0, (2, outputs.n)).double()
+    mean = of_networks.mean(dim=0)
+    probability = mean.sigmoid()
+    inside = record.crop.slices
+    outside = np.ones(record.geometry.shape, bool)
+    outside[inside] = False
+    for index in range(outputs.n):
+        whole = soft.probability(index)
+        np.testing.assert_allclose(
+            whole[inside] / 255, permute_back(probability[index].numpy(), record), atol=0.51 / 255
+        )
+        assert not whole[outside].any()
+    entropy = -(probability * probability.log2() + (1 - probability) * (1 - probability).log2()).mean(dim=0)
+    np.testing.assert_allclose(soft.entropy()[inside] / 255, permute_back(entropy.numpy(), record), atol=0.51 / 255)
+    assert not soft.entropy()[outside].any()
+    is_sure = (of_networks.abs() > 1e-4).all(dim=0).all(dim=0) & (mean.abs() > 1e-4).all(dim=0)
+    pattern = (mean > 0).long()
+    decided = torch.from_numpy(REGIONS.class_of_regions().astype(np.int64))[pattern[0] + 2 * pattern[1]]
+    known = permute_back(is_sure.numpy(), record)
+    np.testing.assert_array_equal(labels.whole()[inside][known], permute_back(decided.numpy(), record)[known])
+    assert not labels.whole()[outside].any()
+    votes = (of_networks > 0).long()
+    differ = ((votes[:, 0] + 2 * votes[:, 1]) != (pattern[0] + 2 * pattern[1])).double().mean(dim=0)
+    found = soft.disagreement()[inside] / 255
+    np.testing.assert_allclose(found[known], permute_back(differ.numpy(), record)[known], atol=0.51 / 255)
+
+
+def test_configurations_average_probabilities_of_regions_and_networks_their_logits() -> None:
+    outputs = Outputs.of(REGIONS)
+    groups = [torch.randn(n, 2, 3, 4, 5, generator=torch.Generator().manual_seed(n)) for n in (1, 3)]
+    expected = (groups[0][0].sigmoid() + groups[1].mean(dim=0).sigmoid()) / 2
+    torch.testing.assert_close(mean_probability(groups, outputs), expected)

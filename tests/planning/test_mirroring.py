@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from autoseg.core.labels import LabelSpec
+from autoseg.core.labels import LabelSpec, Region
+from autoseg.data.listings import structure_labels
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
-from autoseg.planning.mirroring import plan_mirroring
+from autoseg.planning.mirroring import explain_mirroring, find_sides_of, plan_mirroring
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
 
@@ -16,7 +17,9 @@ PAIR = ("kidney_left", "liver", "kidney_right")
 ALONE = ("appendix_right", "liver")
 
 
-def make(names: tuple[str, ...], axis_order: tuple[int, int, int] = (0, 1, 2)) -> Plan:
+def make(
+    names: tuple[str, ...], axis_order: tuple[int, int, int] = (0, 1, 2), *, labels: LabelSpec | None = None
+) -> Plan:
     """A plan for isotropic cases with these labels."""
     shape = (80, 80, 80)
     case = CaseFingerprint(case="c", shape=shape, spacing_mm=(1.0,) * 3, cropped_shape=shape, label_volumes_ml=())
@@ -24,7 +27,7 @@ def make(names: tuple[str, ...], axis_order: tuple[int, int, int] = (0, 1, 2)) -
         name="MR", mean=1.0, std=1.0, minimum=0.0, maximum=2.0, median=1.0, percentile_00_5=0.0, percentile_99_5=2.0
     )
     fingerprint = Fingerprint(cases=(case,), channels=(channel,), median_cropped_fraction=1.0)
-    labels = LabelSpec(names=names, values=tuple(range(1, len(names) + 1)))
+    labels = labels or LabelSpec(names=names, values=tuple(range(1, len(names) + 1)))
     return replace(make_plan(fingerprint, labels, dataset="d", n_folds=5), axis_order=axis_order)
 
 
@@ -57,3 +60,64 @@ def test_left_and_right_is_the_last_canonical_axis(
 def test_the_plan_says_which(names: tuple[str, ...], text: str) -> None:
     (reason,) = [reason.text for reason in make(names).reasons if reason.subject == "mirroring"]
     assert text in reason
+
+
+LUNGS = ("left lung", "right lung", "tumour")
+LEFT, RIGHT, TUMOUR = LUNGS
+
+
+def of(*combinations: frozenset[str]) -> LabelSpec:
+    """Three structures that overlap so, of which the lungs are opposite."""
+    return structure_labels(LUNGS, combinations)
+
+
+def test_classes_of_regions_change_places_with_what_their_regions_become() -> None:
+    labels = of(frozenset([LEFT, TUMOUR]), frozenset([RIGHT, TUMOUR]))
+    assert labels.names[3:] == ("left lung + tumour", "right lung + tumour")
+    sides = find_sides_of(labels)
+    assert (sides.opposite, sides.unpaired) == ((0, 2, 1, 3, 5, 4), ())
+    plan = make((), labels=labels)
+    mirroring = plan_mirroring(plan, plan.configuration("3d_fullres"))
+    assert (mirroring.axes, mirroring.side_axis) == ((0, 1, 2), 2)
+    assert mirroring.opposite == (0, 2, 1, 3, 5, 4)
+    assert mirroring.opposite_outputs == (1, 0, 2)
+    assert "left lung and right lung change places" in explain_mirroring(labels)
+
+
+def test_a_mirrored_class_is_of_the_mirrored_regions() -> None:
+    labels = of(frozenset([LEFT, TUMOUR]), frozenset([RIGHT, TUMOUR]), frozenset(LUNGS))
+    sides = find_sides_of(labels)
+    members = labels.memberships()
+    for index, other in enumerate(sides.opposite):
+        assert sides.opposite[other] == index
+        assert members[:, other].tolist() == members[[1, 0, 2], index].tolist()
+
+
+def test_a_combination_that_has_no_counterpart_is_not_mirrored() -> None:
+    labels = of(frozenset([LEFT, TUMOUR]))
+    assert find_sides_of(labels).unpaired == ("left lung with tumour",)
+    plan = make((), labels=labels)
+    mirroring = plan_mirroring(plan, plan.configuration("3d_fullres"))
+    assert (mirroring.axes, mirroring.side_axis) == ((0, 1), None)
+    assert "nothing mirrors left lung with tumour" in explain_mirroring(labels)
+
+
+def test_classes_of_the_same_regions_stay_where_their_regions_do() -> None:
+    """Two values that are of one region alone are one to the network, and no side makes one of the other."""
+    labels = LabelSpec(
+        names=("a", "b", "c"),
+        values=(1, 2, 3),
+        regions=(Region(name="whole", values=(1, 2, 3), written=1), Region(name="core", values=(3,), written=3)),
+    )
+    sides = find_sides_of(labels)
+    assert (sides.opposite, sides.unpaired) == ((0, 1, 2, 3), ())
+
+
+@pytest.mark.parametrize("names", [PAIR, LUNGS])
+def test_what_nobody_has_annotated_stays_that_in_a_mirror(names: tuple[str, ...]) -> None:
+    spec = LabelSpec(names=names, values=(1, 2, 3)) if names == PAIR else structure_labels(names, [frozenset(names)])
+    labels = replace(spec, ignore=9)
+    plan = make((), labels=labels)
+    opposite = plan_mirroring(plan, plan.configuration("3d_fullres")).opposite
+    assert opposite[-1] == labels.n_classes
+    assert sorted(opposite) == list(range(labels.n_stored))

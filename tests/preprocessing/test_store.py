@@ -18,9 +18,12 @@ from autoseg.preprocessing.store import (
     MAX_FOREGROUND_PER_CLASS,
     PreprocessedCase,
     is_current,
+    is_previous_current,
     load_into_memory,
     sample_foreground,
+    sample_voxels,
     write_case,
+    write_previous,
 )
 
 SHAPE = (12, 14, 16)
@@ -273,3 +276,61 @@ def test_case_that_is_damaged_after_it_was_opened_is_named(tmp_path: Path, name:
     assert in_memory(load_into_memory(cases[:1], budget_gib=1)[0])
     # What is not loaded is not read either.
     load_into_memory(cases, budget_gib=0)
+
+
+def test_voxels_that_somebody_has_annotated_are_remembered(tmp_path: Path) -> None:
+    """Background counts as annotated, what is ignored does not; where nothing is ignored there is nothing to know."""
+    _, label = write(tmp_path / "all")
+    assert PreprocessedCase(tmp_path / "all").annotated.shape == (0, 3)
+    hidden = np.where(np.indices(SHAPE)[0] < 10, 4, label).astype(np.uint8)
+    image = np.ones((1, *SHAPE), np.float32)
+    write_case(tmp_path / "part", image, hidden, key="k", record=RECORD, n_classes=4)
+    part = PreprocessedCase(tmp_path / "part")
+    np.testing.assert_array_equal(part.annotated, np.argwhere(hidden != 4))
+    assert part.classes == (1, 3)
+    for class_index in (1, 2, 3):
+        np.testing.assert_array_equal(part.foreground(class_index), np.argwhere(hidden == class_index))
+    loaded = part.load()
+    np.testing.assert_array_equal(loaded.annotated, part.annotated)
+
+
+def test_of_many_voxels_some_are_drawn_evenly() -> None:
+    mask = np.zeros((30, 30, 30), bool)
+    mask[5:25, :, 10:] = True
+    drawn = sample_voxels(mask, np.random.default_rng(0))
+    assert drawn.shape == (MAX_FOREGROUND_PER_CLASS, 3)
+    assert drawn.dtype == np.int32
+    assert mask[tuple(drawn.T)].all()
+    assert len(np.unique(drawn, axis=0)) == len(drawn)
+    np.testing.assert_array_equal(drawn, sample_voxels(mask, np.random.default_rng(0)))
+    # Uniform on 5 to 24: its mean has a deviation of 5.8 / 64.
+    assert drawn[:, 0].mean() == pytest.approx(14.5, abs=5 * 5.8 / 64)
+    assert len(sample_voxels(np.zeros((2, 2, 2), bool), np.random.default_rng(0))) == 0
+
+
+def test_what_a_first_stage_has_found_belongs_to_the_case(tmp_path: Path) -> None:
+    _, label = write(tmp_path / "case")
+    found = np.roll(label, 1, axis=0)
+    assert not is_previous_current(tmp_path / "second", "first")
+    write_previous(tmp_path / "second", found, key="first")
+    assert is_previous_current(tmp_path / "second", "first")
+    assert not is_previous_current(tmp_path / "second", "other")
+    alone = PreprocessedCase(tmp_path / "case")
+    case = PreprocessedCase(tmp_path / "case", previous=tmp_path / "second")
+    assert alone.previous is None
+    assert case.previous is not None
+    np.testing.assert_array_equal(case.previous, found)
+    loaded = case.load().previous
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded, found)
+    assert case.memory_gib - alone.memory_gib == pytest.approx(found.nbytes / 2**30)
+    assert case.key != alone.key
+    write_previous(tmp_path / "second", label, key="later")
+    assert PreprocessedCase(tmp_path / "case", previous=tmp_path / "second").key not in (case.key, alone.key)
+    np.testing.assert_array_equal(np.load(tmp_path / "second" / "previous.npy"), label)
+
+
+def test_a_first_stage_that_has_not_looked_at_a_case_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "case")
+    with pytest.raises(WorkspaceError, match=r"previous\.npy"):
+        PreprocessedCase(tmp_path / "case", previous=tmp_path / "nowhere")

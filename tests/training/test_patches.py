@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from autoseg.core.errors import TrainingError
 from autoseg.core.geometry import Box, Geometry
 from autoseg.core.runtime import derive_seed, run_ahead
 from autoseg.preprocessing.preprocess import CaseRecord
-from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case
-from autoseg.training.augment import AugmentConfig
-from autoseg.training.patches import SAMPLING, Batch, PatchSampler, is_blank, read_region
+from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case, write_previous
+from autoseg.training.augment import AugmentConfig, apply_parameters
+from autoseg.training.patches import DROP_PROBABILITY, SAMPLING, Batch, PatchSampler, is_blank, read_region
 
 SHAPE = (10, 30, 20)
 
@@ -321,3 +323,199 @@ def test_patches_of_a_few_odd_voxels_are_blank_and_one_channel_of_content_is_eno
     assert is_blank(image)
     image[1, 0, :5] = np.arange(10)
     assert not is_blank(image)
+
+
+# -- cases that are partly annotated, lack channels, or have been seen by a first stage --------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1 / 3, 1.0])
+@pytest.mark.parametrize("patch", [(3, 5, 4), (4, 40, 4), (6, 8)])
+def test_patches_of_a_partly_annotated_case_are_centred_on_what_is_annotated(
+    tmp_path: Path, patch: tuple[int, ...], fraction: float
+) -> None:
+    """But for what the borders of the case leave; a class is centred on where it is asked for."""
+    label = np.full(SHAPE, 3, np.uint8)
+    label[1, 2, 3], label[9, 29, 19], label[5, 10:14, 10], label[5, 14, 10] = 0, 0, 1, 2
+    known = np.argwhere(label != 3)
+    case = make_case(tmp_path / "partly", label, n_classes=3)
+    assert sorted(map(tuple, case.annotated.tolist())) == sorted(map(tuple, known.tolist()))
+    box = np.array((1, *patch)[-3:])
+    room = np.array(SHAPE) - box
+    allowed = {tuple(np.where(room >= 0, np.clip(voxel - box // 2, 0, room), room // 2)) for voxel in known}
+    sampler = make_sampler(case, patch=patch, fraction=fraction)
+    starts = set()
+    for number in range(60):
+        batch = sampler.batch(number)
+        assert ((batch.classes != 3) & (batch.images[:, 0] != 0)).flatten(1).any(dim=1).all()
+        for image in batch.images[:, 0].numpy().reshape(3, *box):
+            inside = np.argwhere(image > 0)[0]
+            first = np.array(np.unravel_index(round(float(image[tuple(inside)]) * 8), SHAPE))
+            starts.add(tuple(int(value) for value in first - inside))
+    assert starts <= allowed
+    foreground = {tuple(np.where(room >= 0, np.clip(v - box // 2, 0, room), room // 2)) for v in known[1:-1]}
+    assert starts == (foreground if fraction == 1 else allowed)
+
+
+def test_a_case_that_nobody_has_annotated_is_drawn_from_any_place(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "none", np.full(SHAPE, 2, np.uint8), n_classes=2)
+    assert len(case.annotated) == 0
+    assert case.classes == ()
+    sampler = make_sampler(case, patch=(1, 1, 1), fraction=1 / 3)
+    assert len({float(voxel) for number in range(20) for voxel in sampler.batch(number).images.ravel()}) > 50
+
+
+def test_what_was_looked_for_is_told_for_every_patch(tmp_path: Path) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    plain = make_case(tmp_path / "plain", label, n_classes=3)
+    write_case(
+        tmp_path / "part", plain.image, label, key="k", record=plain.record, n_classes=3, known=(True, False, True)
+    )
+    part = PreprocessedCase(tmp_path / "part")
+    assert make_sampler(plain, patch=(2, 2, 2)).batch(0).known is None
+    sampler = PatchSampler([plain, part], patch_size=(2, 2, 2), batch_size=8, foreground_fraction=0, seed=0)
+    batch = sampler.batch(0)
+    assert set(batch.cases) == {"plain", "part"}
+    assert batch.known is not None
+    assert batch.known.dtype == torch.bool
+    assert batch.known.tolist() == [[True, case == "plain", True] for case in batch.cases]
+
+
+@pytest.fixture
+def lacking(tmp_path: Path) -> list[PreprocessedCase]:
+    """Three channels; the second case lacks the first one, the third has the last one alone."""
+    rng = np.random.default_rng(0)
+    known = make_case(tmp_path / "any", np.zeros(SHAPE, np.uint8), n_classes=2)
+    result = []
+    for name, absent in (("whole", []), ("lacks_0", [0]), ("lacks_0_1", [0, 1])):
+        image = rng.normal(size=(3, *SHAPE)).astype(np.float32)
+        image[absent] = 0
+        write_case(tmp_path / name, image, known.label, key="k", record=known.record, n_classes=2)
+        result.append(PreprocessedCase(tmp_path / name))
+        assert result[-1].stored.absent == tuple(absent)
+    return result
+
+
+def test_dropping_channels_never_leaves_a_patch_without_any(lacking: list[PreprocessedCase]) -> None:
+    def sampler() -> PatchSampler:
+        return PatchSampler(
+            lacking, patch_size=(2, 2, 2), batch_size=6, foreground_fraction=0, seed=0, optional_channels=(0, 1, 2)
+        )
+
+    drawn, again = sampler(), sampler()
+    counts: dict[str, list[tuple[bool, ...]]] = {case.id: [] for case in lacking}
+    for number in range(120):
+        batch, other = drawn.batch(number), again.batch(number)
+        assert batch.absent is not None
+        assert other.absent is not None
+        assert batch.absent.equal(other.absent)
+        assert not batch.absent.all(dim=1).any()
+        for case, absent in zip(batch.cases, batch.absent.tolist(), strict=True):
+            counts[case].append(tuple(absent))
+    assert all(absent[0] for name in ("lacks_0", "lacks_0_1") for absent in counts[name])
+    assert set(counts["lacks_0_1"]) == {(True, True, False)}
+    rates = np.mean(counts["whole"], axis=0)
+    # A draw of all three channels drops none.
+    expected = DROP_PROBABILITY - DROP_PROBABILITY**3
+    np.testing.assert_allclose(rates, expected, atol=5 * 0.5 / len(counts["whole"]) ** 0.5)
+
+
+def test_a_channel_that_is_not_optional_is_never_dropped(lacking: list[PreprocessedCase]) -> None:
+    sampler = PatchSampler(
+        lacking[:1], patch_size=(2, 2, 2), batch_size=6, foreground_fraction=0, seed=0, optional_channels=(1,)
+    )
+    absent = torch.cat([batch.absent for n in range(40) if (batch := sampler.batch(n)).absent is not None])
+    assert len(absent) == 240
+    assert not absent[:, [0, 2]].any()
+    assert absent[:, 1].float().mean() == pytest.approx(DROP_PROBABILITY, abs=5 * 0.5 / 240**0.5)
+    none = PatchSampler(lacking[:1], patch_size=(2, 2, 2), batch_size=6, foreground_fraction=0, seed=0)
+    assert none.batch(0).absent is None
+
+
+N_LABELS = 4
+"""Background, two classes, and what is ignored."""
+
+
+@pytest.fixture
+def second_stage(tmp_path: Path) -> PreprocessedCase:
+    """Classes, some of them ignored, and blocks of them that a first stage has found."""
+    rng = np.random.default_rng(0)
+    known = make_case(tmp_path / "case", rng.integers(0, N_LABELS, SHAPE).astype(np.uint8), n_classes=3)
+    found = rng.integers(0, 3, (5, 6, 5)).astype(np.uint8).repeat(2, 0).repeat(5, 1).repeat(4, 2)
+    write_previous(tmp_path / "previous", found, key="k")
+    return PreprocessedCase(tmp_path / known.id, previous=tmp_path / "previous")
+
+
+def test_classes_of_both_stages_are_parted_as_they_were_joined(second_stage: PreprocessedCase) -> None:
+    patch = (4, 8, 24)
+    sampler = PatchSampler(
+        [second_stage], patch_size=patch, batch_size=3, foreground_fraction=0, seed=0, n_labels=N_LABELS
+    )
+    batch = sampler.batch(0)
+    images, classes = batch.part_classes(batch.images.float(), batch.classes.long())
+    assert images.shape == (3, 2, *patch)
+    assert images[:, :1].equal(batch.images.float())
+    for image, found, wanted in zip(images[:, 0], images[:, 1], classes, strict=True):
+        z, y, _ = np.unravel_index(round(float(image[0, 0, 2]) * 8), SHAPE)
+        start = (int(z), int(y), -2)
+        assert second_stage.previous is not None
+        np.testing.assert_array_equal(found, read_region(second_stage.previous, start, patch))
+        np.testing.assert_array_equal(wanted, read_region(second_stage.label, start, patch))
+    alone = make_sampler(second_stage, patch=patch).batch(0)
+    assert alone.part_classes(images, classes)[0] is images
+    assert alone.classes.equal(classes.to(torch.uint8))
+
+
+def test_both_stages_are_turned_and_mirrored_as_one_and_change_sides_together(second_stage: PreprocessedCase) -> None:
+    """The same moves once for each stage by itself, with its own table of sides, give the same."""
+    own, found = (0, 2, 1, 3), (0, 2, 1)
+    joint = tuple(a + N_LABELS * b for b in found for a in own)
+    config = AugmentConfig(rotation_probability=1, mirror_probability=1, mirror_axes=(2,), side_axis=2, opposite=joint)
+    patch = (4, 8, 8)
+    sampler = PatchSampler(
+        [second_stage],
+        patch_size=patch,
+        batch_size=6,
+        foreground_fraction=0,
+        seed=0,
+        augmentation=config,
+        n_labels=N_LABELS,
+    )
+    batch = sampler.batch(0)
+    parameters = batch.augmentation
+    assert parameters is not None
+    assert parameters.changes_sides.any()
+    images = batch.images.float()
+    moved = apply_parameters(images, batch.classes, patch_size=patch, parameters=parameters)
+    parted, classes = batch.part_classes(*moved)
+    of_first, of_second = batch.classes // N_LABELS, batch.classes % N_LABELS
+    for result, source, opposite in ((parted[:, -1].long(), of_first, found), (classes, of_second, own)):
+        alone = replace(parameters, opposite=torch.tensor(opposite))
+        expected = apply_parameters(images, source, patch_size=patch, parameters=alone)[1]
+        assert result.equal(expected)
+        assert result.any()
+
+
+def test_only_what_the_first_stage_has_found_is_perturbed(second_stage: PreprocessedCase) -> None:
+    def sampler(*, perturbs: bool) -> PatchSampler:
+        return PatchSampler(
+            [second_stage],
+            patch_size=(6, 16, 16),
+            batch_size=1,
+            foreground_fraction=0,
+            seed=0,
+            n_labels=N_LABELS,
+            perturbs=perturbs,
+        )
+
+    plain, perturbed, again = sampler(perturbs=False), sampler(perturbs=True), sampler(perturbs=True)
+    n_changed = 0
+    for number in range(20):
+        first, second = plain.batch(number), perturbed.batch(number)
+        assert second.classes.equal(again.batch(number).classes)
+        assert first.images.equal(second.images)
+        (images, classes), (other, same) = (
+            batch.part_classes(batch.images, batch.classes) for batch in (first, second)
+        )
+        assert classes.equal(same)
+        n_changed += not images[:, -1].equal(other[:, -1])
+    assert 4 <= n_changed < 20

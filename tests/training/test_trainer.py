@@ -20,6 +20,7 @@ from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, write_case
 from autoseg.training.adapt import choose_training
 from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.learner import Learner
 from autoseg.training.patches import Batch, PatchSampler
 from autoseg.training.record import EpochFigures, ValidationSlice
 from autoseg.training.trainer import TrainingInterrupted, train_fold
@@ -390,3 +391,56 @@ def test_a_loss_that_is_never_finite_stops_with_the_case(tmp_path: Path, cases: 
 def test_figures_of_the_log_are_read_back() -> None:
     names = set(EpochFigures.__dataclass_fields__)
     assert {"train_loss", "validation_dice", "class_dice", "learning_rate", "data_wait_fraction"} <= names
+
+
+@pytest.mark.parametrize("augment", ["torch", "batchgenerators"])
+def test_a_channel_that_is_absent_is_zero_after_augmentation(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch, augment: str
+) -> None:
+    """Augmentation would make noise and brightness of it."""
+    if augment != "torch":
+        pytest.importorskip(augment)
+    lacking = []
+    for index, case in enumerate(cases):
+        image = np.concatenate([case.image, case.image]).astype(np.float32)
+        image[1 if index % 2 else 0] *= index > 1
+        write_case(tmp_path / str(index), image, case.label, key="k", record=case.record, n_classes=3)
+        lacking.append(PreprocessedCase(tmp_path / str(index)))
+    assert [case.stored.absent for case in lacking] == [(0,), (1,), (), ()]
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    calculate = Learner.loss
+
+    def watch(self: Learner, images: torch.Tensor, classes: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+        seen.append((images, drawn[len(seen)]))
+        return calculate(self, images, classes, **options)
+
+    monkeypatch.setattr(Learner, "loss", watch)
+    draw = PatchSampler.batch
+    drawn: dict[int, torch.Tensor] = {}
+
+    def remember(self: PatchSampler, number: int) -> Batch:
+        batch = draw(self, number)
+        if self._optional:
+            assert batch.absent is not None
+            drawn[number] = batch.absent
+        return batch
+
+    monkeypatch.setattr(PatchSampler, "batch", remember)
+    configuration = make_configuration()
+    plan = make_plan(configuration)
+    channels = tuple(dataclasses.replace(plan.normalization[0], channel=name) for name in ("a", "b"))
+    plan = dataclasses.replace(plan, normalization=channels, optional_channels=("a", "b"))
+    config = TrainConfig(budget=Budget(iterations=12, iterations_per_epoch=12), augment=augment)
+    train_fold(
+        tmp_path / "fold",
+        plan,
+        choose_training(plan, configuration, config, n_cases=3, device=CPU)[0],
+        training=lacking[:3],
+        validation=lacking[3:],
+        config=config,
+        device=CPU,
+    )
+    assert len(seen) == 12
+    for images, absent in seen:
+        assert images.flatten(2).any(dim=2).equal(~absent)
+    assert sum(int(absent.sum()) for _, absent in seen) > 6
