@@ -41,22 +41,27 @@ class Rung:
         width: a name in `WIDTHS`.
         patch_scale: edges of the patch as a part of the planned ones.
         min_steps: that a training must make to gain by it.
+        min_steps_of_few: the same where there are fewer than `FEW_CASES`.
     """
 
     width: str
     patch_scale: float
     min_steps: int
+    min_steps_of_few: int
 
+
+FEW_CASES = 50
+"""Of few cases large patches are soon known by heart: small ones, from many places, go on teaching for longer."""
 
 LADDER = (
-    Rung(width="half", patch_scale=0.4, min_steps=0),
-    Rung(width="half", patch_scale=0.5, min_steps=600),
-    Rung(width="half", patch_scale=0.6, min_steps=650),
-    Rung(width="half", patch_scale=0.7, min_steps=650),
-    Rung(width="half", patch_scale=0.8, min_steps=1000),
-    Rung(width="half", patch_scale=1.0, min_steps=1000),
-    Rung(width="slim", patch_scale=1.0, min_steps=2000),
-    Rung(width="planned", patch_scale=1.0, min_steps=5000),
+    Rung(width="half", patch_scale=0.4, min_steps=0, min_steps_of_few=0),
+    Rung(width="half", patch_scale=0.5, min_steps=600, min_steps_of_few=600),
+    Rung(width="half", patch_scale=0.6, min_steps=650, min_steps_of_few=2000),
+    Rung(width="half", patch_scale=0.7, min_steps=650, min_steps_of_few=2000),
+    Rung(width="half", patch_scale=0.8, min_steps=1000, min_steps_of_few=3000),
+    Rung(width="half", patch_scale=1.0, min_steps=1000, min_steps_of_few=3000),
+    Rung(width="slim", patch_scale=1.0, min_steps=2000, min_steps_of_few=6000),
+    Rung(width="planned", patch_scale=1.0, min_steps=5000, min_steps_of_few=10000),
 )
 """From the fastest to the planned one. The steps are judgements from measurements, see docs/recipe.md."""
 
@@ -117,12 +122,12 @@ def choose_training(
     if budget.max_time_s is not None and must_time:
         known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
         if adapts:
-            known = candidates(configuration, keep_patch=_is_patch_by_user(plan, configuration))
+            known = candidates(configuration, n_cases=n_cases, keep_patch=_is_patch_by_user(plan, configuration))
         timer = timer or functools.partial(_time_step, plan, config, device=device)
         network, step_s = _choose_network(known, functools.partial(timer, batch_size=batch_size), budget)
         n_steps = round(budget.expected_iterations(step_s))
         if adapts:
-            reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps)
+            reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps, n_cases=n_cases)
     reasons["sampling"] = SAMPLING_REASONS[recipe.sampling]
     covered = (min(1.0, edge / size) for edge, size in zip(network.patch_size, network.median_shape, strict=True))
     reasons["foreground_fraction"] = f"of the recipe; a patch covers {prod(covered):.0%} of the median case"
@@ -227,21 +232,27 @@ def _choose_network(
     return chosen
 
 
-def _tell_network(network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int) -> str:
+def _tell_network(
+    network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int, n_cases: int
+) -> str:
     """Why a network of this size."""
+    few = f"; of {n_cases} cases, small patches are learned from for longer" if n_cases < FEW_CASES else ""
     features, all_features = ("-".join(map(str, known.network.features)) for known in (network, planned))
     return (
         f"patch {join_numbers(network.patch_size)} of {join_numbers(planned.patch_size)}, features {features} of "
         f"{all_features}: a step takes {step_s:.2g} s here, so there is time for about "
-        f"{n_steps:,} of them; --network planned keeps the plan's"
+        f"{n_steps:,} of them{few}; --network planned keeps the plan's"
     )
 
 
-def candidates(configuration: ConfigurationPlan, *, keep_patch: bool) -> Iterator[tuple[ConfigurationPlan, int]]:
+def candidates(
+    configuration: ConfigurationPlan, *, n_cases: int, keep_patch: bool
+) -> Iterator[tuple[ConfigurationPlan, int]]:
     """Networks from the fastest to the planned one, each with the steps that a training with it has to make.
 
     Args:
         configuration: as planned.
+        n_cases: to train on.
         keep_patch: only the features change.
     """
     before = None
@@ -249,7 +260,7 @@ def candidates(configuration: ConfigurationPlan, *, keep_patch: bool) -> Iterato
         candidate = resize(configuration, rung.width, 1.0 if keep_patch else rung.patch_scale)
         # Small patches are rounded to the same size, where the network has large strides.
         if candidate != before:
-            yield candidate, rung.min_steps
+            yield candidate, rung.min_steps_of_few if n_cases < FEW_CASES else rung.min_steps
         before = candidate
 
 

@@ -86,9 +86,11 @@ def machine() -> Machine:
     return Machine()
 
 
-def choose(plan: Plan | None = None, *, machine: Callable[..., float] | None = None, **asked: Any) -> TrainingChoices:
-    config = TrainConfig(**asked)
-    return choose_training(plan or make_plan(), THICK, config, n_cases=100, device=CPU, timer=machine or Machine())[0]
+def choose(
+    plan: Plan | None = None, *, machine: Callable[..., float] | None = None, n_cases: int = 100, **asked: Any
+) -> TrainingChoices:
+    config, timer = TrainConfig(**asked), machine or Machine()
+    return choose_training(plan or make_plan(), THICK, config, n_cases=n_cases, device=CPU, timer=timer)[0]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -128,6 +130,14 @@ def test_each_larger_network_makes_the_steps_that_it_needs(machine: Machine) -> 
     step_s = 2e-6 * torch.Size(chosen.patch_size).numel() * chosen.network.features[0]
     needed = next(rung.min_steps for rung in LADDER if resize(THICK, rung.width, rung.patch_scale) == chosen)
     assert 3000 / step_s >= needed > 0
+
+
+def test_few_cases_are_learned_from_in_smaller_patches(machine: Machine) -> None:
+    few, many = (choose(machine=machine, n_cases=n, budget=Budget(max_time_s=3000)) for n in (19, 100))
+    sizes = [torch.Size(choices.configuration.patch_size).numel() for choices in (few, many)]
+    assert sizes[0] < sizes[1]
+    texts = [next(r.text for r in choices.reasons if r.subject == "training.network") for choices in (few, many)]
+    assert ["of 19 cases, small patches" in text for text in texts] == [True, False]
 
 
 def test_what_is_too_slow_ends_the_search(machine: Machine) -> None:
