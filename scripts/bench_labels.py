@@ -2,8 +2,8 @@
 
     python scripts/bench_labels.py [--steps 700] [--seed 0] [--shared ../shared] [--work FOLDER]
 
-The same short training of fold 0 of Task04 three times: with both labels; with the region "whole" (either label) and the
-second label; and with `IGNORED` of the slices of each case marked to be ignored. The label maps of the validation cases
+The same short training of fold 0 of Task04 three times: with both labels; with the region "whole" (either label) and
+the second label; and with `IGNORED` of the slices of each case marked to be ignored. The validation cases' label maps
 are scored against the full labels each time.
 """
 
