@@ -60,8 +60,8 @@ LADDER = (
     Rung(width="half", patch_scale=0.7, min_steps=650, min_steps_of_few=2000),
     Rung(width="half", patch_scale=0.8, min_steps=1000, min_steps_of_few=3000),
     Rung(width="half", patch_scale=1.0, min_steps=1000, min_steps_of_few=3000),
-    Rung(width="slim", patch_scale=1.0, min_steps=2000, min_steps_of_few=6000),
-    Rung(width="planned", patch_scale=1.0, min_steps=5000, min_steps_of_few=10000),
+    Rung(width="slim", patch_scale=1.0, min_steps=6000, min_steps_of_few=12_000),
+    Rung(width="planned", patch_scale=1.0, min_steps=15_000, min_steps_of_few=30_000),
 )
 """From the fastest to the planned one. The steps are judgements from measurements, see docs/recipe.md."""
 
