@@ -58,9 +58,9 @@ def outputs_weighted(weights: Callable[[int], Sequence[float]]) -> Iterator[None
 def loss_of(loss: Loss) -> Iterator[None]:
     """Another loss on each supervised output: of logits, classes, and whether sums go over the batch."""
 
-    def supervise(outputs: Sequence[Tensor], classes: Tensor, *, batch_dice: bool) -> Tensor:
-        total = outputs[0].new_zeros((), dtype=torch.float32)
-        for weight, logits in zip(deep_supervision_weights(len(outputs)), outputs, strict=True):
+    def supervise(levels: Sequence[Tensor], classes: Tensor, *, batch_dice: bool, **_: object) -> Tensor:
+        total = levels[0].new_zeros((), dtype=torch.float32)
+        for weight, logits in zip(deep_supervision_weights(len(levels)), levels, strict=True):
             total = total + weight * loss(logits, nearest_classes(classes, logits.shape[2:]), batch_dice)
         return total
 

@@ -55,7 +55,7 @@ class _Label:
 def open_bids(path: Path) -> Dataset | None:
     if not path.is_dir():
         return None
-    subjects = [folder for folder in list_folders(path) if folder.name.startswith("sub-")]
+    subjects = _list_subjects(path)
     description = read_index(path / _DESCRIPTION) or {}
     if not subjects and not description:
         return None
@@ -100,8 +100,11 @@ def _list_raw(path: Path, subjects: Sequence[Path]) -> Images:
 
 def list_bids_images(path: Path) -> list[Path]:
     """The images in the folders sub-*/anat and sub-*/ses-*/anat of a dataset; empty where there are none."""
-    subjects = [folder for folder in list_folders(path) if folder.name.startswith("sub-")]
-    return [file for _, _, file in _list_sessions(subjects)]
+    return [file for _, _, file in _list_sessions(_list_subjects(path))]
+
+
+def _list_subjects(path: Path) -> list[Path]:
+    return [folder for folder in list_folders(path) if folder.name.startswith("sub-")]
 
 
 def _list_sessions(subjects: Sequence[Path]) -> list[tuple[str, str, Path]]:

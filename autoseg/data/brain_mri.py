@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.data.dataset import Dataset
-from autoseg.data.files import by_name, channel_names, list_folders, list_images, match_labels
+from autoseg.data.files import by_name, channel_names, list_case_folders, list_images, match_labels
 from autoseg.data.io import case_name
 
 _MASK = "_mask"
@@ -16,9 +16,7 @@ _MASK = "_mask"
 def open_brain_mri(path: Path) -> Dataset | None:
     if not path.is_dir():
         return None
-    folders = list_folders(path)
-    folders += [inner for folder in folders for inner in list_folders(folder)]
-    files = [file for folder in folders for file in _list_slices(folder)]
+    files = [file for folder in list_case_folders(path) for file in _list_slices(folder)]
     slices = [file for file in files if not _is_mask(file)]
     masks = [file for file in files if _is_mask(file)]
     if not slices or not masks:

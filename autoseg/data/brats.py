@@ -12,7 +12,7 @@ from pathlib import Path
 from autoseg.core.errors import DatasetError, Problem, describe_problems, list_some
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.data.dataset import Case, Dataset
-from autoseg.data.files import by_name, list_folders, list_images
+from autoseg.data.files import by_name, list_case_folders, list_images
 from autoseg.data.io import case_name
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,7 @@ class _CaseFolder:
 def open_brats(path: Path) -> Dataset | None:
     if not path.is_dir():
         return None
-    folders = list_folders(path)
-    folders += [inner for folder in folders for inner in list_folders(folder)]
-    found = [case for folder in folders if (case := _read_folder(folder)) is not None]
+    found = [case for folder in list_case_folders(path) if (case := _read_folder(folder)) is not None]
     if not found:
         return None
     generation = _common_generation(found, where=path)

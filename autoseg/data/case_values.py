@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import re
@@ -13,6 +12,7 @@ import numpy as np
 
 from autoseg.core.errors import DatasetError, Problem, describe_problems, list_some
 from autoseg.data.dataset import Case
+from autoseg.data.files import read_csv
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +91,7 @@ def read_rows(file: Path, *columns: str) -> list[dict[str, str]]:
     Raises:
         DatasetError: the file cannot be read, or a column is missing.
     """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows, found = list(reader), list(reader.fieldnames or [])
-    except FileNotFoundError as error:
-        raise DatasetError(f"{file}: no such file") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{file}: cannot be read as a CSV file in UTF-8 ({error})") from error
+    found, rows = read_csv(file)
     if not set(columns) <= set(found):
         raise DatasetError(f"{file}: found the columns {', '.join(found)}, expected {' and '.join(columns)}")
     return [{column: (row[column] or "").strip() for column in columns} for row in rows]

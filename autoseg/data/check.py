@@ -15,7 +15,7 @@ from autoseg.core.geometry import Geometry, grid_difference
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads
 from autoseg.data.dataset import Case, Dataset
-from autoseg.data.io import read_image, read_label, read_raw
+from autoseg.data.io import read_label, read_raw
 from autoseg.data.listings import structure_labels
 from autoseg.data.references import combinations_of, read_reference
 from autoseg.data.regrid import resample_onto
@@ -77,33 +77,31 @@ def load_image(
     # From the headers, before any voxel: a time series can be larger than the memory.
     files = [path for path in images if path is not None]
     n_missing = len(images) - len(files)
-    n_found = sum(read_raw(path).n_channels for path in files)
+    raws = [read_raw(path) for path in files]
+    n_found = sum(raw.n_channels for raw in raws)
     if n_found + n_missing != n_channels:
         hint = ""
         if len(images) == 1 and n_found > 1:
             hint = "; if these are time points, save each as a case of its own; if channels, list them in dataset.json"
         raise FormatError(f"{files[0]}: found {n_found + n_missing} channels, expected {n_channels}{hint}")
-    parts = [read_image(path) for path in files]
-    geometry = parts[0][1]
-    for path, (_, other) in zip(files[1:], parts[1:], strict=True):
-        difference = grid_difference(geometry, other)
+    geometry = raws[0].geometry
+    parts = []
+    for path, raw in zip(files, raws, strict=True):
+        array, difference = raw.load_float(), grid_difference(geometry, raw.geometry)
         if difference and not fix:
             raise FormatError(
                 f"{path}: found {difference[0]}, expected {difference[1]} of the first channel; --fix resamples it"
             )
-    parts = [
-        (resample_onto(array, other, geometry), geometry) if grid_difference(geometry, other) else (array, other)
-        for array, other in parts
-    ]
-    for path, (array, _) in zip(files, parts, strict=True):
+        parts.append(resample_onto(array, raw.geometry, geometry) if difference else array)
+    for path, array in zip(files, parts, strict=True):
         n_broken = int(array.size - np.count_nonzero(np.isfinite(array)))
         if n_broken:
             raise FormatError(f"{path}: found {n_broken} voxels that are NaN or infinite, expected finite numbers")
     if len(images) == 1:
-        return parts[0]
+        return parts[0], geometry
     read = iter(parts)
     absent = np.zeros((1, *geometry.shape), np.float32)
-    return np.concatenate([absent if path is None else next(read)[0] for path in images]), geometry
+    return np.concatenate([absent if path is None else next(read) for path in images]), geometry
 
 
 def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = False) -> LoadedCase | list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import re
@@ -41,10 +42,15 @@ def list_images(folder: Path) -> list[Path]:
 
 def list_case_files(folder: Path) -> list[Path]:
     """The images in folders of cases, CASE/CASE_1.tif or CASE/CASE-t1.nii.gz, up to two levels below a folder."""
-    inner = list_folders(folder)
-    inner += [deeper for one in inner for deeper in list_folders(one)]
+    inner = list_case_folders(folder)
     prefixes = {case: (f"{case.name}_".lower(), f"{case.name}-".lower()) for case in inner}
     return [file for case in inner for file in list_images(case) if case_name(file).lower().startswith(prefixes[case])]
+
+
+def list_case_folders(folder: Path) -> list[Path]:
+    """The folders up to two levels below a folder, those of the first level before the others."""
+    inner = list_folders(folder)
+    return inner + [deeper for one in inner for deeper in list_folders(one)]
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -102,6 +108,23 @@ def group_named_channels(files: Sequence[Path], channels: Sequence[str]) -> dict
             case, channel = min(fitting, key=lambda one: len(one[0]))
             cases.setdefault(case, {}).setdefault(channel, []).append(file)
     return cases
+
+
+def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of a CSV file with a header, and its rows.
+
+    Raises:
+        DatasetError: there is no such file, or it cannot be read.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+            return list(reader.fieldnames or []), rows
+    except FileNotFoundError as error:
+        raise DatasetError(f"{file}: no such file") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{file}: cannot be read as a CSV file in UTF-8 ({error})") from error
 
 
 def by_name(files: Sequence[Path]) -> dict[str, Path]:

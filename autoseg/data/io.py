@@ -161,7 +161,7 @@ def read_image(path: Path) -> tuple[NDArray[np.float32], Geometry]:
         FormatError: missing, unreadable, or not numbers.
     """
     raw = read_raw(path)
-    return np.ascontiguousarray(raw.load(), dtype=np.float32), raw.geometry
+    return raw.load_float(), raw.geometry
 
 
 def read_label(path: Path) -> tuple[NDArray, Geometry]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import DatasetError, Problem, describe_problems
 from autoseg.data.dataset import Case, Dataset
-from autoseg.data.files import bad_entry
+from autoseg.data.files import bad_entry, read_csv
 from autoseg.data.io import case_name
 from autoseg.data.listings import labels_of, parse_channels, read_index, require
 
@@ -20,12 +19,7 @@ CASE_KEYS = frozenset({"id", "case", "group", "image", "images", "label", "annot
 def open_csv_manifest(path: Path) -> Dataset | None:
     if not path.is_file() or path.suffix.lower() != ".csv":
         return None
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
+    columns, rows = read_csv(path)
     image_columns = [column for column in columns if column == "image" or column.startswith("image_")]
     mask_columns = [column for column in columns if column.startswith("label_")]
     if not image_columns or ("label" in columns) == bool(mask_columns):

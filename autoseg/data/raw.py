@@ -34,6 +34,10 @@ class RawImage:
     load: Callable[[], NDArray]
     load_label: Callable[[], NDArray] | None = None
 
+    def load_float(self) -> NDArray[np.float32]:
+        """The voxels, (C, Z, Y, X), contiguous."""
+        return np.ascontiguousarray(self.load(), dtype=np.float32)
+
     def load_shown(self) -> NDArray:
         """What a grey picture of it shows, (Z, Y, X): the first channel, or the mean of red, green and blue."""
         voxels = self.load()

@@ -37,7 +37,7 @@ def force_cascade(work: Path | str = DEFAULT_WORK, configuration: str | None = C
 
     workspace = Workspace(root=Path(work))
     made = workspace.read_plan()
-    if any(known.previous is not None for known in made.configurations.values()):
+    if made.cascade is not None:
         return made
     if configuration not in (CASCADE, "3d_cascade_fullres"):
         raise PlanError("--force makes a cascade; say so with -c cascade, or leave it out")
@@ -65,7 +65,7 @@ def prepare_second_stage(
     Processes that do this at the same time wait for each other.
 
     Args:
-        workspace: the work folder.
+        workspace: the work folder; cases are preprocessed for the second stage.
         made: the plan.
         configuration: the second stage.
         train_folds: trains folds of a configuration, for those that the first stage lacks; None to refuse.
@@ -91,7 +91,6 @@ def prepare_second_stage(
         )
     model, folds = workspace.model(first), range(len(splits.folds))
     with _only_one(model):
-        preprocess_cases(workspace, dataset, made, configuration.name)
         missing = sorted(set(folds) - set(trained_folds(model)))
         if missing and train_folds is not None:
             logger.info(

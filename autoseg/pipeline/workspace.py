@@ -136,10 +136,9 @@ def default_configuration(made: Plan, name: str | None = None) -> ConfigurationP
         PlanError: there is none of that name.
     """
     if name == CASCADE and name not in made.configurations:
-        second = next((known for known in made.configurations.values() if known.previous is not None), None)
-        if second is None:
+        if made.cascade is None:
             raise why_no_cascade(made)
-        return second
+        return made.cascade
     return made.configuration(made.recommended if name is None else name)
 
 

@@ -266,6 +266,11 @@ class Plan:
             raise PlanError(f"the plan has no configuration '{name}'; {suggest(name, self.configurations)}")
         return self.configurations[name]
 
+    @property
+    def cascade(self) -> ConfigurationPlan | None:
+        """The second stage of the cascade; None where there is none."""
+        return next((known for known in self.configurations.values() if known.previous is not None), None)
+
     def n_previous(self, name: str) -> int:
         """Foreground classes that a configuration gets from its first stage; 0 where it has none.
 

@@ -116,22 +116,28 @@ def sample_foreground(label: NDArray, *, n_classes: int, seed: int) -> tuple[tup
     order = np.argsort(classes, kind="stable")
     ends = np.searchsorted(classes[order], np.arange(1, n_classes + 1))
     for start, end in pairwise(ends):
-        members = foreground[order[start:end]]
-        if members.size > MAX_FOREGROUND_PER_CLASS:
-            members = np.sort(rng.choice(members, MAX_FOREGROUND_PER_CLASS, replace=False))
+        members = _draw_some(foreground[order[start:end]], rng)
         counts.append(int(members.size))
         parts.append(members)
     flat = np.concatenate(parts) if parts else np.empty(0, np.int64)
-    positions = np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int32)
-    return tuple(counts), positions
+    return tuple(counts), _positions(flat, label.shape)
 
 
 def sample_voxels(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:
     """(z, y, x) of the voxels in a mask, all of them or an even draw of `MAX_FOREGROUND_PER_CLASS`, int32."""
-    inside = np.flatnonzero(mask)
-    if inside.size > MAX_FOREGROUND_PER_CLASS:
-        inside = np.sort(rng.choice(inside, MAX_FOREGROUND_PER_CLASS, replace=False))
-    return np.stack(np.unravel_index(inside, mask.shape), axis=1).astype(np.int32)
+    return _positions(_draw_some(np.flatnonzero(mask), rng), mask.shape)
+
+
+def _draw_some(voxels: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
+    """All of them where they are few."""
+    if voxels.size <= MAX_FOREGROUND_PER_CLASS:
+        return voxels
+    return np.sort(rng.choice(voxels, MAX_FOREGROUND_PER_CLASS, replace=False))
+
+
+def _positions(voxels: NDArray[np.intp], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """(n, 3) from indices into the flattened array."""
+    return np.stack(np.unravel_index(voxels, shape), axis=1).astype(np.int32)
 
 
 def is_current(folder: Path, key: str) -> bool:

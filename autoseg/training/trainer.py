@@ -134,7 +134,7 @@ class _Run:
     ) -> None:
         self.files = FoldFiles(folder=folder)
         self.plan, self.choices, self.config, self.device = plan, choices, config, device
-        self.budget = choices.budget
+        self.budget, self.outputs = choices.budget, Outputs.of(plan.labels)
         self.mirrors = choices.mirror and config.augment != "none"
         self.recipe = RECIPES[choices.recipe]
         self.configuration = configuration = choices.configuration
@@ -148,7 +148,7 @@ class _Run:
             recipe=self.recipe,
             device=device,
             precision=config.precision,
-            outputs=Outputs.of(plan.labels),
+            outputs=self.outputs,
         )
         self.cases = {"training": tuple(training), "validation": tuple(validation)}
         # The budget may grow when a run is resumed, and compiling may fail; what else shapes the result may not change.
@@ -395,7 +395,7 @@ class _Run:
             self.learner,
             self._sampler("validation"),
             n_batches=math.ceil(n_steps / STEPS_PER_VALIDATION_BATCH),
-            outputs=Outputs.of(self.plan.labels),
+            outputs=self.outputs,
             batch_dice=self.configuration.batch_dice,
         )
         dice = scores.mean_dice
