@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
+from autoseg.core.cgroup import cpu_quota, memory_limit_gib
 from autoseg.core.errors import AutosegError
 
 if TYPE_CHECKING:
@@ -36,15 +37,44 @@ _M_MMAP_THRESHOLD = (-3, 32 * 2**20, 32 * 2**20)
 _M_TRIM_THRESHOLD = (-1, 2**31 - 1, 64 * 2**20)
 _M_TOP_PAD = (-2, 128 * 2**20, 128 * 2**10)
 
+_most_cpus: float = math.inf  # of limit_cpus
+
 
 def n_cpus() -> int:
-    """Processors this process may use: what the scheduler granted, not what the machine has."""
-    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if granted.isdecimal() and int(granted) > 0:
-        return int(granted)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processors this process may use: what it was granted, not what the machine has. A fraction of one counts as one.
+
+    The least counts of what the kernel lets it run on, the quotas of its control groups, its Slurm job, and
+    `limit_cpus`.
+    """
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    slurm = min(_granted_by_slurm("SLURM_CPUS_PER_TASK"), _granted_by_slurm("SLURM_CPUS_ON_NODE"))
+    return max(1, math.ceil(min(here, cpu_quota(), slurm, _most_cpus)))
+
+
+def limit_cpus(n: int) -> None:
+    """From now on this process uses at most `n` processors, and at least one: for workers that share a machine."""
+    global _most_cpus
+    _most_cpus = n
+    if "torch" in sys.modules:
+        use_granted_cpus()
+
+
+def use_granted_cpus() -> None:
+    """Torch computes on no more threads than `n_cpus()` from now on.
+
+    By itself it knows of the processors that the kernel lets it run on, but not of a quota: in a container that was
+    granted 4 of 64 processors it starts 64 threads, of which 60 wait.
+    """
+    import torch
+
+    if torch.get_num_threads() > n_cpus():
+        torch.set_num_threads(n_cpus())
+
+
+def _granted_by_slurm(name: str) -> float:
+    """The number in that variable of a Slurm job; infinite outside of one, and where it says 0, which is "all"."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() and int(text) > 0 else math.inf
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -178,11 +208,17 @@ def format_memory(gib: float) -> str:
 
 
 def machine_memory_gib() -> float:
-    """Memory of this machine; infinite where the system does not tell."""
+    """Memory this process may use at most, be it free or not; infinite where the system does not tell.
+
+    The least counts of what the machine has, what its control groups are granted, and its Slurm job.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (AttributeError, ValueError, OSError):
-        return math.inf
+        here = math.inf
+    per_node_mib = _granted_by_slurm("SLURM_MEM_PER_NODE")
+    per_cpu_mib = _granted_by_slurm("SLURM_MEM_PER_CPU") * _granted_by_slurm("SLURM_CPUS_ON_NODE")
+    return min(here, memory_limit_gib(), per_node_mib / 1024, per_cpu_mib / 1024)
 
 
 def peak_memory_gib() -> float:
@@ -260,10 +296,12 @@ def computing(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """While the block runs, torch repeats its results bit for bit, or else picks the fastest kernels by trying them.
 
     An operation that can't be repeated on this device then raises torch's own error. On a CPU all are repeated anyway,
-    with the same number of threads, and freed memory stays with the process.
+    with the same number of threads, and freed memory stays with the process. From then on torch uses the processors
+    that were granted: see `use_granted_cpus`.
     """
     import torch
 
+    use_granted_cpus()
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     # cuBLAS reads it once, when it is first used, which may be in a training before the one that needs it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

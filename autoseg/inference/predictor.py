@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoseg.core.errors import PredictionError
 from autoseg.core.geometry import Geometry
-from autoseg.core.runtime import format_memory, machine_memory_gib, resolve_device
+from autoseg.core.runtime import format_memory, machine_memory_gib, resolve_device, use_granted_cpus
 from autoseg.inference.arrays import canonical_image, to_input_axes
 from autoseg.inference.model import Model, digest_model, read_model, warn_of_unfinished
 from autoseg.inference.postprocess import apply_steps
@@ -158,6 +158,7 @@ class Predictor:
         self.mirroring, self.step_fraction = mirroring, step_fraction
         self._previous, self._loading = model.previous, threading.Lock()
         self._first: Predictor | None = None
+        use_granted_cpus()
         self._max_ram_gib = machine_memory_gib() if max_ram_gib is None else max_ram_gib
         self._window = SlidingWindow(
             [CompiledNetwork(network) for network in networks] if compile else networks,

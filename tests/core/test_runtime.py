@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from autoseg.core.runtime import (
     autocast_dtype,
     derive_seed,
     format_duration,
+    machine_memory_gib,
     map_threads,
     n_cpus,
     resolve_device,
@@ -98,14 +100,90 @@ def test_format_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-def test_n_cpus_is_what_the_scheduler_granted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
-    assert n_cpus() == 3
-    for nonsense in ("", "0", "x", "²"):
-        monkeypatch.setenv("SLURM_CPUS_PER_TASK", nonsense)
-        assert n_cpus() == len(os.sched_getaffinity(0))
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK")
-    assert n_cpus() == len(os.sched_getaffinity(0))
+SLURM_GRANTS = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU")
+
+
+@pytest.fixture
+def no_job(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As outside of a Slurm job."""
+    for name in SLURM_GRANTS:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_n_cpus_is_the_least_that_was_granted(no_job: pytest.MonkeyPatch) -> None:
+    here = n_cpus()
+    assert 1 <= here <= len(os.sched_getaffinity(0))
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        no_job.setenv(name, "1")
+        assert n_cpus() == 1
+        for more_or_nonsense in ("10000", "", "0", "x", "²"):
+            no_job.setenv(name, more_or_nonsense)
+            assert n_cpus() == here
+
+
+def test_machine_memory_is_the_least_that_was_granted(no_job: pytest.MonkeyPatch) -> None:
+    here = machine_memory_gib()
+    assert 0 < here <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    no_job.setenv("SLURM_MEM_PER_NODE", "512")
+    assert machine_memory_gib() == 0.5
+    no_job.setenv("SLURM_MEM_PER_NODE", "0")  # all of the node's
+    assert machine_memory_gib() == here
+    no_job.setenv("SLURM_MEM_PER_CPU", "128")
+    assert machine_memory_gib() == here, "of an unknown number of processors"
+    no_job.setenv("SLURM_CPUS_ON_NODE", "2")
+    assert machine_memory_gib() == 0.25
+
+
+def run_python(code: str, **environment: str) -> list[str]:
+    """The words that a process of its own writes, in which the number of processors may be changed."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | environment
+    ).stdout.split()
+
+
+LIMIT_CPUS = """
+import os
+from autoseg.core.runtime import limit_cpus, n_cpus, use_granted_cpus
+here = n_cpus()
+limit_cpus(10000)
+print(n_cpus() == here)
+limit_cpus(0)
+print(n_cpus())
+import torch
+torch.set_num_threads(3)
+use_granted_cpus()
+print(torch.get_num_threads())
+limit_cpus(10000)
+torch.set_num_threads(3)
+limit_cpus(1)
+print(n_cpus(), torch.get_num_threads())
+"""
+
+
+def test_a_worker_limits_its_processors_and_torch_with_it() -> None:
+    assert run_python(LIMIT_CPUS) == ["True", "1", "1", "1", "1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_n_cpus_knows_the_affinity() -> None:
+    code = "import os; from autoseg.core.runtime import n_cpus; os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})"
+    assert run_python(f"{code}; print(n_cpus())") == ["1"]
+
+
+@pytest.mark.slurm
+def test_a_job_knows_what_slurm_granted(slurm: dict[str, str], tmp_path: Path) -> None:
+    """The nodes of the test promise more processors than there are, and limit nothing: the job has to know."""
+    asks = tmp_path / "job.sh"
+    code = "from autoseg.core.runtime import machine_memory_gib, n_cpus; print(n_cpus(), machine_memory_gib())"
+    asks.write_text(f"#!/bin/sh\n{sys.executable} -c '{code}'\n")
+    for options in (["--cpus-per-task=1", "--mem=1500M"], ["--ntasks=1", "--mem-per-cpu=1500M"]):
+        answer = tmp_path / "answer"
+        subprocess.run(
+            ["sbatch", "--wait", *options, f"--output={answer}", asks], check=True, capture_output=True, env=slurm
+        )
+        assert answer.read_text().split() == ["1", str(1500 / 1024)]
 
 
 def test_resolve_device() -> None:
