@@ -85,6 +85,7 @@ def choose_training(
     *,
     n_cases: int,
     device: torch.device,
+    n_processes: int = 1,
     timer: Callable[..., float] | None = None,
 ) -> tuple[TrainingChoices, float]:
     """Chooses what the user has left open, and says why.
@@ -97,6 +98,7 @@ def choose_training(
         config: what the user asks for.
         n_cases: to train on.
         device: to train on.
+        n_processes: that take a part of each batch; the time they need to talk is not counted.
         timer: tells the seconds of a step with a configuration and a batch size; None to try it.
 
     Returns:
@@ -124,7 +126,8 @@ def choose_training(
         if adapts:
             known = candidates(configuration, n_cases=n_cases, keep_patch=_is_patch_by_user(plan, configuration))
         timer = timer or functools.partial(_time_step, plan, config, device=device)
-        network, step_s = _choose_network(known, functools.partial(timer, batch_size=batch_size), budget)
+        of_process = functools.partial(timer, batch_size=math.ceil(batch_size / n_processes))
+        network, step_s = _choose_network(known, of_process, budget)
         n_steps = round(budget.expected_iterations(step_s))
         if adapts:
             reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps, n_cases=n_cases)

@@ -3,13 +3,14 @@
 Three steps: `draw_parameters` draws all that is random for a batch, on the CPU; `read_size` says how large a region
 around each patch this batch needs, mostly the patch itself or little more; `apply_parameters` makes patches of what was
 read. Applying is deterministic, so the same generator gives the same patches on every device, up to rounding and the
-noise field. Spatial axes are (Z, Y, X).
+noise field. Each sample is changed by itself, so a part of a batch becomes what it becomes in the whole batch. Spatial
+axes are (Z, Y, X).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ class AugmentParameters:
         scale: (N, D), the factor on distances along each axis of the patch; 1 leaves it.
         flip: (N, D) bool.
         noise_std: (N, C), 0 leaves it, as for the blur; for all that follow 1 does.
-        noise_seed: of the noise field.
+        noise_seed: (N,) int64, of the noise field.
         blur_sigma: (N, C), in voxels.
         brightness: (N, C).
         contrast: (N, C).
@@ -139,7 +140,7 @@ class AugmentParameters:
     scale: Tensor
     flip: Tensor
     noise_std: Tensor
-    noise_seed: int
+    noise_seed: Tensor
     blur_sigma: Tensor
     brightness: Tensor
     contrast: Tensor
@@ -149,6 +150,11 @@ class AugmentParameters:
     keep_first_axis: bool
     changes_sides: Tensor
     opposite: Tensor
+
+    def select(self, samples: Sequence[int]) -> AugmentParameters:
+        """What was drawn for these samples of the batch."""
+        of_each = {field.name for field in fields(self)} - {"keep_first_axis", "opposite"}
+        return replace(self, **{name: getattr(self, name)[list(samples)] for name in of_each})
 
 
 def draw_parameters(
@@ -193,7 +199,7 @@ def draw_parameters(
         scale=scale,
         flip=flip,
         noise_std=torch.where(chosen(config.noise_probability), noise_std, 0.0).expand(each),
-        noise_seed=int(torch.randint(2**62, (1,), generator=generator)),
+        noise_seed=torch.randint(2**62, (n_samples,), generator=generator),
         blur_sigma=torch.where(blurred, uniform(config.blur_sigma_range, each), 0.0),
         brightness=torch.where(chosen(config.brightness_probability), factor(config.brightness_range), 1.0),
         contrast=torch.where(chosen(config.contrast_probability), factor(config.contrast_range), 1.0),
@@ -261,10 +267,10 @@ def apply_parameters(
         changed = torch.nonzero(parameters.changes_sides).flatten().to(classes.device)
         if len(changed) and len(parameters.opposite):
             classes[changed] = parameters.opposite.to(classes.device)[classes[changed]]
+        for sample in torch.nonzero(parameters.noise_std.any(dim=1)).flatten().tolist():
+            noise = torch.Generator(patches.device).manual_seed(int(parameters.noise_seed[sample]))
+            patches[sample] = intensity.add_noise(patches[sample], parameters.noise_std[sample], generator=noise)
         planes = patches.flatten(0, 1)
-        noise = torch.Generator(device=planes.device).manual_seed(parameters.noise_seed)
-
-        _edit(planes, parameters.noise_std, 0.0, lambda p, std: intensity.add_noise(p, std, generator=noise))
         _edit(planes, parameters.blur_sigma, 0.0, intensity.blur)
         _edit(planes, parameters.brightness, 1.0, intensity.scale_brightness)
         _edit(planes, parameters.contrast, 1.0, intensity.scale_contrast)

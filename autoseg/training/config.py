@@ -15,6 +15,8 @@ MIN_EPOCHS_SHOWN = 20
 AUGMENTATIONS = ("torch", "batchgenerators", "none")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 NETWORKS = ("auto", "planned")
+SAMPLINGS = ("published", "balanced")
+"""Names in `autoseg.training.patches.SAMPLING`, which brings torch, as this module must not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +135,5 @@ class TrainConfig:
             raise TrainingError(f"the batch size is {self.batch_size}, expected at least 1")
         if self.foreground_fraction is not None and not 0 <= self.foreground_fraction <= 1:
             raise TrainingError(f"foreground_fraction is {self.foreground_fraction}, expected 0 to 1")
-        # Here, because it brings torch, and this module is read where nothing is trained.
-        from autoseg.training.patches import SAMPLING
-
-        if self.sampling is not None and self.sampling not in SAMPLING:
-            raise TrainingError(f"sampling '{self.sampling}' is unknown; known are {', '.join(SAMPLING)}")
+        if self.sampling is not None and self.sampling not in SAMPLINGS:
+            raise TrainingError(f"sampling '{self.sampling}' is unknown; known are {', '.join(SAMPLINGS)}")

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from autoseg.networks.outputs import Outputs
 from autoseg.planning.plan import ConfigurationPlan
 from autoseg.training.losses import deep_supervision_loss
 from autoseg.training.patches import Batch
+from autoseg.training.ranks import ALONE, Ranks
 from autoseg.training.recipe import Recipe, make_optimizer
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class Learner:
         self.optimizer = make_optimizer(self.network, recipe, device)
         self.device, self.outputs = device, outputs
         self.use_precision(precision)
-        self._forward: Callable[[Tensor], Any] = self.network
+        self._forward: nn.Module = self.network
+        self._ranks = ALONE
         self._memory_format = channels_last(configuration.n_axes)
         self._batch_dice = configuration.batch_dice
         self._max_gradient_norm = recipe.max_gradient_norm
@@ -78,6 +80,11 @@ class Learner:
         """Such as "bfloat16"."""
         return str(self.precision).removeprefix("torch.")
 
+    def join(self, ranks: Ranks) -> None:
+        """Learns together with other processes from now on, each from its part of a batch."""
+        self._ranks = ranks
+        self._forward = ranks.distribute(self._forward)
+
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images, float32, and classes of a batch on the device of the network; int64 unless augmented next."""
         images, classes = batch.images, batch.classes
@@ -87,23 +94,32 @@ class Learner:
         images, classes = (tensor for tensor in on_device)
         return images.float(), classes if batch.augmentation is not None else classes.long()
 
-    def loss(self, images: Tensor, classes: Tensor, *, known: Tensor | None = None) -> Tensor:
+    def loss(
+        self, images: Tensor, classes: Tensor, *, known: Tensor | None = None, n_samples: int | None = None
+    ) -> Tensor:
         """Runs the network on a batch, to learn from it.
 
         Args:
             images: (N, C, *patch) float32, on the device.
             classes: (N, *patch) int64, on the device.
             known: see `Batch`.
+            n_samples: of the whole batch, where several processes have a part each; what they have beyond does not
+                count.
 
         Returns:
-            The loss over all supervised outputs, a scalar.
+            The loss of the whole batch over all supervised outputs, a scalar.
         """
         self.network.train()
         with self._autocast():
             logits = self._forward(images.to(memory_format=self._memory_format))
         annotated = None if known is None else known.to(self.device)
         return deep_supervision_loss(
-            logits, classes, batch_dice=self._batch_dice, outputs=self.outputs, annotated=annotated
+            logits,
+            classes,
+            batch_dice=self._batch_dice,
+            outputs=self.outputs,
+            annotated=annotated,
+            gather=lambda sums: self._ranks.gather(sums)[:n_samples],
         )
 
     @torch.inference_mode()
@@ -152,20 +168,29 @@ class Learner:
             seconds.append(time.monotonic() - started)
         return min(seconds)
 
-    def compile(self, images: Tensor, classes: Tensor) -> bool:
+    def compile(self, images: Tensor, classes: Tensor, *, ranks: Ranks = ALONE) -> bool:
         """Compiles the network for learning and tries it on this batch; a failure leaves it as it was.
+
+        Args:
+            images: as for `loss`.
+            classes: as for `loss`.
+            ranks: processes that compile now and `join` later; a failure in one is one in all.
 
         Returns:
             Whether it worked.
         """
-        self._forward = torch.compile(self.network, dynamic=False)
+        worked = True
         try:
+            # torch.compile tells mypy that it makes a function.
+            self._forward = cast(nn.Module, torch.compile(self.network, dynamic=False))
             self._try_step(images, classes)
         except Exception as error:  # whatever goes wrong in a compiler, its back end or a missing tool
-            self._forward = self.network
+            worked = False
             logger.warning(
                 "the network could not be compiled, so training goes on without, slower (%s)", first_line(error)
             )
+        if not ranks.all_true(worked):
+            self._forward = self.network
             return False
         return True
 

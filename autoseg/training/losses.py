@@ -2,11 +2,14 @@
 
 Drozdzal et al., "The importance of skip connections in biomedical image segmentation", 2016 (soft Dice); Isensee et
 al., Nature Methods 2021 (their sum, deep supervision).
+
+Every loss is made of sums over the voxels of each sample. Where a process has only some samples of a batch, `gather`
+makes those sums of all samples of its own, (n, S) to (N, S); what is made of them is then the loss of the whole batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,13 @@ from autoseg.networks.outputs import Outputs
 
 DICE_SMOOTH = 1e-5
 
+Gather = Callable[[Tensor], Tensor]
+
+
+def have_all(sums: Tensor) -> Tensor:
+    """The `Gather` of a process that has all samples of a batch."""
+    return sums
+
 
 def dice_ce_loss(
     logits: Tensor,
@@ -24,6 +34,7 @@ def dice_ce_loss(
     batch_dice: bool,
     ignore: int | None = None,
     annotated: Tensor | None = None,
+    gather: Gather = have_all,
 ) -> Tensor:
     """Cross entropy plus one minus the mean soft Dice of the foreground classes.
 
@@ -37,6 +48,7 @@ def dice_ce_loss(
         batch_dice: sum over the batch before the ratio is taken.
         ignore: class of voxels that do not count; None where all do.
         annotated: (N, K) bool, the classes that were annotated in each sample; None for all.
+        gather: makes sums of these samples those of the whole batch.
 
     Returns:
         A scalar, float32.
@@ -51,12 +63,10 @@ def dice_ce_loss(
     target = classes.unsqueeze(1)
     of_target = log_probabilities.gather(1, target)
     probabilities, of_target_probability = log_probabilities.exp(), of_target.exp()
-    if counts is None:
-        cross_entropy = -of_target.mean()
-    else:
+    if counts is not None:
         weight = counts.unsqueeze(1).to(of_target.dtype)
-        cross_entropy = -(of_target * weight).sum() / weight.sum().clamp_min(1)
-        probabilities, of_target_probability = probabilities * weight, of_target_probability * weight
+        of_target, probabilities = of_target * weight, probabilities * weight
+        of_target_probability = of_target_probability * weight
     predicted = probabilities.flatten(2).sum(dim=2)
     # Sums per class by scattering: the one-hot copy of the target would be as large as the logits. Each plane by itself
     # first: one float32 sum over millions of voxels, one after the other, loses per cents.
@@ -67,9 +77,16 @@ def dice_ce_loss(
     )
     overlap = zeros.scatter_add(2, planes, of_target_probability.reshape(planes.shape)).sum(dim=1)
     reference = zeros.scatter_add(2, planes, ones).sum(dim=1)
-    sums = overlap[:, 1:], predicted[:, 1:], reference[:, 1:]
-    dice = _mean_dice(*sums, batch_dice=batch_dice, annotated=None if annotated is None else annotated[:, 1:])
-    return cross_entropy + 1 - dice
+    return _mean_loss(
+        overlap[:, 1:],
+        predicted[:, 1:],
+        reference[:, 1:],
+        entropy=-of_target.flatten(1).sum(dim=1, keepdim=True),
+        n_voxels=reference.sum(dim=1, keepdim=True),
+        known=torch.ones_like(reference[:, 1:]) if annotated is None else annotated[:, 1:].to(reference.dtype),
+        batch_dice=batch_dice,
+        gather=gather,
+    )
 
 
 def dice_bce_loss(
@@ -79,6 +96,7 @@ def dice_bce_loss(
     batch_dice: bool,
     counts: Tensor | None = None,
     annotated: Tensor | None = None,
+    gather: Gather = have_all,
 ) -> Tensor:
     """Binary cross entropy plus one minus the mean soft Dice of regions that may overlap.
 
@@ -88,6 +106,7 @@ def dice_bce_loss(
         batch_dice: sum over the batch before the ratio is taken.
         counts: (N, ...) bool, the voxels that count; None for all.
         annotated: (N, R) bool, the regions that were annotated in each sample; None for all.
+        gather: makes sums of these samples those of the whole batch.
 
     Returns:
         A scalar, float32.
@@ -98,16 +117,19 @@ def dice_bce_loss(
     if counts is not None:
         weight = counts.unsqueeze(1).to(logits.dtype)
         entropy, probabilities, wanted = entropy * weight, probabilities * weight, wanted * weight
-    entropy_sums = entropy.flatten(2).sum(dim=2)
+    predicted = probabilities.flatten(2).sum(dim=2)
+    known = torch.ones_like(predicted) if annotated is None else annotated.to(logits.dtype)
     n_voxels = logits[0, 0].numel() if counts is None else counts.flatten(1).sum(dim=1, keepdim=True)
-    known = torch.ones_like(entropy_sums) if annotated is None else annotated.to(logits.dtype)
-    cross_entropy = (entropy_sums * known).sum() / (known * n_voxels).sum().clamp_min(1)
-    sums = (
+    return _mean_loss(
         (probabilities * wanted).flatten(2).sum(dim=2),
-        probabilities.flatten(2).sum(dim=2),
+        predicted,
         wanted.flatten(2).sum(dim=2),
+        entropy=known * entropy.flatten(2).sum(dim=2),
+        n_voxels=known * n_voxels,
+        known=known,
+        batch_dice=batch_dice,
+        gather=gather,
     )
-    return cross_entropy + 1 - _mean_dice(*sums, batch_dice=batch_dice, annotated=annotated)
 
 
 def _merge_into_background(log_probabilities: Tensor, annotated: Tensor) -> Tensor:
@@ -119,24 +141,47 @@ def _merge_into_background(log_probabilities: Tensor, annotated: Tensor) -> Tens
     return torch.cat([background, log_probabilities[:, 1:]], dim=1)
 
 
-def _mean_dice(
-    overlap: Tensor, predicted: Tensor, reference: Tensor, *, batch_dice: bool, annotated: Tensor | None
+def _mean_loss(
+    overlap: Tensor,
+    predicted: Tensor,
+    reference: Tensor,
+    *,
+    entropy: Tensor,
+    n_voxels: Tensor,
+    known: Tensor,
+    batch_dice: bool,
+    gather: Gather,
 ) -> Tensor:
-    """Of sums (N, K) of what counts, over what was annotated; 1 where nothing was."""
-    if annotated is None:
-        if batch_dice:
-            overlap, reference, predicted = (sums.sum(dim=0) for sums in (overlap, reference, predicted))
-        return ((2 * overlap + DICE_SMOOTH) / (predicted + reference + DICE_SMOOTH)).mean()
-    known = annotated.to(overlap.dtype)
+    """Cross entropy plus one minus the mean soft Dice of what was annotated, which is 1 where nothing was.
+
+    Args:
+        overlap, predicted, reference: (N, K) float32, sums over what counts.
+        entropy: (N, E) float32, sums over voxels.
+        n_voxels: (N, E) float32, how many these are.
+        known: (N, K) float32, 1 for what was annotated, 0 for the rest.
+        batch_dice: sum over the batch before the ratio is taken.
+        gather: see `dice_ce_loss`.
+    """
+    parts = (overlap, predicted, reference, known, entropy, n_voxels)
+    # All at once: talking to other processes takes its time, however little is said.
+    gathered = gather(torch.cat(parts, dim=1))
+    overlap, predicted, reference, known, entropy, n_voxels = gathered.split([part.shape[1] for part in parts], dim=1)
+    cross_entropy = entropy.sum() / n_voxels.sum().clamp_min(1)
     if batch_dice:
         overlap, reference, predicted = ((sums * known).sum(dim=0) for sums in (overlap, reference, predicted))
         known = known.amax(dim=0)
     dice = (2 * overlap + DICE_SMOOTH) / (predicted + reference + DICE_SMOOTH)
-    return 1 - ((1 - dice) * known).sum() / known.sum().clamp_min(1)
+    return cross_entropy + ((1 - dice) * known).sum() / known.sum().clamp_min(1)
 
 
 def output_loss(
-    logits: Tensor, classes: Tensor, outputs: Outputs, *, batch_dice: bool, annotated: Tensor | None = None
+    logits: Tensor,
+    classes: Tensor,
+    outputs: Outputs,
+    *,
+    batch_dice: bool,
+    annotated: Tensor | None = None,
+    gather: Gather = have_all,
 ) -> Tensor:
     """The loss of one supervised output, for exclusive classes or for regions.
 
@@ -146,12 +191,15 @@ def output_loss(
         outputs: what the channels mean.
         batch_dice: sum over the batch before the ratio is taken.
         annotated: (N, n) bool, what was annotated in each sample; None for all.
+        gather: see `dice_ce_loss`.
     """
     if not outputs.has_regions:
-        return dice_ce_loss(logits, classes, batch_dice=batch_dice, ignore=outputs.ignore, annotated=annotated)
+        return dice_ce_loss(
+            logits, classes, batch_dice=batch_dice, ignore=outputs.ignore, annotated=annotated, gather=gather
+        )
     counts = None if outputs.ignore is None else classes != outputs.ignore
     members = outputs.members(classes if counts is None else classes.where(counts, 0)).movedim(0, 1)
-    return dice_bce_loss(logits, members, batch_dice=batch_dice, counts=counts, annotated=annotated)
+    return dice_bce_loss(logits, members, batch_dice=batch_dice, counts=counts, annotated=annotated, gather=gather)
 
 
 def deep_supervision_weights(n_outputs: int) -> tuple[float, ...]:
@@ -167,6 +215,7 @@ def deep_supervision_loss(
     batch_dice: bool,
     outputs: Outputs | None = None,
     annotated: Tensor | None = None,
+    gather: Gather = have_all,
 ) -> Tensor:
     """`output_loss` at every resolution, weighted.
 
@@ -176,12 +225,15 @@ def deep_supervision_loss(
         batch_dice: see `dice_ce_loss`.
         outputs: what the channels mean; None for exclusive classes.
         annotated: see `output_loss`.
+        gather: see `dice_ce_loss`.
     """
     known = outputs or Outputs(logits[0].shape[1])
     total = logits[0].new_zeros((), dtype=torch.float32)
     for weight, of_level in zip(deep_supervision_weights(len(logits)), logits, strict=True):
         wanted = nearest_classes(classes, of_level.shape[2:])
-        total = total + weight * output_loss(of_level, wanted, known, batch_dice=batch_dice, annotated=annotated)
+        total = total + weight * output_loss(
+            of_level, wanted, known, batch_dice=batch_dice, annotated=annotated, gather=gather
+        )
     return total
 
 

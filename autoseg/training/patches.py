@@ -29,12 +29,13 @@ N_TYPICAL = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Patches, not augmented yet.
+    """Patches, not augmented yet: all of a batch, or the part of it that a process has.
 
     Attributes:
         images: (N, C, [Z,] Y, X) float16 as stored, or float32. Several batches wait, so they are kept small.
         classes: (N, [Z,] Y, X) uint8 or int32 as stored, or int64.
         cases: where each patch is from.
+        cases_of_all: where each patch of the whole batch is from.
         augmentation: what is to be done to them; what was read is then larger than the patch where that needs it.
         known: (N, n) bool, which of the network's outputs were annotated in each patch's case; None for all in all.
         absent: (N, C) bool, channels that a patch is to be without; None for none in any.
@@ -45,6 +46,7 @@ class Batch:
     images: Tensor
     classes: Tensor
     cases: tuple[str, ...]
+    cases_of_all: tuple[str, ...]
     augmentation: AugmentParameters | None
     known: Tensor | None = None
     absent: Tensor | None = None
@@ -129,6 +131,8 @@ class PatchTransform(Protocol):
 class PatchSampler:
     """Draws batches of patches. A batch depends on its number alone, so training can resume anywhere.
 
+    Each sample of it has its own random numbers, so several processes can read a part each and have the whole batch.
+
     A patch lies inside its case, or is centred on it along axes where the case is smaller; outside the case there is
     zero and background. The first samples of each batch are of any case and any place that is not blank, or where not
     all of a case is annotated, centred on a voxel that is; the last are centred on a voxel of a class, which `SAMPLING`
@@ -149,6 +153,7 @@ class PatchSampler:
         optional_channels: Sequence[int] = (),
         n_labels: int | None = None,
         perturbs: bool = False,
+        samples: Sequence[int] | None = None,
     ) -> None:
         """Prepares drawing; reads nothing.
 
@@ -166,6 +171,7 @@ class PatchSampler:
                 though never all that the case has, so that the network learns to do without.
             n_labels: different numbers in label maps, where cases have what a first stage has found, see `Batch`.
             perturbs: change that as a worse first stage might have done, see `autoseg.training.cascade`.
+            samples: of each batch that are read, by number; None for all.
 
         Raises:
             TrainingError: the sampling is unknown.
@@ -180,6 +186,7 @@ class PatchSampler:
         self._augmentation = augmentation
         self._transform = transform
         self._batch_size = batch_size
+        self._samples = range(batch_size) if samples is None else tuple(samples)
         self._foreground_fraction = foreground_fraction
         self._seed = seed
         self._optional = tuple(optional_channels)
@@ -187,16 +194,11 @@ class PatchSampler:
 
     def batch(self, number: int) -> Batch:
         """Draws and reads the batch of that number."""
-        rng = np.random.default_rng(derive_seed("patches", self._seed, number))
         augmentation = self._draw_augmentation(number)
         read = (1, *self._read_size(augmentation))[-3:]
-        first_foreground = self._batch_size - self._count_foreground(number)
         images, classes, drawn = [], [], []
-        for sample in range(self._batch_size):
-            if sample >= first_foreground:
-                case, class_index = self._draw_foreground(self._pool, rng)
-            else:
-                case, class_index = _pick(self._pool.cases, rng), None
+        for sample in self._samples:
+            case, class_index, rng = self._draw_case(number, sample)
             start = self._draw_place(case, class_index, rng)
             start = tuple(s - (r - p) // 2 for s, r, p in zip(start, read, self._patch, strict=True))
             images.append(read_region(case.image, start, read))
@@ -209,17 +211,36 @@ class PatchSampler:
         if len(self._patch_size) == 2:
             image, label = image[:, :, 0], label[:, 0]
         if self._transform is not None:
-            seed = derive_seed("augment", self._seed, number)
-            image, label = self._transform(image.astype(np.float32), label.astype(np.int64), seed=seed)
+            image, label = self._augment(image.astype(np.float32), label.astype(np.int64), number)
         return Batch(
             images=torch.from_numpy(image),
             classes=torch.from_numpy(label),
             cases=tuple(case.id for case in drawn),
+            cases_of_all=tuple(self._draw_case(number, sample)[0].id for sample in range(self._batch_size)),
             augmentation=augmentation,
             known=_known_outputs(drawn),
             absent=self._draw_absent(drawn, number),
             n_labels=self._n_labels,
         )
+
+    def _draw_case(self, number: int, sample: int) -> tuple[PreprocessedCase, int | None, np.random.Generator]:
+        """The case of a sample, the class that it is centred on, and what draws the rest of it."""
+        rng = np.random.default_rng(derive_seed("patches", self._seed, number, sample))
+        if sample >= self._batch_size - self._count_foreground(number):
+            return *self._draw_foreground(self._pool, rng), rng
+        return _pick(self._pool.cases, rng), None, rng
+
+    def _augment(self, images: NDArray, classes: NDArray, number: int) -> tuple[NDArray, NDArray]:
+        """Transforms each patch with the seed of its sample."""
+        assert self._transform is not None
+        patches, patch_classes = zip(
+            *(
+                self._transform(image[None], wanted[None], seed=derive_seed("augment", self._seed, number, sample))
+                for image, wanted, sample in zip(images, classes, self._samples, strict=True)
+            ),
+            strict=True,
+        )
+        return np.concatenate(patches), np.concatenate(patch_classes)
 
     def _read_classes(
         self, case: PreprocessedCase, start: Sequence[int], size: Sequence[int], rng: np.random.Generator
@@ -253,9 +274,9 @@ class PatchSampler:
         """See `Batch.absent`."""
         if not self._optional and not any(case.stored.absent for case in cases):
             return None
-        rng = np.random.default_rng(derive_seed("channels", self._seed, number))
         absent = torch.zeros(len(cases), cases[0].image.shape[0], dtype=torch.bool)
-        for row, case in zip(absent, cases, strict=True):
+        for row, case, sample in zip(absent, cases, self._samples, strict=True):
+            rng = np.random.default_rng(derive_seed("channels", self._seed, number, sample))
             row[list(case.stored.absent)] = True
             dropped = [channel for channel in self._optional if not row[channel] and rng.random() < DROP_PROBABILITY]
             if len(dropped) < int((~row).sum()):
@@ -265,13 +286,14 @@ class PatchSampler:
     def _draw_augmentation(self, number: int) -> AugmentParameters | None:
         if self._augmentation is None:
             return None
-        return draw_parameters(
+        parameters = draw_parameters(
             n_samples=self._batch_size,
             n_channels=self._pool.cases[0].image.shape[0],
             n_axes=len(self._patch_size),
             config=self._augmentation,
             generator=torch.Generator().manual_seed(derive_seed("augment", self._seed, number)),
         )
+        return parameters.select(self._samples)
 
     def _draw_place(self, case: PreprocessedCase, class_index: int | None, rng: np.random.Generator) -> tuple[int, ...]:
         """Where the patch starts; drawn again where it would be blank."""

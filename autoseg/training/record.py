@@ -107,11 +107,13 @@ class TrainingRecord(FoldRecord):
     Attributes:
         training_cases, validation_cases: their ids.
         choices: that it was trained with last.
+        n_processes: that trained it last, together.
     """
 
     training_cases: tuple[str, ...]
     validation_cases: tuple[str, ...]
     choices: TrainingChoices | None = None
+    n_processes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -22,10 +22,9 @@ from autoseg.core.runtime import computing, derive_seed, format_duration, n_cpus
 from autoseg.core.serialize import digest, write_json
 from autoseg.networks.build import build_trainable
 from autoseg.networks.outputs import Outputs
-from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import PreprocessedCase
-from autoseg.training.augment import AugmentConfig, apply_parameters
+from autoseg.training.augment import apply_parameters
 from autoseg.training.checkpoint import (
     RunState,
     load_checkpoint,
@@ -34,9 +33,10 @@ from autoseg.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.config import PRECISIONS, Budget, TrainConfig
 from autoseg.training.learner import Learner
-from autoseg.training.patches import Batch, PatchSampler, PatchTransform
+from autoseg.training.patches import Batch, PatchSampler
+from autoseg.training.ranks import ALONE, Ranks
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import (
     EpochFigures,
@@ -47,6 +47,7 @@ from autoseg.training.record import (
     read_log,
     write_log,
 )
+from autoseg.training.samplers import training_sampler, validation_sampler
 from autoseg.training.validation import score_patches
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,12 @@ def train_fold(
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
     stop: Stop = lambda: False,
     on_epoch: OnEpoch = lambda epochs, slices: None,
+    ranks: Ranks = ALONE,
 ) -> nn.Module:
     """Trains the network of a configuration on one fold, or goes on where an earlier call was stopped.
+
+    Several processes that call it with the same arguments, each with its own `ranks`, train one network together. A
+    training may be resumed by another number of processes than began it.
 
     Args:
         folder: of the fold; gets the files of `FoldFiles`.
@@ -96,22 +101,29 @@ def train_fold(
         resume: go on from the checkpoint where there is one; otherwise start anew.
         spent_s: seconds of the budget that are spent already.
         checkpoint_interval_s: the state is saved at the end of each epoch, and after this time at the latest.
-        stop: asked after every step; True saves and raises `TrainingInterrupted`.
-        on_epoch: called after each epoch with all so far, and slices of validation patches as the network sees them.
+        stop: asked after every step; True, in any of the processes, saves and raises `TrainingInterrupted` in all.
+        on_epoch: called after each epoch with all so far, and slices of validation patches as the network sees them; by
+            the first process only.
+        ranks: processes that train together, see `autoseg.training.ranks.joined`. Each takes a part of every batch; the
+            first one writes the files.
 
     Returns:
         The trained network, in evaluation mode, on `device`.
 
     Raises:
-        TrainingError: the checkpoint is of another run, or the loss is not finite again and again.
+        TrainingError: the checkpoint is of another run or not there for all processes, or the loss is not finite again
+            and again.
         TrainingInterrupted: `stop` said so.
     """
-    run = _Run(folder, plan, choices, training=training, validation=validation, config=config, device=device)
-    run.elapsed_s = spent_s
+    run = _Run(
+        folder, plan, choices, training=training, validation=validation, config=config, device=device, ranks=ranks
+    )
+    run.elapsed_s = ranks.first_says(spent_s)
     if resume:
         run.resume()
     else:
         run.discard()
+    run.check_together()
     if not run.finished:
         with computing(device, deterministic=config.deterministic):
             run.train(stop, on_epoch, checkpoint_interval_s=checkpoint_interval_s)
@@ -131,8 +143,9 @@ class _Run:
         validation: Sequence[PreprocessedCase],
         config: TrainConfig,
         device: torch.device,
+        ranks: Ranks,
     ) -> None:
-        self.files = FoldFiles(folder=folder)
+        self.files, self.ranks = FoldFiles(folder=folder), ranks
         self.plan, self.choices, self.config, self.device = plan, choices, config, device
         self.budget, self.outputs = choices.budget, Outputs.of(plan.labels)
         self.mirrors = choices.mirror and config.augment != "none"
@@ -150,6 +163,9 @@ class _Run:
             precision=config.precision,
             outputs=self.outputs,
         )
+        # Which one is fastest is measured, and may come out otherwise in another process.
+        precision = PRECISIONS[int(ranks.first_says(PRECISIONS.index(self.learner.precision_name)))]
+        self.learner.use_precision(precision)
         self.cases = {"training": tuple(training), "validation": tuple(validation)}
         # The budget may grow when a run is resumed, and compiling may fail; what else shapes the result may not change.
         fixed = dataclasses.replace(choices, budget=Budget(iterations=1), reasons=())
@@ -164,29 +180,32 @@ class _Run:
         self.warned_of_waiting = False
         self.finished = False
 
-    def _sampler(
-        self, name: str, *, augmentation: AugmentConfig | None = None, transform: PatchTransform | None = None
-    ) -> PatchSampler:
-        return PatchSampler(
-            self.cases[name],
-            patch_size=self.configuration.patch_size,
-            batch_size=self.choices.batch_size,
-            foreground_fraction=self.choices.foreground_fraction,
-            # What is followed stays comparable, whatever is trained on.
-            sampling=self.choices.sampling if name == "training" else "published",
-            optional_channels=self.plan.optional_indices if name == "training" else (),
-            n_labels=self.plan.labels.n_stored if self.configuration.previous is not None else None,
-            perturbs=name == "training" and self.config.augment != "none",
-            seed=f"{name}/{self.seed}",
-            augmentation=augmentation,
-            transform=transform,
+    def _training_sampler(self, *, augments: bool = True) -> PatchSampler:
+        return training_sampler(
+            self.cases["training"],
+            self.plan,
+            self.choices,
+            self.config,
+            seed=self.seed,
+            samples=self.ranks.own_samples(self.choices.batch_size),
+            augments=augments,
         )
+
+    def _say(self, level: int, text: str, *values: object) -> None:
+        """Logs what all processes know, once."""
+        if self.ranks.is_first:
+            logger.log(level, f"%s: {text}", self.files.folder.name, *values)
+
+    def _seconds_since(self, started: float) -> float:
+        """Since that value of `time.monotonic`, for the first process: the budget has to be the same for all."""
+        return self.ranks.first_says(time.monotonic() - started)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def discard(self) -> None:
         """Forgets an earlier run in this folder."""
-        self.files.discard()
+        if self.ranks.is_first:
+            self.files.discard()
 
     def resume(self) -> None:
         """Goes on from the checkpoint, if there is one."""
@@ -217,16 +236,26 @@ class _Run:
         self.finished = done >= 1 and self.files.weights.exists()
         if self.finished:
             load_weights(self.files.weights, self.learner.network)
-        logger.info(
-            "%s: %s at step %d after %s",
-            self.files.folder.name,
-            "already trained" if self.finished else "resuming",
-            self.iteration,
-            format_duration(self.elapsed_s),
-        )
+        state_told = "already trained" if self.finished else "resuming"
+        self._say(logging.INFO, "%s at step %d after %s", state_told, self.iteration, format_duration(self.elapsed_s))
+
+    def check_together(self) -> None:
+        """Makes sure that all processes have come as far.
+
+        Raises:
+            TrainingError: they have not.
+        """
+        known = self.iteration, self.finished
+        if not self.ranks.all_true(known == tuple(self.ranks.first_says(value) for value in known)):
+            raise TrainingError(
+                f"{self.files.folder}: is not the same for all processes that train together; the work folder must be "
+                "on a disk that all of their machines share"
+            )
 
     def save(self) -> None:
         """Writes the checkpoint and the log."""
+        if not self.ranks.is_first:
+            return
         state = RunState(
             config=self.config_digest,
             iteration=self.iteration,
@@ -251,72 +280,65 @@ class _Run:
     def train(self, stop: Stop, on_epoch: OnEpoch, *, checkpoint_interval_s: float) -> None:
         """Steps until the budget is used up."""
         self._compile_where_it_pays()
+        self.learner.join(self.ranks)
         sampler = self._training_sampler()
         self._announce()
         saved_at = time.monotonic()
         n_threads = max(1, n_cpus() // 2)
         batches = run_ahead(sampler.batch, count(self.iteration), n_threads=n_threads, depth=n_threads + 2)
-        with track(f"training {self.files.folder.name}", total=1000) as advance, closing(batches):
+        with self._progress() as advance, closing(batches):
             shown = 0
             # Choosing a network may have taken all of a tiny budget.
             while self.fraction_done < 1 or self.iteration == 0:
                 self._timed_step(batches)
                 if self.budget.epoch_is_over(len(self.epoch_losses), self.epoch_time_s) or self.fraction_done >= 1:
-                    on_epoch(self.epochs, self._end_epoch())
+                    slices = self._end_epoch()
+                    if self.ranks.is_first:
+                        on_epoch(self.epochs, slices)
                 if not self.epoch_losses or time.monotonic() - saved_at > checkpoint_interval_s:
                     self.save()
                     saved_at = time.monotonic()
                 now_shown = int(1000 * self.fraction_done)
                 advance(now_shown - shown, self._status())
                 shown = now_shown
-                if stop() and self.fraction_done < 1:
+                if not self.ranks.all_true(not stop()) and self.fraction_done < 1:
                     self.save()
+                    # Whoever ends first may take the others with it.
+                    self.ranks.wait()
                     raise TrainingInterrupted(
                         f"stopped at step {self.iteration}; the same command goes on from there ({self.files.folder})"
                     )
-        save_weights(self.files.weights, self.learner.network)
+        if self.ranks.is_first:
+            save_weights(self.files.weights, self.learner.network)
         self.finished = True
         self.save()
+        self.ranks.wait()
+
+    def _progress(self) -> AbstractContextManager[Callable[..., None]]:
+        """In thousandths of the budget; shown once."""
+        if self.ranks.is_first:
+            return track(f"training {self.files.folder.name}", total=1000)
+        return nullcontext(lambda n=1, note="": None)
 
     def _compile_where_it_pays(self) -> None:
         on_gpu = self.device.type == "cuda"
         may_compile = self.config.compile is None and on_gpu and not self.config.deterministic
         if self.config.compile or may_compile:
             started = time.monotonic()
-            batch = self._sampler("training").batch(0)
+            batch = self._training_sampler(augments=False).batch(0)
             images, classes = batch.part_classes(*self.learner.to_device(batch))
-            step_s = self.learner.time_step(images, classes)
+            step_s = self.ranks.first_says(self.learner.time_step(images, classes))
             left_s = step_s * self.budget.expected_iterations(step_s) * (1 - self.fraction_done)
             if self.config.compile or (may_compile and left_s > MIN_TIME_TO_COMPILE_S):
-                logger.info("%s: compiling the network, which can take minutes", self.files.folder.name)
-                self.learner.compile(images, classes)
+                self._say(logging.INFO, "compiling the network, which can take minutes")
+                self.learner.compile(images, classes, ranks=self.ranks)
             # A user who gives 15 minutes waits 15 minutes.
-            self.elapsed_s += time.monotonic() - started
-
-    def _training_sampler(self) -> PatchSampler:
-        if self.config.augment == "none":
-            return self._sampler("training")
-        config = AugmentConfig.for_patch(self.configuration.patch_size)
-        if not self.mirrors:
-            config = dataclasses.replace(config, mirror_probability=0.0)
-        else:
-            mirroring = plan_mirroring(self.plan, self.configuration)
-            opposite = mirroring.opposite
-            if self.configuration.previous is not None:
-                # Classes of both stages in one number, see `Batch`.
-                n_labels, of_previous = len(opposite), opposite[: self.plan.labels.n_classes]
-                opposite = tuple(own + n_labels * other for other in of_previous for own in opposite)
-            config = dataclasses.replace(
-                config, mirror_axes=mirroring.axes, side_axis=mirroring.side_axis, opposite=opposite
-            )
-        if self.config.augment == "torch":
-            return self._sampler("training", augmentation=config)
-        from autoseg.training.augment_classic import ClassicAugmentation
-
-        return self._sampler("training", transform=ClassicAugmentation(self.configuration.patch_size, config))
+            self.elapsed_s += self._seconds_since(started)
 
     def _announce(self) -> None:
         """Says what is about to be trained, and writes it down."""
+        if not self.ranks.is_first:
+            return
         record = TrainingRecord(
             autoseg=__version__,
             torch=torch.__version__,
@@ -329,18 +351,19 @@ class _Run:
             choices=self.choices,
             training_cases=tuple(case.id for case in self.cases["training"]),
             validation_cases=tuple(case.id for case in self.cases["validation"]),
+            n_processes=self.ranks.count,
         )
         write_json(self.files.training, record)
         n_weights = sum(parameter.numel() for parameter in self.learner.network.parameters())
-        logger.info(
-            "%s: %s, patch %s, batch %d, %.1f million weights, %s on %s, recipe %s",
-            self.files.folder.name,
+        self._say(
+            logging.INFO,
+            "%s, patch %s, batch %d, %.1f million weights, %s on %s, recipe %s",
             self.configuration.name,
             join_numbers(self.configuration.patch_size),
             self.choices.batch_size,
             n_weights / 1e6,
             record.precision,
-            record.device,
+            f"{self.ranks.count} x {record.device}" if self.ranks.count > 1 else record.device,
             record.recipe,
         )
 
@@ -350,7 +373,7 @@ class _Run:
         self.wait_s += time.monotonic() - started
         self._step(batch)
         self.iteration += 1
-        spent = time.monotonic() - started
+        spent = self._seconds_since(started)
         self.elapsed_s += spent
         self.epoch_time_s += spent
 
@@ -372,17 +395,16 @@ class _Run:
             absent = batch.absent.to(images.device)
             images = images.masked_fill(absent.reshape(*absent.shape, *[1] * (images.ndim - 2)), 0)
         images, classes = batch.part_classes(images, classes)
-        return self.learner.loss(images, classes, known=batch.known)
+        return self.learner.loss(images, classes, known=batch.known, n_samples=self.choices.batch_size)
 
     def _count_bad_step(self, batch: Batch, value: float) -> None:
         self.n_bad_steps += 1
-        logger.warning(
-            "step %d: the loss is %s on %s; the step is skipped", self.iteration, value, ", ".join(batch.cases)
-        )
+        cases = ", ".join(batch.cases_of_all)
+        self._say(logging.WARNING, "step %d: the loss is %s on %s; the step is skipped", self.iteration, value, cases)
         if self.n_bad_steps > MAX_BAD_STEPS:
             raise TrainingError(
-                f"the loss was not finite in {self.n_bad_steps} steps, last on {', '.join(batch.cases)}; look at these "
-                "images, or train anew with --no-resume and another --seed"
+                f"the loss was not finite in {self.n_bad_steps} steps, last on {cases}; look at these images, or train "
+                "anew with --no-resume and another --seed"
             )
 
     # -- epochs --------------------------------------------------------------------------------------------------------
@@ -393,16 +415,17 @@ class _Run:
         n_steps = len(self.epoch_losses)
         scores = score_patches(
             self.learner,
-            self._sampler("validation"),
+            validation_sampler(self.cases["validation"], self.plan, self.choices, seed=self.seed),
             n_batches=math.ceil(n_steps / STEPS_PER_VALIDATION_BATCH),
             outputs=self.outputs,
             batch_dice=self.configuration.batch_dice,
+            ranks=self.ranks,
         )
         dice = scores.mean_dice
         previous = self.epochs[-1].smoothed_dice if self.epochs else dice
         step_time_s = self.epoch_time_s / n_steps
         # Validation on patches belongs to the budget: a user who gives 15 minutes waits 15 minutes.
-        self.elapsed_s += time.monotonic() - started
+        self.elapsed_s += self._seconds_since(started)
         figures = EpochFigures(
             epoch=len(self.epochs) + 1,
             iteration=self.iteration,
@@ -418,9 +441,9 @@ class _Run:
         )
         self.epochs.append(figures)
         self.epoch_losses, self.epoch_time_s, self.wait_s = [], 0.0, 0.0
-        logger.info(
-            "%s epoch %d, step %d: loss %.3f, validation loss %.3f, Dice %.3f, %s, %s left",
-            self.files.folder.name,
+        self._say(
+            logging.INFO,
+            "epoch %d, step %d: loss %.3f, validation loss %.3f, Dice %.3f, %s, %s left",
             figures.epoch,
             figures.iteration,
             figures.train_loss,
@@ -431,10 +454,10 @@ class _Run:
         )
         if figures.data_wait_fraction > MAX_DATA_WAIT and not self.warned_of_waiting:
             self.warned_of_waiting = True
-            logger.warning(
-                "%s: %.0f%% of the time is spent waiting for data; a faster disk for the work folder, or more "
-                "processors, would speed it up",
-                self.files.folder.name,
+            self._say(
+                logging.WARNING,
+                "%.0f%% of the time is spent waiting for data; a faster disk for the work folder, or more processors, "
+                "would speed it up",
                 100 * figures.data_wait_fraction,
             )
         return scores.slices

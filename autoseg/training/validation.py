@@ -15,6 +15,7 @@ from autoseg.networks.outputs import Outputs
 from autoseg.training.learner import Learner
 from autoseg.training.losses import output_loss
 from autoseg.training.patches import Batch, PatchSampler
+from autoseg.training.ranks import ALONE, Ranks
 from autoseg.training.record import ValidationSlice
 
 MAX_SLICES = 4
@@ -41,7 +42,13 @@ class PatchScores:
 
 
 def score_patches(
-    learner: Learner, sampler: PatchSampler, *, n_batches: int, outputs: Outputs, batch_dice: bool
+    learner: Learner,
+    sampler: PatchSampler,
+    *,
+    n_batches: int,
+    outputs: Outputs,
+    batch_dice: bool,
+    ranks: Ranks = ALONE,
 ) -> PatchScores:
     """Scores a network on the first batches of a sampler: the same patches every time, without augmentation.
 
@@ -51,26 +58,27 @@ def score_patches(
         n_batches: to look at.
         outputs: what the channels of the network's output mean.
         batch_dice: how the loss is taken.
+        ranks: processes that score some of the batches each; slices are of those that this one has scored.
     """
     counts = torch.zeros(3, outputs.n, dtype=torch.float64)
-    losses: list[float] = []
+    loss = torch.zeros((), dtype=torch.float64)
     slices: list[ValidationSlice] = []
-    for batch in run_ahead(sampler.batch, iter(range(n_batches)), n_threads=1, depth=2):
+    for batch in run_ahead(sampler.batch, range(ranks.index, n_batches, ranks.count), n_threads=1, depth=2):
         images, classes = batch.part_classes(*learner.to_device(batch))
         logits = learner.predict(images)
         known = None if batch.known is None else batch.known.to(logits.device)
-        losses.append(float(output_loss(logits, classes, outputs, batch_dice=batch_dice, annotated=known)))
+        loss += float(output_loss(logits, classes, outputs, batch_dice=batch_dice, annotated=known))
         predicted = outputs.decide(logits, dim=1)
         for sample, (found, wanted) in enumerate(zip(predicted, classes, strict=True)):
             counted = count_overlap(found, wanted, outputs)
             counts += counted if batch.known is None else counted * batch.known[sample]
         slices += _cut_slices(batch, predicted, ignore=outputs.ignore, n_most=MAX_SLICES - len(slices))
-    overlap, predicted_sum, reference_sum = counts.numpy()
+    overlap, predicted_sum, reference_sum = ranks.total(counts).numpy()
     with np.errstate(invalid="ignore"):
         dice = 2 * overlap / (predicted_sum + reference_sum)
     # The first of exclusive classes is the background.
     scored = dice if outputs.has_regions else dice[1:]
-    return PatchScores(loss=float(np.mean(losses)), class_dice=scored, slices=tuple(slices))
+    return PatchScores(loss=float(ranks.total(loss)) / n_batches, class_dice=scored, slices=tuple(slices))
 
 
 def count_overlap(predicted: Tensor, reference: Tensor, outputs: Outputs) -> Tensor:

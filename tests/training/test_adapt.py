@@ -21,7 +21,7 @@ from autoseg.planning.plan import (
     Reason,
 )
 from autoseg.training.adapt import LADDER, SAMPLING_REASONS, WIDTHS, choose_training, full_training, resize
-from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.config import SAMPLINGS, Budget, TrainConfig
 from autoseg.training.patches import SAMPLING
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import TrainingChoices
@@ -145,6 +145,25 @@ def test_what_is_too_slow_ends_the_search(machine: Machine) -> None:
     assert len(machine.timed) == 2
 
 
+def test_steps_are_timed_with_the_part_of_a_batch_that_a_process_has(machine: Machine) -> None:
+    asked: list[int] = []
+
+    def timer(configuration: ConfigurationPlan, *, batch_size: int) -> float:
+        asked.append(batch_size)
+        return machine(configuration, batch_size=batch_size)
+
+    config = TrainConfig(budget=Budget(max_time_s=3000), batch_size=5)
+    chosen = [
+        choose_training(make_plan(), THICK, config, n_cases=100, device=CPU, n_processes=count, timer=timer)[0]
+        for count in (1, 2, 8)
+    ]
+    assert list(dict.fromkeys(asked)) == [5, 3, 1]
+    sizes = [torch.Size(choices.configuration.patch_size).numel() for choices in chosen]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[2]
+    assert {choices.batch_size for choices in chosen} == {5}
+
+
 def test_the_reason_tells_patch_features_and_steps(machine: Machine) -> None:
     reasons = choose(machine=machine, budget=Budget(max_time_s=1)).reasons
     (reason,) = (known for known in reasons if known.subject == "training.network")
@@ -241,4 +260,4 @@ def test_a_plan_that_a_person_has_edited_is_trained_as_it_is(machine: Machine) -
 
 
 def test_every_sampling_has_its_reason() -> None:
-    assert SAMPLING_REASONS.keys() == SAMPLING.keys()
+    assert SAMPLING_REASONS.keys() == SAMPLING.keys() == set(SAMPLINGS)

@@ -337,15 +337,15 @@ def test_same_seed_same_result(patch: tuple[int, ...]) -> None:
 def test_each_sample_gets_its_own_parameters() -> None:
     """What is grouped for speed must come back to the sample it belongs to: each one alone gives the same."""
     patch, n_samples = (8, 10, 9), 7
-    config = dataclasses.replace(AugmentConfig(), rotation_probability=0.5, blur_probability=0.5, noise_probability=0)
+    config = dataclasses.replace(AugmentConfig(), rotation_probability=0.5, blur_probability=0.5, noise_probability=0.5)
     drawn = draw(patch, config, n_samples=n_samples, n_channels=2, seed=1)
     images = smooth((n_samples, 2, *read_size(patch, drawn)))
     labels = classes_like(images, 3)
     together = apply_parameters(images, labels, patch_size=patch, parameters=drawn)
     for sample in range(n_samples):
         one = slice(sample, sample + 1)
-        parts: dict[str, Any] = {k: v[one] if isinstance(v, Tensor) else v for k, v in vars(drawn).items()}
-        alone = apply_parameters(images[one], labels[one], patch_size=patch, parameters=type(drawn)(**parts))
+        parameters = drawn.select([sample])
+        alone = apply_parameters(images[one], labels[one], patch_size=patch, parameters=parameters)
         torch.testing.assert_close(together[0][one], alone[0], atol=1e-3, rtol=0)
         assert torch.equal(together[1][one], alone[1])
 

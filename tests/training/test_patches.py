@@ -162,9 +162,9 @@ def test_published_draws_are_these(liver_and_lesion: list[PreprocessedCase]) -> 
     patch = (3, 6, 4)
     sampler = PatchSampler(liver_and_lesion, patch_size=patch, batch_size=7, foreground_fraction=1 / 3, seed=8)
     for number in range(20):
-        rng = np.random.default_rng(derive_seed("patches", 8, number))
         batch = sampler.batch(number)
         for sample in range(7):
+            rng = np.random.default_rng(derive_seed("patches", 8, number, sample))
             case = liver_and_lesion[rng.integers(4)]
             room = np.subtract(SHAPE, patch)
             if sample >= 5 and case.classes:
@@ -250,12 +250,12 @@ def test_a_case_smaller_than_the_patch_is_centred_and_padded(case: PreprocessedC
 
 
 def test_2d_patches_are_slices_along_the_first_axis(case: PreprocessedCase) -> None:
-    batch = make_sampler(case, patch=(8, 8)).batch(0)
-    assert batch.images.shape == (3, 1, 8, 8)
-    assert batch.classes.shape == (3, 8, 8)
-    patch = batch.images[0, 0].numpy()
-    z, y, x = np.unravel_index(round(float(patch[0, 0]) * 8), SHAPE)
-    np.testing.assert_array_equal(patch, case.image[0, z, y : y + 8, x : x + 8])
+    batch = make_sampler(case, patch=(8, 20)).batch(0)
+    assert batch.images.shape == (3, 1, 8, 20)
+    assert batch.classes.shape == (3, 8, 20)
+    for patch in batch.images[:, 0].numpy():
+        z, y, x = np.unravel_index(round(float(patch[0, 0]) * 8), SHAPE)
+        np.testing.assert_array_equal(patch, case.image[0, z, y : y + 8, x:])
 
 
 def test_what_is_read_for_augmentation_has_the_patch_at_its_centre(case: PreprocessedCase) -> None:
@@ -419,6 +419,28 @@ def test_dropping_channels_never_leaves_a_patch_without_any(lacking: list[Prepro
     np.testing.assert_allclose(rates, expected, atol=5 * 0.5 / len(counts["whole"]) ** 0.5)
 
 
+def test_samples_lack_the_same_channels_whoever_reads_them(lacking: list[PreprocessedCase]) -> None:
+    def sampler(samples: tuple[int, ...] | None) -> PatchSampler:
+        return PatchSampler(
+            lacking,
+            patch_size=(2, 2, 2),
+            batch_size=6,
+            foreground_fraction=0,
+            seed=0,
+            optional_channels=(0, 1, 2),
+            samples=samples,
+        )
+
+    for number in range(20):
+        whole, first, second = (sampler(part).batch(number) for part in (None, (0, 1, 2, 3), (4, 5, 5)))
+        assert whole.absent is not None
+        assert first.absent is not None
+        assert second.absent is not None
+        assert torch.cat([first.absent, second.absent[:2]]).equal(whole.absent)
+        assert torch.cat([first.images, second.images[:2]]).equal(whole.images)
+        assert second.images[1].equal(second.images[2])
+
+
 def test_a_channel_that_is_not_optional_is_never_dropped(lacking: list[PreprocessedCase]) -> None:
     sampler = PatchSampler(
         lacking[:1], patch_size=(2, 2, 2), batch_size=6, foreground_fraction=0, seed=0, optional_channels=(1,)
@@ -496,15 +518,16 @@ def test_both_stages_are_turned_and_mirrored_as_one_and_change_sides_together(se
 
 
 def test_only_what_the_first_stage_has_found_is_perturbed(second_stage: PreprocessedCase) -> None:
-    def sampler(*, perturbs: bool) -> PatchSampler:
+    def sampler(*, perturbs: bool, samples: tuple[int, ...] | None = None) -> PatchSampler:
         return PatchSampler(
             [second_stage],
             patch_size=(6, 16, 16),
-            batch_size=1,
+            batch_size=2,
             foreground_fraction=0,
             seed=0,
             n_labels=N_LABELS,
             perturbs=perturbs,
+            samples=samples,
         )
 
     plain, perturbed, again = sampler(perturbs=False), sampler(perturbs=True), sampler(perturbs=True)
@@ -513,6 +536,7 @@ def test_only_what_the_first_stage_has_found_is_perturbed(second_stage: Preproce
         first, second = plain.batch(number), perturbed.batch(number)
         assert second.classes.equal(again.batch(number).classes)
         assert first.images.equal(second.images)
+        assert second.classes[1:].equal(sampler(perturbs=True, samples=(1,)).batch(number).classes)
         (images, classes), (other, same) = (
             batch.part_classes(batch.images, batch.classes) for batch in (first, second)
         )

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -410,7 +411,7 @@ def test_a_channel_that_is_absent_is_zero_after_augmentation(
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     calculate = Learner.loss
 
-    def watch(self: Learner, images: torch.Tensor, classes: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+    def watch(self: Learner, images: torch.Tensor, classes: torch.Tensor, **options: Any) -> torch.Tensor:
         seen.append((images, drawn[len(seen)]))
         return calculate(self, images, classes, **options)
 
