@@ -1,7 +1,10 @@
-"""Data that several tests use: generated once for a whole run."""
+"""What several tests use, made once for a whole run: data, and a Slurm."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,3 +38,38 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A running Slurm, as the environment in which its commands find it: that of the machine, or one of this run's own.
+
+    Its own has two nodes of 8 processors and 2 pretended GPUs each, the partitions `debug` and `urgent` (which preempts
+    jobs of `debug`), and holds requeued jobs back for seconds instead of minutes: scripts/slurm-test-node.
+    """
+    if _finds_slurm():
+        yield dict(os.environ)
+        return
+    if shutil.which("slurmctld") is None or os.geteuid() != 0:
+        pytest.skip("no Slurm here: scripts/slurm-test-node install puts one on Debian, and root starts it")
+    script = Path(__file__).parents[1] / "scripts" / "slurm-test-node"
+    folder = tmp_path_factory.mktemp("slurm")
+    command: list[str | Path] = [script, "run", folder, "--max-minutes", "300"]
+    # Leaving the block closes the standard input, as does the end of this process, and with that Slurm stops.
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        assert node.stdout is not None
+        answer = node.stdout.readline()
+        if not answer:
+            pytest.fail(f"Slurm did not start: {script} says above why, and its logs are in {folder}")
+        patch.setenv("SLURM_CONF", answer.strip().removeprefix("export SLURM_CONF="))
+        yield dict(os.environ)
+
+
+def _finds_slurm() -> bool:
+    try:
+        return subprocess.run(["sinfo"], capture_output=True, timeout=60).returncode == 0
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return False
