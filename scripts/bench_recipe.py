@@ -92,6 +92,7 @@ VARIANTS: dict[str, Variant] = {
     "polynomial schedule": Variant(recipe={"schedule": "poly"}),
     "linear schedule": Variant(recipe={"schedule": "linear"}),
     "no weight decay": Variant(recipe={"weight_decay": 0.0}),
+    "ten times the weight decay": Variant(recipe={"weight_decay": 0.1}),
     "gradients clipped at 1": Variant(recipe={"max_gradient_norm": 1.0}),
     "gradients not clipped": Variant(recipe={"max_gradient_norm": 1e9}),
     "batch 1": Variant(train={"batch_size": 1}),

@@ -182,6 +182,11 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(dump_json(value) + "\n", encoding="utf-8")
 
 
+def holds_json(path: Path, value: Any) -> bool:
+    """Whether a file is just what `write_json` would make it."""
+    return path.is_file() and path.read_text(encoding="utf-8") == dump_json(value) + "\n"
+
+
 def dump_json(value: Any) -> str:
     """JSON text, indented, with lists of scalars on one line."""
     return _indent(to_plain(value), "")

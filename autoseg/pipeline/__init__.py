@@ -2,7 +2,7 @@
 
 from autoseg.pipeline.cascade import force_cascade
 from autoseg.pipeline.choose import select
-from autoseg.pipeline.crossval import cross_validate, validate_fold
+from autoseg.pipeline.crossval import cross_validate, read_scores, validate_fold
 from autoseg.pipeline.demo import run_demo
 from autoseg.pipeline.explain import measure, require_gpu
 from autoseg.pipeline.fit import train
@@ -25,6 +25,7 @@ __all__ = [
     "plan_from_fingerprint",
     "predict",
     "preprocess_cases",
+    "read_scores",
     "report",
     "report_predictions",
     "require_gpu",

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from autoseg.core.errors import PlanError, TrainingError
 from autoseg.core.geometry import join_numbers
+from autoseg.core.locks import locked
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.core.serialize import digest, write_json
 from autoseg.data.io import read_label
@@ -90,7 +88,8 @@ def prepare_second_stage(
             f"{len(lacking)} cases validate in no fold, such as {lacking[0]}; plan with a cross-validation (--folds 5)"
         )
     model, folds = workspace.model(first), range(len(splits.folds))
-    with _only_one(model):
+    # The same process comes here again: training the first stage may end in a selection.
+    with locked(model / ".first-stage.lock", waiting_for=f"completes {model.name}"):
         missing = sorted(set(folds) - set(trained_folds(model)))
         if missing and train_folds is not None:
             logger.info(
@@ -116,23 +115,6 @@ def prepare_second_stage(
             n_threads=n_cpus(),
             description=f"predictions of {first} for {configuration.name}",
         )
-
-
-@contextmanager
-def _only_one(model: Path) -> Iterator[None]:
-    """While the block runs, no other process builds on this first stage."""
-    model.mkdir(parents=True, exist_ok=True)
-    # The same lock for the whole process: training the first stage may end in a selection, which comes here too.
-    lock = FileLock(model / ".first-stage.lock", is_singleton=True)
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        logger.info("waiting for another process, which completes %s", model.name)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _put_on_grid(

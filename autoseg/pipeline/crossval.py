@@ -111,6 +111,17 @@ def _key(model: str, cases: Sequence[Case]) -> str:
     return digest_of((model, references, annotated) if annotated else (model, references))
 
 
+def read_scores(workspace: Workspace, configuration: str, fold: int) -> Evaluation | None:
+    """What `validate_fold` has found last; None where it has not been called."""
+    from autoseg.evaluation.scores import Evaluation
+
+    file = validation_folder(workspace, configuration, fold) / "evaluation.json"
+    if not file.is_file():
+        return None
+    scores: Evaluation = read_json(file, Evaluation)
+    return scores
+
+
 def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Path:
     """Where the label maps of a fold's validation cases are."""
     from autoseg.inference.model import fold_folder

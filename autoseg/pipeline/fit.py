@@ -18,9 +18,11 @@ from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configur
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation
+    from autoseg.planning.plan import Plan
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.config import TrainConfig
-    from autoseg.training.record import EpochFigures, ValidationSlice
+    from autoseg.training.ranks import Ranks
+    from autoseg.training.record import EpochFigures, TrainingChoices, ValidationSlice
 
 CURVES_INTERVAL_S = 30.0
 MEMORY_BUDGET_GIB = 1.0
@@ -36,9 +38,11 @@ def train(
     device: str = "auto",
     resume: bool = True,
     validate: bool = True,
+    and_select: bool = True,
     checkpoint_interval_s: float = 600.0,
     track_with: Sequence[str] = (),
     stop: Callable[[], bool] = never,
+    ranks: Ranks | None = None,
 ) -> dict[int, Evaluation | None]:
     """Trains folds of a configuration one after the other and validates each on whole volumes.
 
@@ -60,13 +64,16 @@ def train(
         config: budget, recipe and seed; None for a full training.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         resume: go on from checkpoints where there are some.
-        validate: predict and score the validation cases of each fold, and select when all folds are trained.
+        validate: predict and score the validation cases of each fold.
+        and_select: after that, select when all folds are trained.
         checkpoint_interval_s: the state is saved at the end of each epoch, and after this time at the latest.
         track_with: names of trackers to send each epoch to, see `autoseg.reporting.trackers.TRACKERS`.
         stop: asked after every step; True saves and raises.
+        ranks: of the processes that train together, of which this is one; None where it is alone.
 
     Returns:
-        The whole-volume scores of each fold; None for each where `validate` is False.
+        The whole-volume scores of each fold; None for each where `validate` is False, and in all processes but the
+        first.
 
     Raises:
         WorkspaceError: the work folder is not planned.
@@ -77,6 +84,7 @@ def train(
     from autoseg.pipeline.settle import settle_training
     from autoseg.preprocessing.store import load_into_memory
     from autoseg.training.config import TrainConfig
+    from autoseg.training.ranks import ALONE
     from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import train_fold
 
@@ -84,7 +92,7 @@ def train(
     made, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
     chosen = default_configuration(made, configuration)
     where = resolve_device(device)
-    settings = config or TrainConfig()
+    settings, ranks = config or TrainConfig(), ranks or ALONE
     if made.channels != dataset.channels:
         raise WorkspaceError(
             f"{workspace.plan_file}: has the channels {', '.join(made.channels)}, the dataset has "
@@ -95,25 +103,41 @@ def train(
     unknown = sorted(set(wanted) - set(range(len(splits.folds))))
     if unknown:
         raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {len(splits.folds) - 1}")
-    preprocess_cases(workspace, dataset, made, chosen.name)
-    if chosen.previous is not None:
+    if ranks.is_first:
+        preprocess_cases(workspace, dataset, made, chosen.name)
+        if chosen.previous is not None:
 
-        def train_first_stage(name: str, missing: list[int]) -> None:
-            train(
-                work,
-                folds=missing,
-                configuration=name,
-                config=config,
-                device=device,
-                checkpoint_interval_s=checkpoint_interval_s,
-                track_with=track_with,
-                stop=stop,
-            )
+            def train_first_stage(name: str, missing: list[int]) -> None:
+                train(
+                    work,
+                    folds=missing,
+                    configuration=name,
+                    config=config,
+                    device=device,
+                    checkpoint_interval_s=checkpoint_interval_s,
+                    track_with=track_with,
+                    stop=stop,
+                )
 
-        prepare_second_stage(workspace, made, chosen, train_folds=train_first_stage, device=device, stop=stop)
-    plan, choices, spent_s = settle_training(
-        model, made, chosen, settings, folds=wanted, resume=resume, n_cases=len(splits.folds[0].training), device=where
-    )
+            prepare_second_stage(workspace, made, chosen, train_folds=train_first_stage, device=device, stop=stop)
+
+    def settle(resume: bool) -> tuple[Plan, TrainingChoices, float]:
+        return settle_training(
+            model,
+            made,
+            chosen,
+            settings,
+            folds=wanted,
+            resume=resume,
+            n_cases=len(splits.folds[0].training),
+            device=where,
+            n_processes=ranks.count,
+        )
+
+    # What the first process settles, and deletes where it begins anew, the others find.
+    settled = settle(resume) if ranks.is_first else None
+    ranks.wait()
+    plan, choices, spent_s = settled or settle(resume=True)
     results: dict[int, Evaluation | None] = {}
     for fold in wanted:
 
@@ -122,7 +146,7 @@ def train(
             return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
 
         folder = fold_folder(model, fold)
-        with _followers(folder, track_with, labels=made.labels.structures) as on_epoch:
+        with _followers(folder, track_with if ranks.is_first else (), labels=made.labels.structures) as on_epoch:
             train_fold(
                 folder,
                 plan,
@@ -136,10 +160,14 @@ def train(
                 checkpoint_interval_s=checkpoint_interval_s,
                 stop=stop,
                 on_epoch=on_epoch,
+                ranks=ranks,
             )
+        if not ranks.is_first:
+            results[fold] = None
+            continue
         _draw_curves(folder, read_log(FoldFiles(folder=folder).log))
         results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop) if validate else None
-    if validate and why_incomplete(workspace, chosen.name) is None:
+    if validate and and_select and ranks.is_first and why_incomplete(workspace, chosen.name) is None:
         select(work, device=device, stop=stop)
     return results
 

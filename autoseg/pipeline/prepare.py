@@ -16,7 +16,7 @@ from autoseg.core.errors import AutosegError, DatasetError, PlanError, Workspace
 from autoseg.core.geometry import join_numbers
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import format_duration, format_memory, machine_memory_gib, map_threads, n_cpus
-from autoseg.core.serialize import digest, dump_json, read_json, write_json
+from autoseg.core.serialize import digest, holds_json, read_json, write_json
 from autoseg.data.check import CheckResult, LoadedCase, discover_labels, load_case, scan_dataset
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.io import parts_of
@@ -276,7 +276,7 @@ def _announce_disk(workspace: Workspace, grids: Collection[str], estimates: Esti
 def _keep_replaced_plan(workspace: Workspace, made: Plan) -> None:
     """A plan that differs from the new one may have been edited by hand: it is kept beside it."""
     file = workspace.plan_file
-    if not file.exists() or file.read_text(encoding="utf-8") == dump_json(made) + "\n":
+    if not file.exists() or holds_json(file, made):
         return
     number = 1
     while (kept := file.with_name(f"plan.previous-{number}.json")).exists():
@@ -285,7 +285,9 @@ def _keep_replaced_plan(workspace: Workspace, made: Plan) -> None:
     logger.warning("the plan has changed; the one before is kept as %s", kept)
 
 
-def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configuration: str) -> str:
+def preprocess_cases(
+    workspace: Workspace, dataset: Dataset, made: Plan, configuration: str, *, part: tuple[int, int] = (1, 1)
+) -> str:
     """Brings every case onto the grid of a configuration; cases that are there already stay.
 
     Args:
@@ -293,6 +295,7 @@ def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configu
         dataset: the cases.
         made: the plan.
         configuration: its name.
+        part: (2, 8) takes the second of eight parts of the cases, so that eight processes can share them.
 
     Returns:
         The name of the grid, see `Plan.grid`.
@@ -300,16 +303,10 @@ def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configu
     Raises:
         WorkspaceError: the files have changed since they were checked.
     """
-    from autoseg.preprocessing.store import is_current
-
     started = time.monotonic()
     grid = made.grid(configuration)
-    shared = (made.axis_order, made.configuration(grid).spacing_mm, made.normalization, made.labels)
-    todo = []
-    for case in dataset.cases:
-        key = digest((shared, _known_outputs(case, made.labels), [file_identity(file) for file in case.files]))
-        if not is_current(workspace.preprocessed(grid, case.id), key):
-            todo.append((case, key))
+    cases = dataset.cases[part[0] - 1 :: part[1]]
+    todo = cases_to_preprocess(workspace, dataclasses.replace(dataset, cases=cases), made, configuration)
     if todo:
         map_threads(
             lambda item: _preprocess_case(workspace, made, grid, *item, fix=dataset.fix),
@@ -322,9 +319,29 @@ def preprocess_cases(workspace: Workspace, dataset: Dataset, made: Plan, configu
         len(todo),
         grid,
         format_duration(time.monotonic() - started),
-        len(dataset.cases) - len(todo),
+        len(cases) - len(todo),
     )
     return grid
+
+
+def cases_to_preprocess(
+    workspace: Workspace, dataset: Dataset, made: Plan, configuration: str
+) -> list[tuple[Case, str]]:
+    """Cases that are not on the grid of a configuration, or not as they are now, each with the key of its store.
+
+    Raises:
+        WorkspaceError: a file of a case has gone.
+    """
+    from autoseg.preprocessing.store import is_current
+
+    grid = made.grid(configuration)
+    shared = (made.axis_order, made.configuration(grid).spacing_mm, made.normalization, made.labels)
+    todo = []
+    for case in dataset.cases:
+        key = digest((shared, _known_outputs(case, made.labels), [file_identity(file) for file in case.files]))
+        if not is_current(workspace.preprocessed(grid, case.id), key):
+            todo.append((case, key))
+    return todo
 
 
 def file_identity(file: Path) -> tuple[str, int, int]:
@@ -357,7 +374,7 @@ def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, ke
     if needed_gib > machine_memory_gib():
         raise WorkspaceError(
             f"{case.id}: becomes {join_numbers(record.shape)} voxels at {join_numbers(record.spacing_mm)} mm, which "
-            f"takes about {format_memory(needed_gib)} of memory, more than this machine has; plan with a coarser "
+            f"takes about {format_memory(needed_gib)} of memory, more than may be used here; plan with a coarser "
             "--spacing"
         )
     write_case(

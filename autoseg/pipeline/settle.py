@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from autoseg import __version__
 from autoseg.core.errors import FormatError, TrainingError
-from autoseg.core.serialize import digest, read_json, write_json
+from autoseg.core.locks import locked
+from autoseg.core.serialize import digest, holds_json, read_json, write_json
 from autoseg.inference.model import fold_folder, folds_with, usable_folds
 from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
 from autoseg.training.adapt import LADDER, WIDTHS, choose_training, with_requests
@@ -56,6 +55,7 @@ def settle_training(
     resume: bool,
     n_cases: int,
     device: torch.device,
+    n_processes: int = 1,
 ) -> tuple[Plan, TrainingChoices, float]:
     """The plan and the choices that the folds of a model are trained with: those it has, or new ones.
 
@@ -70,6 +70,7 @@ def settle_training(
         resume: whether they go on where they stopped; otherwise what they have is deleted.
         n_cases: to train on.
         device: to train on.
+        n_processes: that train a fold together.
 
     Returns:
         The plan with the configuration as it is trained, also written to the model's folder; the choices; and the
@@ -78,12 +79,11 @@ def settle_training(
     Raises:
         TrainingError: the folder holds folds of another plan, recipe or network.
     """
-    model.mkdir(parents=True, exist_ok=True)
-    with FileLock(model / ".settling.lock"):
+    with locked(model / ".settling.lock", waiting_for=f"chooses how {model.name} is trained"):
         file, planned = model / RECIPE_FILE, planned_digest(made, configuration.name)
         asked = dataclasses.replace(config, seed=0, compile=None)
         rules = RECIPES[config.recipe], LADDER, WIDTHS, __version__
-        request = digest((planned, asked, n_cases, device.type, rules))
+        request = digest((planned, asked, n_cases, device.type, n_processes, rules))
         known = read_settled(model)
         begun = usable_folds(model)
         staying = [fold for fold in _announced(model) if fold not in folds or (resume and fold in begun)]
@@ -96,14 +96,18 @@ def settle_training(
                 logger.info(text, model.name, folds_told, known.choices.budget.describe())
             else:
                 logger.info("%s: looking how large a network the budget allows", configuration.name)
-                choices, spent_s = choose_training(made, configuration, config, n_cases=n_cases, device=device)
+                choices, spent_s = choose_training(
+                    made, configuration, config, n_cases=n_cases, device=device, n_processes=n_processes
+                )
                 known = SettledTraining(planned=planned, request=request, choices=choices)
         if not resume:
             for fold in folds:
                 FoldFiles(folder=fold_folder(model, fold)).discard()
-        write_json(file, known)
         plan = _adapted(made, known.choices)
-        write_json(model / "plan.json", plan)
+        # Folds that run side by side write nothing that is there already.
+        for path, content in ((file, known), (model / "plan.json", plan)):
+            if not holds_json(path, content):
+                write_json(path, content)
     choices = with_requests(known.choices, config, n_cases=n_cases)
     for reason in choices.reasons:
         logger.info("%s: %s: %s", configuration.name, reason.subject.removeprefix("training."), reason.text)

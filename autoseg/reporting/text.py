@@ -91,13 +91,15 @@ def describe_selection(selection: Selection) -> str:
     return "\n\n".join(parts)
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their heads, the first flush left, the others flush right."""
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_left: int = 1) -> str:
+    """Columns under their heads, the first `n_left` flush left, the others flush right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join([row[0].ljust(widths[0]), *cells])
+        cells = zip(row, widths, strict=True)
+        return "  ".join(
+            cell.ljust(width) if column < n_left else cell.rjust(width) for column, (cell, width) in enumerate(cells)
+        )
 
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
 

@@ -1,0 +1,140 @@
+"""`autoseg status`, `autoseg logs`, `autoseg cancel`, and what they are about."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoseg.cli.options import DEFAULT_WORK, Configuration, Work, stopping_on_signals, work_option
+
+if TYPE_CHECKING:
+    from autoseg.pipeline.jobs.status import JobStatus
+
+commands = typer.Typer()
+
+FOLLOW_INTERVAL_S = 0.5
+MAX_ERROR_SHOWN = 160
+MAX_DETAIL_SHOWN = 40
+
+
+@commands.command()
+def status(
+    work: Work = DEFAULT_WORK,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, and nothing else.")] = False,
+) -> None:
+    """Show the jobs of a work folder: what waits, runs, is done or has failed, how far each fold is, and why.
+
+    It is told from files in the work folder and from Slurm's queue, so it is right on any machine that sees both.
+    """
+    from autoseg.core.serialize import dump_json
+    from autoseg.pipeline.jobs.status import status as ask
+
+    known = ask(work)
+    if as_json:
+        typer.echo(dump_json(known))
+    elif known:
+        typer.echo(describe_status(known))
+    else:
+        typer.echo(f"Nothing has been trained in {work} yet.\nNext: autoseg train{work_option(work)}")
+
+
+@commands.command()
+def cancel(work: Work = DEFAULT_WORK) -> None:
+    """End all jobs that wait or run; those that train save first, and the same command goes on from there."""
+    from autoseg.pipeline.jobs.status import cancel as end_all
+
+    ended = end_all(work)
+    typer.echo(f"cancelled: {', '.join(ended)}" if ended else "no job waits or runs")
+
+
+@commands.command()
+def logs(
+    job: Annotated[str, typer.Argument(metavar="FOLD", help="A fold, or the name of a job as 'status' shows it.")],
+    configuration: Configuration = None,
+    work: Work = DEFAULT_WORK,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Go on as long as the job waits or runs; Ctrl-C ends it.")
+    ] = True,
+) -> None:
+    """Print what a job has written, and what it writes."""
+    from autoseg.cluster.processes import LogFollower
+    from autoseg.pipeline.jobs.status import UNFINISHED, find_log
+
+    known = find_log(work, job, configuration=configuration)
+    log = LogFollower(known.log) if known.log is not None else None
+    if log is None:
+        typer.echo(f"{known.name} has not begun ({known.status}).", err=True)
+    try:
+        while True:
+            if log is None and known.log is not None:
+                log = LogFollower(known.log)
+            if log is not None:
+                typer.echo(log.read_new(), nl=False)
+            if not follow or known.status not in UNFINISHED:
+                break
+            time.sleep(FOLLOW_INTERVAL_S)
+            known = find_log(work, known.name)
+    except KeyboardInterrupt:
+        return
+    if log is not None:
+        typer.echo(log.read_new(), nl=False)
+
+
+@commands.command(hidden=True)
+def run_job(
+    folder: Annotated[Path, typer.Argument(help="Of a batch.")],
+    name: Annotated[str, typer.Argument(help="Of a job in it.")],
+    device: Annotated[str, typer.Option()],
+    attempt: Annotated[int, typer.Option()] = 1,
+    cpus: Annotated[int | None, typer.Option()] = None,
+    rank: Annotated[int, typer.Option()] = 0,
+    rendezvous: Annotated[Path | None, typer.Option()] = None,
+) -> None:
+    """Do a job of a batch; started by what looks after it."""
+    from autoseg.pipeline.jobs.batch import BatchFolder
+    from autoseg.pipeline.jobs.tasks import HEED_SIGNALS, Place
+    from autoseg.pipeline.jobs.tasks import run_job as run
+
+    task = BatchFolder(root=folder).read().job(name).task
+    with stopping_on_signals() if task in HEED_SIGNALS else nullcontext(lambda: False) as stop:
+        place = Place(device=device, rank=rank, rendezvous=rendezvous, attempt=attempt, stop=stop)
+        run(folder, name, place, n_cpus=cpus)
+
+
+def _shorten(detail: str) -> str:
+    return detail if len(detail) <= MAX_DETAIL_SHOWN else f"{detail[: MAX_DETAIL_SHOWN - 3]}..."
+
+
+def describe_status(known: list[JobStatus]) -> str:
+    """A table, and what is wrong beneath it."""
+    from autoseg.core.runtime import format_duration
+    from autoseg.reporting.text import format_table
+
+    rows = []
+    for one in known:
+        progress = one.progress
+        unfinished = one.status != "done"
+        rows.append(
+            (
+                one.name,
+                " ".join(part for part in (one.status, _shorten(one.detail)) if part),
+                "" if progress is None else f"{progress.fraction:.0%}, step {progress.step:,}",
+                "" if progress is None else f"{progress.dice:.3f}",
+                format_duration(progress.left_s) if progress is not None and unfinished else "",
+                one.host,
+                one.slurm_id,
+                str(one.n_attempts or ""),
+            )
+        )
+    header = ("job", "status", "progress", "Dice", "left", "machine", "Slurm", "begun")
+    used = [column for column in range(len(header)) if column < 2 or any(row[column] for row in rows)]
+    table = format_table(
+        [header[column] for column in used], [[row[column] for column in used] for row in rows], n_left=2
+    )
+    errors = [f"{one.name}: {one.error[:MAX_ERROR_SHOWN]}" for one in known if one.error]
+    return os.linesep.join([table, *(["", "Last errors", *errors] if errors else [])])

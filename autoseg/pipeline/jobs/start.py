@@ -1,0 +1,160 @@
+"""Asking other processes to train or to segment: on this machine side by side, or on a Slurm cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from autoseg.cluster.slurm import SlurmOptions
+from autoseg.core.errors import AutosegError, TrainingError
+from autoseg.pipeline.jobs.batch import LOCAL, SLURM, Batch, BatchFolder, Job, PredictRequest, TrainRequest, now
+from autoseg.pipeline.jobs.local import run_here
+from autoseg.pipeline.jobs.schedule import prediction_jobs, training_jobs
+from autoseg.pipeline.jobs.status import UNFINISHED, status
+from autoseg.pipeline.jobs.submit import submit
+from autoseg.pipeline.workspace import Workspace
+
+
+def train_side_by_side(
+    work: Path,
+    request: TrainRequest,
+    *,
+    configurations: Sequence[str],
+    folds: Sequence[int],
+    devices: Sequence[str],
+    n_processes: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[str]:
+    """Trains folds in processes of their own, as many at once as there are devices; the others queue.
+
+    Args:
+        work: the work folder, planned.
+        request: how they are trained.
+        configurations: names, of the plan.
+        folds: of each.
+        devices: such as "cuda:0" and "cuda:1"; "cpu" twice for two processes that share the processors.
+        n_processes: that train one fold together, each on a device.
+        stop: asked again and again; True lets them save and end.
+
+    Returns:
+        The names of the jobs that are not done.
+
+    Raises:
+        AutosegError: there are fewer devices than a fold needs, or the folds are being trained already.
+    """
+    if n_processes > len(devices):
+        raise TrainingError(
+            f"a fold wants {n_processes} GPUs, and there are {len(devices)}; give a smaller --gpus-per-fold, or more "
+            "--gpus"
+        )
+    workspace = Workspace(root=work)
+    jobs = training_jobs(
+        workspace,
+        configurations=configurations,
+        folds=folds,
+        validate=request.validate,
+        n_processes=n_processes,
+        n_preprocessing=1,
+    )
+    batch = _open_batch(work, LOCAL, jobs, training=request)
+    folder = BatchFolder.create(batch.work)
+    folder.write(batch)
+    return run_here(folder, batch, devices=devices, stop=stop)
+
+
+def submit_training(
+    work: Path,
+    request: TrainRequest,
+    *,
+    configurations: Sequence[str],
+    folds: Sequence[int],
+    options: SlurmOptions,
+    n_processes: int = 1,
+    n_preprocessing: int | None = None,
+) -> dict[str, str]:
+    """Submits folds to Slurm, with what has to be done before and after them.
+
+    Args:
+        work: the work folder, planned, on a file system that the nodes share.
+        request: how they are trained.
+        configurations: names, of the plan.
+        folds: of each.
+        options: what is asked of Slurm.
+        n_processes: that train one fold together, each on a GPU of one node.
+        n_preprocessing: jobs that share the preprocessing; None for as many as the number of cases calls for.
+
+    Returns:
+        The number that Slurm has given to each job.
+
+    Raises:
+        AutosegError: there is no Slurm here, it refuses a job, or the folds are being trained already.
+    """
+    jobs = training_jobs(
+        Workspace(root=work),
+        configurations=configurations,
+        folds=folds,
+        validate=request.validate,
+        n_processes=n_processes,
+        n_preprocessing=n_preprocessing,
+    )
+    batch = _open_batch(work, SLURM, jobs, training=request)
+    return submit(BatchFolder.create(batch.work), batch, device=request.device, options=options)
+
+
+def submit_prediction(work: Path, request: PredictRequest, *, n_jobs: int, options: SlurmOptions) -> dict[str, str]:
+    """Submits the segmentation of a folder to Slurm, in parts.
+
+    Args:
+        work: the folder for the jobs; also the work folder with the model, unless the request names one.
+        request: what is segmented with what.
+        n_jobs: that share the images.
+        options: what is asked of Slurm.
+
+    Returns:
+        The number that Slurm has given to each job.
+
+    Raises:
+        AutosegError: there is no Slurm here, it refuses a job, such jobs wait or run already, or there are no such
+            images.
+    """
+    missing = [str(path) for path in request.images if not path.exists()]
+    if missing:
+        raise AutosegError(f"{', '.join(missing)}: no such file or folder")
+    request = dataclasses.replace(
+        request,
+        images=tuple(path.resolve() for path in request.images),
+        output=request.output.resolve(),
+        model=None if request.model is None else request.model.resolve(),
+    )
+    batch = _open_batch(work, SLURM, prediction_jobs(n_jobs), prediction=request)
+    return submit(BatchFolder.create(batch.work), batch, device=request.device, options=options)
+
+
+def _open_batch(
+    work: Path,
+    executor: str,
+    jobs: tuple[Job, ...],
+    *,
+    training: TrainRequest | None = None,
+    prediction: PredictRequest | None = None,
+) -> Batch:
+    """The batch, unless some of its jobs are on their way already.
+
+    Raises:
+        AutosegError: they are.
+    """
+    names = {job.name for job in jobs}
+    known_jobs = status(work) if BatchFolder.all_in(work) else []
+    busy = [known for known in known_jobs if known.name in names and known.status in UNFINISHED]
+    if busy:
+        told = ", ".join(f"{known.name} ({known.status})" for known in busy)
+        raise AutosegError(f"these jobs are on their way already: {told}; wait for them, or 'autoseg cancel' first")
+    return Batch(
+        work=work.resolve(),
+        executor=executor,
+        jobs=jobs,
+        training=training,
+        prediction=prediction,
+        submitted=now(),
+    )

@@ -1,0 +1,316 @@
+"""What became of everything that other processes were asked to do, told from files and from Slurm's queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from autoseg.cluster import slurm
+from autoseg.cluster.processes import last_line
+from autoseg.core.errors import AutosegError
+from autoseg.pipeline.jobs.batch import DONE, FAILED, RUNNING, SLURM, STOPPED, Batch, BatchFolder, Job, JobState
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+
+logger = logging.getLogger(__name__)
+
+WAITING, REQUEUED, NOT_BEGUN, CANCELLED, LOST = "waiting", "requeued", "not begun", "cancelled", "lost"
+BEGUN = "begun"
+UNFINISHED = frozenset({WAITING, REQUEUED, RUNNING})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a fold has come.
+
+    Attributes:
+        step: steps done, at the last epoch that is written down.
+        fraction: of the budget.
+        dice: of the last epoch, on patches.
+        left_s: seconds left of the training.
+    """
+
+    step: int
+    fraction: float
+    dice: float
+    left_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """One line of the table.
+
+    Attributes:
+        name: of the job.
+        status: `RUNNING`, `DONE`, `FAILED`, `STOPPED`, `WAITING`, `REQUEUED`, `NOT_BEGUN`, `CANCELLED`, `LOST` where it
+            has ended without a word, or `BEGUN` for a fold that no batch trains.
+        batch: number of the batch; None for a fold that no batch has trained.
+        configuration: empty where it is not about one.
+        fold: None where it is not about one.
+        slurm_id: number that Slurm has given; empty on this machine.
+        host: that it runs or ran on.
+        detail: what it waits for.
+        n_attempts: how often it has begun.
+        progress: of a fold.
+        error: the last one; empty where there was none, or it is done.
+        log: what it has written; None where nothing has.
+    """
+
+    name: str
+    status: str
+    batch: int | None = None
+    configuration: str = ""
+    fold: int | None = None
+    slurm_id: str = ""
+    host: str = ""
+    detail: str = ""
+    n_attempts: int = 0
+    progress: Progress | None = None
+    error: str = ""
+    log: Path | None = None
+
+
+def status(work: Path | str = DEFAULT_WORK) -> list[JobStatus]:
+    """Jobs of a work folder, and folds that were trained without.
+
+    A job that several batches have is told of as in the last one; what else an older batch has done is left out.
+
+    Args:
+        work: the work folder.
+
+    Raises:
+        WorkspaceError: it is not planned, and no jobs were begun from it.
+        AutosegError: Slurm does not answer.
+    """
+    workspace = Workspace(root=Path(work))
+    found: dict[str, JobStatus] = {}
+    folders = BatchFolder.all_in(workspace.root)
+    for folder in folders:
+        is_last = folder == folders[-1]
+        for known in _tell_batch(workspace, folder):
+            found.pop(known.name, None)
+            if is_last or known.fold is not None or known.status != DONE:
+                found[known.name] = known
+    if workspace.plan_file.exists() or not folders:
+        for known in _trained_here(workspace):
+            found.setdefault(known.name, known)
+    return list(found.values())
+
+
+def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
+    """Ends all jobs that wait or run. Those that train save first, and the same command goes on from there.
+
+    Args:
+        work: the work folder.
+
+    Returns:
+        The names of the jobs that were cancelled.
+
+    Raises:
+        AutosegError: Slurm does not answer, or jobs run on another machine that cannot be reached from here.
+    """
+    root, cancelled = Path(work), []
+    for folder in BatchFolder.all_in(root):
+        batch, ids = folder.read(), folder.read_slurm_ids()
+        unfinished = [known for known in _tell_batch(Workspace(root=root), folder) if known.status in UNFINISHED]
+        if not unfinished:
+            continue
+        elsewhere = {known.host for known in unfinished if known.status == RUNNING} - {socket.gethostname()}
+        if batch.executor != SLURM and elsewhere:
+            raise AutosegError(f"jobs run on {', '.join(sorted(elsewhere))}; run 'autoseg cancel' there")
+        folder.cancelled_file.touch()
+        if batch.executor == SLURM:
+            slurm.cancel([ids[known.name] for known in unfinished if known.name in ids])
+        else:
+            for known in unfinished:
+                _end_processes(folder.read_state(known.name))
+        cancelled += [known.name for known in unfinished]
+    return cancelled
+
+
+def find_log(work: Path | str, wanted: str, *, configuration: str | None = None) -> JobStatus:
+    """The job whose log a user wants to see.
+
+    Args:
+        work: the work folder.
+        wanted: number of a fold, or the name of a job.
+        configuration: of the fold; None where there is one only.
+
+    Raises:
+        AutosegError: there is no such job, or there are several, or it has not written anything yet.
+    """
+    known = [one for one in status(work) if one.batch is not None]
+    names = [one.name for one in known]
+    matching = [one for one in known if one.name == wanted]
+    if wanted.isdecimal():
+        matching = [one for one in known if one.fold == int(wanted) and configuration in (None, one.configuration)]
+    if not matching:
+        raise AutosegError(f"found no job '{wanted}', expected a fold or one of {', '.join(names) or 'no job at all'}")
+    if len(matching) > 1:
+        raise AutosegError(f"several jobs train fold {wanted}: {', '.join(one.name for one in matching)}; name one")
+    return matching[0]
+
+
+def _end_processes(state: JobState | None) -> None:
+    """Lets processes on this machine save and end."""
+    if state is None or state.status != RUNNING:
+        return
+    for pid in state.pids:
+        # A number that another program has now is left alone.
+        if _is_ours(pid):
+            os.kill(pid, signal.SIGTERM)
+
+
+def _is_ours(pid: int) -> bool:
+    try:
+        return b"run-job" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _tell_batch(workspace: Workspace, folder: BatchFolder) -> Iterator[JobStatus]:
+    batch, ids = folder.read(), folder.read_slurm_ids()
+    states = {job.name: folder.read_state(job.name) for job in batch.jobs}
+    queue = slurm.ask_squeue([ids[name] for name, state in states.items() if name in ids and not _is_over(state)])
+    told: dict[str, JobStatus] = {}
+    for job in batch.jobs:
+        # What ended between the two questions has written it down since.
+        state = states[job.name] if _is_over(states[job.name]) else folder.read_state(job.name)
+        slurm_id = ids.get(job.name, "")
+        known = _tell_job(folder, batch, job, state, slurm_id=slurm_id, queued=queue.get(slurm_id))
+        waits_for = [name for name in job.after if told[name].status != DONE]
+        lost = [name for name in waits_for if told[name].status not in UNFINISHED]
+        if known.status in (WAITING, LOST) and lost:
+            known = dataclasses.replace(known, status=NOT_BEGUN, detail=f"{', '.join(lost)} not done")
+        elif known.status == WAITING and waits_for:
+            known = dataclasses.replace(known, detail=f"for {', '.join(waits_for)}")
+        if job.fold is not None:
+            known = dataclasses.replace(known, progress=read_progress(workspace, job.configurations[0], job.fold))
+        told[job.name] = known
+        yield known
+
+
+def _is_over(state: JobState | None) -> bool:
+    return state is not None and state.status in (DONE, FAILED)
+
+
+def _tell_job(
+    folder: BatchFolder,
+    batch: Batch,
+    job: Job,
+    state: JobState | None,
+    *,
+    slurm_id: str,
+    queued: slurm.SlurmJob | None,
+) -> JobStatus:
+    log = folder.log(job.name)
+    known = JobStatus(
+        name=job.name,
+        status=WAITING,
+        batch=folder.number,
+        configuration=job.configurations[0] if job.fold is not None else "",
+        fold=job.fold,
+        slurm_id=slurm_id,
+        host=state.host if state is not None else "",
+        n_attempts=state.n_attempts if state is not None else 0,
+        error=state.failures[-1].reason if state is not None and state.failures and state.status != DONE else "",
+        log=log if log.exists() else None,
+    )
+    word, detail = _word(folder, batch, state, queued)
+    if word == LOST and not known.error:
+        known = dataclasses.replace(known, error=_last_words(folder, slurm_id))
+    return dataclasses.replace(known, status=word, detail=detail)
+
+
+def _word(folder: BatchFolder, batch: Batch, state: JobState | None, queued: slurm.SlurmJob | None) -> tuple[str, str]:
+    """The status of a job, and what it waits for."""
+    if state is not None and state.status in (DONE, FAILED):
+        return state.status, ""
+    is_cancelled = folder.cancelled_file.exists()
+    if queued is not None and queued.state not in ("COMPLETING", "CANCELLED", "COMPLETED", "FAILED"):
+        if queued.state == "PENDING":
+            return (WAITING if state is None else REQUEUED), _plain_reason(queued.reason)
+        return RUNNING, "" if state is not None and state.status == RUNNING else "starting"
+    if is_cancelled:
+        return CANCELLED, ""
+    if batch.executor == SLURM:
+        return (STOPPED if state is not None and state.status == STOPPED else LOST), ""
+    if state is None:
+        return (WAITING, "") if _is_looked_after(folder, batch) else (NOT_BEGUN, "")
+    if state.status == RUNNING and state.host == socket.gethostname() and not any(map(_is_ours, state.pids)):
+        return LOST, ""
+    return state.status, ""
+
+
+def _is_looked_after(folder: BatchFolder, batch: Batch) -> bool:
+    """Whether another job of the batch runs on this machine, so that this one may still begin."""
+    states = (folder.read_state(job.name) for job in batch.jobs)
+    return any(state is not None and state.status == RUNNING and any(map(_is_ours, state.pids)) for state in states)
+
+
+def _plain_reason(reason: str) -> str:
+    known = {
+        "Dependency": "",
+        "None": "",
+        "Resources": "for free nodes",
+        "Priority": "for jobs of higher priority",
+        "BeginTime": "for Slurm to begin it again",
+    }
+    return known.get(reason, reason)
+
+
+def _last_words(folder: BatchFolder, slurm_id: str) -> str:
+    """Of the script of a job that has ended without a word of its own."""
+    log = folder.submitit / f"{slurm_id}_0_log.out"
+    words = last_line(log)
+    return f"ended without a word{f'; its last line: {words}' if words else ''} ({log})"
+
+
+def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
+    """Folds that are there, whoever has trained them."""
+    from autoseg.inference.model import fold_folder, trained_folds
+    from autoseg.training.record import FoldFiles
+
+    made, splits = workspace.read_plan(), workspace.read_splits()
+    for configuration in made.configurations:
+        model = workspace.model(configuration)
+        finished = set(trained_folds(model))
+        for fold in range(len(splits.folds)):
+            if not FoldFiles(folder=fold_folder(model, fold)).training.exists():
+                continue
+            yield JobStatus(
+                name=f"{configuration}-fold-{fold}",
+                status=DONE if fold in finished else BEGUN,
+                configuration=configuration,
+                fold=fold,
+                progress=read_progress(workspace, configuration, fold),
+            )
+
+
+def read_progress(workspace: Workspace, configuration: str, fold: int) -> Progress | None:
+    """How far a fold has come; None where no epoch is written down yet."""
+    from autoseg.core.serialize import read_json
+    from autoseg.inference.model import fold_folder
+    from autoseg.training.record import FoldFiles, TrainingRecord, read_log
+
+    files = FoldFiles(folder=fold_folder(workspace.model(configuration), fold))
+    epochs = read_log(files.log)
+    if not epochs or not files.training.exists():
+        return None
+    record: TrainingRecord = read_json(files.training, TrainingRecord)
+    if record.choices is None:
+        return None
+    last = epochs[-1]
+    fraction = record.choices.budget.fraction_done(last.iteration, last.time_s)
+    # The log is as old as the last epoch.
+    since_s = max(0.0, datetime.now(timezone.utc).timestamp() - files.log.stat().st_mtime)
+    left_s = last.time_s * (1 - fraction) / fraction if fraction else 0.0
+    return Progress(
+        step=last.iteration, fraction=fraction, dice=last.validation_dice, left_s=max(0.0, left_s - since_s)
+    )

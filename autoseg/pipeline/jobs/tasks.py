@@ -1,0 +1,170 @@
+"""What a job does, in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from autoseg.core.runtime import limit_cpus
+from autoseg.pipeline.fit import train
+from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest, TrainRequest
+from autoseg.pipeline.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+HEED_SIGNALS = frozenset({"train", "first_stage", "select"})
+"""Tasks that save and end when they are asked to; the others can be ended at any moment, and go on where they were."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and as what a process works.
+
+    Attributes:
+        device: such as "cuda:1".
+        rank: number of this process among those of the job, from 0.
+        rendezvous: the file by which they find each other; None where there is one only.
+        attempt: which beginning of the job this is, from 1.
+        stop: asked again and again; True saves and ends.
+    """
+
+    device: str
+    rank: int = 0
+    rendezvous: Path | None = None
+    attempt: int = 1
+    stop: Callable[[], bool] = lambda: False
+
+
+def run_job(folder: Path, name: str, place: Place, *, n_cpus: int | None = None) -> None:
+    """Does a job of a batch, or the part of it that is for this process.
+
+    Args:
+        folder: of the batch.
+        name: of the job.
+        place: where.
+        n_cpus: that this process may use; None for all that it was granted.
+
+    Raises:
+        AutosegError: whatever the task raises.
+    """
+    batch = BatchFolder(root=folder).read()
+    job = batch.job(name)
+    if n_cpus is not None:
+        limit_cpus(n_cpus)
+    _end_with_parent()
+    logger.info("%s begins for the %d. time", name, place.attempt) if place.attempt > 1 else None
+    TASKS[job.task](batch, job, place)
+
+
+def _end_with_parent() -> None:
+    """Whoever looks after this process may be killed; then it saves and ends, too, where the system is Linux."""
+    if hasattr(signal, "SIGUSR2"):
+        # Clusters tell every process of a job that its time is up; the one that looks after this one decides.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _preprocess(batch: Batch, job: Job, place: Place) -> None:
+    from autoseg.pipeline.prepare import preprocess_cases
+
+    del place
+    workspace = Workspace(root=batch.work)
+    for grid in job.configurations:
+        preprocess_cases(workspace, workspace.read_dataset(), workspace.read_plan(), grid, part=job.part)
+
+
+def _first_stage(batch: Batch, job: Job, place: Place) -> None:
+    from autoseg.pipeline.cascade import prepare_second_stage
+
+    workspace = Workspace(root=batch.work)
+    made = workspace.read_plan()
+    (name,) = job.configurations
+    prepare_second_stage(workspace, made, made.configuration(name), device=place.device, stop=place.stop)
+
+
+def _train(batch: Batch, job: Job, place: Place) -> None:
+    from autoseg.core.runtime import resolve_device
+    from autoseg.training.ranks import joined
+
+    request = _asked(batch.training)
+    assert job.fold is not None
+    (name,) = job.configurations
+    device = resolve_device(place.device)
+    with joined(place.rank, job.n_processes, rendezvous=place.rendezvous, device=device) as ranks:
+        train(
+            batch.work,
+            folds=[job.fold],
+            configuration=name,
+            config=request.config,
+            device=place.device,
+            # A second attempt goes on from the first, also where the user wanted to begin anew.
+            resume=request.resume or place.attempt > 1,
+            validate=request.validate,
+            and_select=False,
+            checkpoint_interval_s=request.checkpoint_interval_s,
+            track_with=request.track_with,
+            stop=place.stop,
+            ranks=ranks,
+        )
+
+
+def _select(batch: Batch, job: Job, place: Place) -> None:
+    from autoseg.pipeline.choose import select
+    from autoseg.pipeline.crossval import why_incomplete
+    from autoseg.pipeline.pages import report
+
+    del job
+    workspace = Workspace(root=batch.work)
+    why = {name: why_incomplete(workspace, name) for name in workspace.read_plan().configurations}
+    if None in why.values():
+        select(batch.work, device=place.device, stop=place.stop)
+    else:
+        logger.info("nothing to select from yet: %s", "; ".join(f"{name}: {text}" for name, text in why.items()))
+    report(batch.work)
+
+
+def _predict(batch: Batch, job: Job, place: Place) -> None:
+    from autoseg.pipeline.segment import predict
+
+    request = _asked_prediction(batch.prediction)
+    options = {
+        known.name: getattr(request, known.name)
+        for known in fields(request)
+        if known.name not in ("images", "output", "device", "overwrite")
+    }
+    predict(
+        request.images,
+        request.output,
+        batch.work,
+        **options,
+        device=place.device,
+        overwrite=request.overwrite and place.attempt == 1,
+        part=job.part,
+    )
+
+
+def _asked(request: TrainRequest | None) -> TrainRequest:
+    assert request is not None, "a batch with jobs that train says how"
+    return request
+
+
+def _asked_prediction(request: PredictRequest | None) -> PredictRequest:
+    assert request is not None, "a batch with jobs that predict says how"
+    return request
+
+
+TASKS: dict[str, Callable[[Batch, Job, Place], None]] = {
+    "preprocess": _preprocess,
+    "train": _train,
+    "first_stage": _first_stage,
+    "select": _select,
+    "predict": _predict,
+}
+"""By the names that jobs have for them."""
