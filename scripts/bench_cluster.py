@@ -3,8 +3,8 @@
     python scripts/bench_cluster.py [--cases 10000] [--voxels 50e6]
 
 Measured on generated data, in a temporary folder: preprocessing, looking whether cases are preprocessed, a checkpoint
-of the planned network, the start of a job, `autoseg status`. What follows from them for 1, 8 and 64 GPUs is printed as
-a table for docs/clusters.md. The time of a training is no question here: it is the budget.
+of the network in plans/msd_liver.json, the start of a job, `autoseg status`. What follows from them for 1, 8 and 64
+GPUs is printed as a table for docs/clusters.md. The time of a training is no question here: it is the budget.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import autoseg
 from autoseg.core.runtime import format_duration, n_cpus
 from autoseg.data.phantom import write_phantom_dataset
 from autoseg.networks.build import build_trainable
-from autoseg.pipeline import Workspace
+from autoseg.pipeline import Workspace, preprocess_cases
 from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, JobState, now
 from autoseg.pipeline.jobs.schedule import CASES_PER_PREPROCESSING_JOB, MAX_PREPROCESSING_JOBS
 from autoseg.pipeline.prepare import cases_to_preprocess
+from autoseg.planning.ready import read_source_plan
 from autoseg.training.checkpoint import save_weights
 from autoseg.training.recipe import RECIPES, make_optimizer
 
@@ -36,6 +37,7 @@ N_COPIES = 200
 GPUS = (1, 8, 64)
 N_FOLDS = 5
 CPUS_PER_JOB = 8
+LARGE_PLAN = Path(__file__).parents[1] / "plans" / "msd_liver.json"
 EPOCH_S = 60.0
 """Of a planned network on a GPU of today, for the traffic of checkpoints, which are written once an epoch."""
 
@@ -49,7 +51,7 @@ class Costs:
         stored_bytes: per voxel.
         n_files: per preprocessed case.
         look_s: whether a case is preprocessed as it is now.
-        checkpoint_gib: weights and optimizer of the planned network.
+        checkpoint_gib: weights and optimizer of the network in `LARGE_PLAN`.
         checkpoint_s: to write it.
         start_s: of a job, until its task begins.
         status_s: of `autoseg status` with five folds in the queue.
@@ -87,8 +89,6 @@ def measure(folder: Path) -> Costs:
     made = autoseg.plan(dataset, workspace.root, preprocess="none")
     index = workspace.read_dataset()
     started = time.monotonic()
-    from autoseg.pipeline import preprocess_cases
-
     preprocess_cases(workspace, index, made, made.recommended)
     preprocessing_s = (time.monotonic() - started) * n_cpus()
     stored = [file for file in (workspace.root / "preprocessed").rglob("*") if file.is_file()]
@@ -99,7 +99,7 @@ def measure(folder: Path) -> Costs:
     started = time.monotonic()
     cases_to_preprocess(workspace, many, made, made.recommended)
     look_s = (time.monotonic() - started) / len(many.cases)
-    checkpoint_gib, checkpoint_s = _measure_checkpoint(folder, workspace)
+    checkpoint_gib, checkpoint_s = _measure_checkpoint(folder)
     return Costs(
         preprocessing_s=preprocessing_s / (n_voxels / 1e6),
         stored_bytes=n_bytes / n_voxels,
@@ -112,10 +112,10 @@ def measure(folder: Path) -> Costs:
     )
 
 
-def _measure_checkpoint(folder: Path, workspace: Workspace) -> tuple[float, float]:
-    """Size and seconds of a checkpoint: as many tensors as weights and the optimizer's state make."""
-    made = workspace.read_plan()
-    network = build_trainable(made, made.configuration(made.recommended))
+def _measure_checkpoint(folder: Path) -> tuple[float, float]:
+    """Size and seconds of a checkpoint: as many numbers as weights and the optimizer's state make."""
+    made = read_source_plan(LARGE_PLAN)
+    network = build_trainable(made, made.configuration("3d_fullres"))
     optimizer = make_optimizer(network, RECIPES["fast"], torch.device("cpu"))
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)

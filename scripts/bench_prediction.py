@@ -52,12 +52,12 @@ from autoseg import __version__
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import autocast_dtype, n_cpus
 from autoseg.core.serialize import write_json
-from autoseg.inference.model import fold_folder
 from autoseg.networks.build import build_network, build_trainable, channels_last
 from autoseg.planning.choices import parse_choices
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.planner import make_plan
 from autoseg.training.checkpoint import save_weights
+from autoseg.training.folds import fold_folder
 from autoseg.training.record import FoldFiles, TrainingRecord
 
 # -- restore: from logits on the network's grid to the label map on the scan's -----------------------------------------

@@ -37,11 +37,12 @@ from autoseg.core.runtime import n_cpus
 from autoseg.core.serialize import read_json, to_plain, write_json
 from autoseg.data.phantom import write_phantom_dataset
 from autoseg.evaluation.scores import Evaluation
-from autoseg.inference.model import fold_folder, read_model
+from autoseg.inference.model import read_model
 from autoseg.pipeline.workspace import Workspace, default_configuration
 from autoseg.planning.choices import Choices
 from autoseg.training.adapt import WIDTHS, resize
 from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.folds import fold_folder
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 

@@ -26,7 +26,7 @@ def force_cascade(work: Path | str = DEFAULT_WORK, configuration: str | None = C
 
     Args:
         work: the work folder, planned.
-        configuration: as for `train`; it has to be the cascade.
+        configuration: what is to be trained, several with commas; the cascade has to be among them.
 
     Raises:
         PlanError: something else is asked for, or there is no 3D configuration to make one for.
@@ -37,7 +37,7 @@ def force_cascade(work: Path | str = DEFAULT_WORK, configuration: str | None = C
     made = workspace.read_plan()
     if made.cascade is not None:
         return made
-    if configuration not in (CASCADE, "3d_cascade_fullres"):
+    if not {CASCADE, "3d_cascade_fullres"} & {name.strip() for name in (configuration or "").split(",")}:
         raise PlanError("--force makes a cascade; say so with -c cascade, or leave it out")
     added, reasons = configurations.force_cascade(made, n_cases=len(workspace.read_fingerprint().cases))
     subjects = {reason.subject for reason in reasons}
@@ -75,7 +75,8 @@ def prepare_second_stage(
             out-of-fold.
         TrainingInterrupted: `stop` said so.
     """
-    from autoseg.inference.model import read_model, trained_folds
+    from autoseg.inference.model import read_model
+    from autoseg.training.folds import trained_folds
 
     first = configuration.previous
     assert first is not None

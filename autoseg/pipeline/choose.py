@@ -121,7 +121,8 @@ def read_selection(workspace: Workspace) -> Selection | None:
 
 def selected_models(workspace: Workspace) -> tuple[Selection, tuple[Model, ...]] | None:
     """What was selected, and its models; None where nothing was, or, with a warning, where weights have changed."""
-    from autoseg.inference.model import read_model, usable_folds
+    from autoseg.inference.model import read_model
+    from autoseg.training.folds import usable_folds
 
     selection = read_selection(workspace)
     if selection is None:

@@ -124,7 +124,7 @@ def read_scores(workspace: Workspace, configuration: str, fold: int) -> Evaluati
 
 def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Path:
     """Where the label maps of a fold's validation cases are."""
-    from autoseg.inference.model import fold_folder
+    from autoseg.training.folds import fold_folder
 
     return fold_folder(workspace.model(configuration), fold) / "validation"
 
@@ -163,8 +163,8 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     Folds that were trained by another plan or on other cases must not count: their validation cases may be among those
     that they have learned from.
     """
-    from autoseg.inference.model import fold_folder, trained_folds
     from autoseg.pipeline.settle import planned_digest, read_settled
+    from autoseg.training.folds import fold_folder, trained_folds
     from autoseg.training.record import FoldFiles, TrainingRecord
 
     model, splits = workspace.model(configuration), workspace.read_splits()

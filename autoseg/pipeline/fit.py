@@ -80,10 +80,10 @@ def train(
         TrainingError: see `autoseg.training.trainer.train_fold`.
         TrainingInterrupted: `stop` said so.
     """
-    from autoseg.inference.model import fold_folder
     from autoseg.pipeline.settle import settle_training
     from autoseg.preprocessing.store import load_into_memory
     from autoseg.training.config import TrainConfig
+    from autoseg.training.folds import fold_folder
     from autoseg.training.ranks import ALONE
     from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import train_fold

@@ -76,7 +76,8 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
         FormatError: the model is damaged, or is none.
         WorkspaceError: the work folder is not planned.
     """
-    from autoseg.inference.model import read_model, usable_folds
+    from autoseg.inference.model import read_model
+    from autoseg.training.folds import usable_folds
 
     if is_model or path.is_file() or usable_folds(path):
         return _open_model(path, configuration)

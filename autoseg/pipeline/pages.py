@@ -81,8 +81,8 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
 
 def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:
     """Everything there is of a configuration."""
-    from autoseg.inference.model import fold_folder, trained_folds
     from autoseg.reporting.results_page import ConfigurationResults
+    from autoseg.training.folds import fold_folder, trained_folds
     from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
     curves = {}

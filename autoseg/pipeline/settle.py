@@ -14,9 +14,9 @@ from autoseg import __version__
 from autoseg.core.errors import FormatError, TrainingError
 from autoseg.core.locks import locked
 from autoseg.core.serialize import digest, holds_json, read_json, write_json
-from autoseg.inference.model import fold_folder, folds_with, usable_folds
 from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
 from autoseg.training.adapt import LADDER, WIDTHS, choose_training, with_requests
+from autoseg.training.folds import fold_folder, folds_with, usable_folds
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingChoices
 

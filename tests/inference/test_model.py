@@ -25,11 +25,12 @@ from autoseg.core.errors import AutosegError, FormatError, PredictionError, Trai
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
 from autoseg.inference.archive import FORMAT_VERSION
-from autoseg.inference.model import export_model, read_model, trained_folds, unfinished_folds, usable_folds
+from autoseg.inference.model import export_model, read_model
 from autoseg.inference.predictor import Predictor
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.training.checkpoint import RunState, save_checkpoint, save_weights
+from autoseg.training.folds import trained_folds, unfinished_folds, usable_folds
 from autoseg.training.record import FoldFiles, TrainingRecord
 
 SPACING_MM = (2.0, 1.0, 1.0)

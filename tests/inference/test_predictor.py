@@ -16,11 +16,11 @@ from scipy import ndimage
 from autoseg.core.errors import PredictionError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
-from autoseg.inference.model import trained_folds
 from autoseg.inference.predictor import Predictor
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.training.checkpoint import save_weights
+from autoseg.training.folds import trained_folds
 from autoseg.training.record import FoldFiles, TrainingRecord
 
 LABELS = LabelSpec(names=("vessel", "organ"), values=(3, 117))

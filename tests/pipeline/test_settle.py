@@ -13,11 +13,11 @@ import torch
 import autoseg
 from autoseg.core.errors import TrainingError
 from autoseg.core.serialize import read_json
-from autoseg.inference.model import fold_folder, unfinished_folds
 from autoseg.pipeline.settle import RECIPE_FILE, settle_training
 from autoseg.planning.plan import SET_BY_USER, Plan
 from autoseg.training.adapt import resize
 from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.folds import fold_folder, unfinished_folds
 from autoseg.training.record import TrainingChoices
 
 CPU = torch.device("cpu")

@@ -109,7 +109,7 @@ def training_jobs(
 
 
 def _untrained(workspace: Workspace, configuration: str, n_folds: int) -> list[int]:
-    from autoseg.inference.model import trained_folds
+    from autoseg.training.folds import trained_folds
 
     return sorted(set(range(n_folds)) - set(trained_folds(workspace.model(configuration))))
 

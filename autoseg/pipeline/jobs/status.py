@@ -274,7 +274,7 @@ def _last_words(folder: BatchFolder, slurm_id: str) -> str:
 
 def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
     """Folds that are there, whoever has trained them."""
-    from autoseg.inference.model import fold_folder, trained_folds
+    from autoseg.training.folds import fold_folder, trained_folds
     from autoseg.training.record import FoldFiles
 
     made, splits = workspace.read_plan(), workspace.read_splits()
@@ -296,7 +296,7 @@ def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
 def read_progress(workspace: Workspace, configuration: str, fold: int) -> Progress | None:
     """How far a fold has come; None where no epoch is written down yet."""
     from autoseg.core.serialize import read_json
-    from autoseg.inference.model import fold_folder
+    from autoseg.training.folds import fold_folder
     from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
     files = FoldFiles(folder=fold_folder(workspace.model(configuration), fold))
