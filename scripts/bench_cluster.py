@@ -131,13 +131,12 @@ def _measure_checkpoint(folder: Path) -> tuple[float, float]:
 
 def _idle_batch(workspace: Workspace) -> Path:
     """A batch like that of a training of five folds; its preprocessing has nothing left to do."""
-    folder = BatchFolder.create(workspace.root.resolve())
     grid = workspace.read_plan().recommended
     folds = [
         Job(name=f"{grid}-fold-{fold}", task="train", configurations=(grid,), fold=fold) for fold in range(N_FOLDS)
     ]
     jobs = (Job(name="preprocess", task="preprocess", configurations=(grid,)), *folds)
-    folder.write(Batch(work=workspace.root.resolve(), executor="local", jobs=jobs))
+    folder = BatchFolder.create(Batch(work=workspace.root.resolve(), executor="local", jobs=jobs))
     for job in folds:
         folder.write_state(job.name, JobState(status="stopped", host="node", began=now(), changed=now(), n_attempts=1))
     return folder.root

@@ -150,6 +150,7 @@ def test_interrupted_folds_go_on_where_they_were(user: Path) -> None:
     process.communicate(timeout=120)
     known = statuses(user)
     assert {known[name]["status"] for name in names} == {"cancelled"}
+    assert all("stopped at step" in Path(known[name]["log"]).read_text() for name in names)
 
 
 def test_two_processes_train_a_fold_as_one_does(user: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -236,9 +237,8 @@ def test_the_stages_of_a_cascade_and_other_configurations_are_in_order(user: Pat
 
 def echo_job(folder: Path, script: str, *, max_failures: int) -> tuple[BatchFolder, Supervisor]:
     """A supervisor of a job that no task is known for, so that it fails."""
-    batch_folder = BatchFolder.create(folder)
     job = Job(name=script, task="unheard_of")
-    batch_folder.write(Batch(work=folder, executor="local", jobs=(job,)))
+    batch_folder = BatchFolder.create(Batch(work=folder, executor="local", jobs=(job,)))
     return batch_folder, Supervisor(batch_folder, job, devices=["cpu"], max_failures=max_failures)
 
 
@@ -260,7 +260,6 @@ def test_a_group_ends_when_one_of_it_fails(tmp_path: Path) -> None:
     group = ProcessGroup(
         [[*python, wait], [*python, "print('before'); raise SystemExit('out of luck')"]],
         log=tmp_path / "log.txt",
-        environment={},
     )
     started = time.monotonic()
     ending = group.wait()
@@ -272,7 +271,7 @@ def test_a_group_ends_when_one_of_it_fails(tmp_path: Path) -> None:
 
 def test_a_killed_process_says_by_what(tmp_path: Path) -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    ending = ProcessGroup([[sys.executable, "-c", code]], log=tmp_path / "log.txt", environment={}).wait()
+    ending = ProcessGroup([[sys.executable, "-c", code]], log=tmp_path / "log.txt").wait()
     assert ending.exit_code == -signal.SIGKILL
     assert "SIGKILL" in ending.reason
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 FOLLOW_INTERVAL_S = 0.5
+STATUS_INTERVAL_S = 10.0
+"""Slurm is not to be asked more often, by anybody who follows a log."""
 MAX_ERROR_SHOWN = 160
 MAX_DETAIL_SHOWN = 40
 
@@ -63,26 +65,22 @@ def logs(
 ) -> None:
     """Print what a job has written, and what it writes."""
     from autoseg.cluster.processes import LogFollower
-    from autoseg.pipeline.jobs.status import UNFINISHED, find_log
+    from autoseg.pipeline.jobs.status import find_log
 
     known = find_log(work, job, configuration=configuration)
-    log = LogFollower(known.log) if known.log is not None else None
-    if log is None:
+    log = LogFollower(known.log)
+    if not known.log.exists():
         typer.echo(f"{known.name} has not begun ({known.status}).", err=True)
+    asked_at = time.monotonic()
     try:
-        while True:
-            if log is None and known.log is not None:
-                log = LogFollower(known.log)
-            if log is not None:
-                typer.echo(log.read_new(), nl=False)
-            if not follow or known.status not in UNFINISHED:
-                break
+        while follow and known.is_on_its_way:
+            typer.echo(log.read_new(), nl=False)
             time.sleep(FOLLOW_INTERVAL_S)
-            known = find_log(work, known.name)
+            if time.monotonic() - asked_at > STATUS_INTERVAL_S:
+                known, asked_at = find_log(work, known.name), time.monotonic()
     except KeyboardInterrupt:
         return
-    if log is not None:
-        typer.echo(log.read_new(), nl=False)
+    typer.echo(log.read_new(), nl=False)
 
 
 @commands.command(hidden=True)

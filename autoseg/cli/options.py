@@ -99,7 +99,8 @@ def stopping_on_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     except TrainingInterrupted as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(128 + received[0]) from error
+        # Where several processes train together, another one may have been asked.
+        raise typer.Exit(128 + (received[0] if received else signal.SIGTERM)) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

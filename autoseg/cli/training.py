@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,10 +28,13 @@ from autoseg.cli.options import (
     work_option,
 )
 from autoseg.cluster.slurm import SlurmOptions
-from autoseg.core.errors import AutosegError
+from autoseg.core.errors import AutosegError, Problem
 
 if TYPE_CHECKING:
+    from autoseg.pipeline.jobs.batch import TrainRequest
     from autoseg.pipeline.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 commands = typer.Typer()
 
@@ -181,7 +185,6 @@ def train(
             deterministic=deterministic,
         ),
         device=device,
-        resume=resume,
         validate=validate,
         checkpoint_interval_s=parse_duration(checkpoint_interval),
         track_with=tuple(track or ()),
@@ -195,25 +198,14 @@ def train(
             options=options,
             n_processes=gpus_per_fold,
             n_preprocessing=preprocess_jobs,
+            resume=resume,
         )
         typer.echo(f"{len(ids)} jobs submitted\nNext: autoseg status{work_option(work)}")
         return
     devices = local.choose_devices(device, gpus, n_jobs=len(names) * len(folds), gpus_per_fold=gpus_per_fold)
     with stopping_on_signals() as stop:
-        if len(devices) == 1:
-            for name in names:
-                pipeline.train(
-                    work,
-                    folds=folds,
-                    configuration=name,
-                    config=request.config,
-                    device=device,
-                    resume=resume,
-                    validate=validate,
-                    checkpoint_interval_s=request.checkpoint_interval_s,
-                    track_with=request.track_with,
-                    stop=stop,
-                )
+        if len(devices) == gpus_per_fold == 1:
+            _train_one_by_one(work, request, names, folds, resume=resume, stop=stop)
         else:
             not_done = start.train_side_by_side(
                 work,
@@ -222,6 +214,7 @@ def train(
                 folds=folds,
                 devices=devices,
                 n_processes=gpus_per_fold,
+                resume=resume,
                 stop=stop,
             )
             if stop():
@@ -231,6 +224,55 @@ def train(
         for name in names:
             _tell_scores(workspace, name, folds)
     typer.echo(f"\nNext: autoseg predict IN OUT{work_option(work)}")
+
+
+def _train_one_by_one(
+    work: Path,
+    request: TrainRequest,
+    configurations: Sequence[str],
+    folds: Sequence[int],
+    *,
+    resume: bool,
+    stop: Callable[[], bool],
+) -> None:
+    """Trains folds in this process; one that fails does not stop the others.
+
+    Raises:
+        TrainingInterrupted: `stop` said so.
+        TrainingError: some have failed.
+    """
+    from autoseg import pipeline
+    from autoseg.core.errors import TrainingError, describe_problems
+    from autoseg.training.trainer import TrainingInterrupted
+
+    problems = []
+    for name in configurations:
+        for fold in folds:
+            try:
+                pipeline.train(
+                    work,
+                    folds=[fold],
+                    configuration=name,
+                    config=request.config,
+                    device=request.device,
+                    resume=resume,
+                    validate=request.validate,
+                    checkpoint_interval_s=request.checkpoint_interval_s,
+                    track_with=request.track_with,
+                    stop=stop,
+                )
+            except TrainingInterrupted:
+                raise
+            except (TrainingError, OSError) as error:
+                if len(configurations) * len(folds) == 1:
+                    raise
+                logger.warning("%s, fold %d: failed: %s", name, fold, error)
+                problems.append(Problem(kind="fold failed", case=f"{name}, fold {fold}", text=str(error)))
+    if problems:
+        n_all = len(configurations) * len(folds)
+        raise TrainingError(
+            describe_problems(f"{len(problems)} of {n_all} folds failed; the others are done.", problems)
+        )
 
 
 def _tell_jobs(work: Path, not_done: list[str]) -> None:
@@ -246,7 +288,9 @@ def _tell_jobs(work: Path, not_done: list[str]) -> None:
     known = status(work)
     typer.echo(describe_status(known))
     if not_done:
-        logs = "\n".join(f"  {one.log}" for one in known if one.name in not_done and one.log is not None)
+        logs = "\n".join(
+            f"  {one.log}" for one in known if one.name in not_done and one.log is not None and one.log.exists()
+        )
         raise TrainingError(
             f"not done: {', '.join(not_done)}; the others are. Mend what the logs tell, and the same command goes on "
             f"from there:\n{logs}"

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,31 +38,27 @@ class Ending:
 class ProcessGroup:
     """Processes that belong together: where one fails, the others have nothing to wait for and are ended, too."""
 
-    def __init__(self, commands: Sequence[Sequence[str]], *, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, commands: Sequence[Sequence[str]], *, log: Path) -> None:
         """Starts the processes.
 
         Args:
             commands: one for each.
             log: of the first one, which is appended to; the others write beside it, with their number in the name.
-            environment: variables on top of those of this process.
+
+        Raises:
+            OSError: one cannot be started; then none runs.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         self._logs = [log if number == 0 else _numbered(log, number) for number in range(len(commands))]
         self._asked_at: float | None = None
         self._first_failure: Ending | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
-        for command, file in zip(commands, self._logs, strict=True):
-            with file.open("ab") as stream:
-                # A session of their own: Ctrl-C on the terminal reaches them through us alone, and once.
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **environment},
-                    start_new_session=True,
-                )
-            self._processes.append(process)
+        try:
+            for command, file in zip(commands, self._logs, strict=True):
+                self._processes.append(_start(command, file))
+        except OSError:
+            self.signal(signal.SIGKILL)
+            raise
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -108,6 +104,31 @@ class ProcessGroup:
             self.signal(signal.SIGTERM)
         elif now - self._asked_at > GRACE_S:
             self.signal(signal.SIGKILL)
+
+
+def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as stream:
+        # A session of its own: Ctrl-C on the terminal reaches it through us alone, and once.
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def is_running(pid: int, word: str) -> bool:
+    """Whether a process of that number runs on this machine, with that word in its command.
+
+    Where the system does not tell commands, any process of that number counts.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        return word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
 
 
 def _numbered(log: Path, number: int) -> Path:

@@ -6,7 +6,9 @@ what has ended says so in its own files.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +78,11 @@ class Partition:
     has_gpus: bool
 
 
+def uses_gpus(options: SlurmOptions, partition: Partition) -> bool:
+    """Whether jobs that compute on a GPU get one."""
+    return partition.has_gpus if options.gpus_per_node is None else options.gpus_per_node > 0
+
+
 def look_at_partition(name: str | None) -> Partition:
     """The nodes of a partition.
 
@@ -129,11 +136,11 @@ def submit_array(
     options: SlurmOptions,
     partition: Partition,
     after: Sequence[str] = (),
-    kills: str,
 ) -> list[str]:
     """Submits calls as one array, or as a job where there is one only.
 
-    A job that is killed by a signal that it cannot heed is requeued by its own script, which leaves a line in a file.
+    A job that is killed by a signal that it cannot heed is requeued by its own script, which leaves a line in
+    `killed-NUMBER` in the folder.
 
     Args:
         calls: each is pickled by submitit, and called on a node.
@@ -144,7 +151,6 @@ def submit_array(
         options: what the user asks for.
         partition: that it goes to.
         after: numbers of jobs that have to have succeeded before; where one has failed, these are cancelled.
-        kills: the file for such lines, with `$SLURM_JOB_ID` in it.
 
     Returns:
         The numbers of the jobs.
@@ -154,29 +160,35 @@ def submit_array(
     """
     import submitit
 
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=UNLIMITED_TIMEOUTS)
-    limit = min(DEFAULT_TIME_MIN, partition.time_limit_min or DEFAULT_TIME_MIN)
+    try:
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=UNLIMITED_TIMEOUTS)
+    except RuntimeError as error:
+        raise AutosegError(f"jobs cannot be submitted from here: {error}") from error
+    time_min = options.time_min or min(DEFAULT_TIME_MIN, partition.time_limit_min or DEFAULT_TIME_MIN)
     more = {"requeue": True, **options.sbatch}
     if after:
         more |= {"dependency": ":".join(("afterok", *after)), "kill-on-invalid-dep": "yes"}
     n_cpus = options.cpus_per_task or min(DEFAULT_CPUS_PER_GPU * n_processes, partition.n_cpus)
     executor.update_parameters(
         job_name=name,
-        time=options.time_min or limit,
+        time=time_min,
         cpus_per_task=n_cpus,
         # Since Slurm 22.05 srun does not take it from the job, and would give the task one processor.
         srun_args=[f"--cpus-per-task={n_cpus}"],
-        signal_delay_s=SIGNAL_BEFORE_END_S,
+        signal_delay_s=min(SIGNAL_BEFORE_END_S, time_min * 60 // 4),
         array_parallelism=max(1, len(calls)),
         stderr_to_stdout=True,
         additional_parameters=more,
         teardown=[
             "status=$?",
+            # One task of an array has the number of the whole array as its own.
+            'job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"',
+            'job="${job:-$SLURM_JOB_ID}"',
             # 128 and more is a signal; SIGTERM (143) is Slurm's own way to end a job.
             'if [ "$status" -gt 128 ] && [ "$status" -ne 143 ] &&'
-            ' [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then',
-            f'    echo "$status" >> "{kills}"',
-            '    scontrol requeue "$SLURM_JOB_ID"',
+            ' [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then',
+            f'    echo "$status" >> {shlex.quote(str(folder))}/killed-"$job"',
+            '    scontrol requeue "$job"',
             "fi",
             'exit "$status"',
         ],
@@ -228,6 +240,12 @@ def cancel(ids: Sequence[str]) -> None:
         _ask("scancel", *ids)
 
 
+def own_number() -> str:
+    """The number of the job that this process is in, as `squeue` shows it; empty outside of one."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
 def requeue(job: str) -> None:
     """Puts a running job back into the queue; it is ended.
 
@@ -266,6 +284,4 @@ def _memory(gib: float | None) -> str | None:
 
 
 def _gpus(options: SlurmOptions, partition: Partition, n_processes: int) -> int | None:
-    if options.gpus_per_node is not None:
-        return options.gpus_per_node or None
-    return n_processes if partition.has_gpus else None
+    return (options.gpus_per_node or n_processes) if uses_gpus(options, partition) else None

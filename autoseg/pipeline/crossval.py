@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from autoseg.core.errors import FormatError, PredictionError, TrainingError
 from autoseg.core.runtime import n_cpus, track
 from autoseg.core.serialize import digest as digest_of
-from autoseg.core.serialize import read_json, write_json
+from autoseg.core.serialize import holds_json, read_json, write_json
 from autoseg.data.dataset import Case
-from autoseg.data.io import write_volume
+from autoseg.data.io import read_label, write_volume
 from autoseg.data.references import read_reference
 from autoseg.pipeline.prepare import file_identity, preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
@@ -79,14 +79,20 @@ def validate_fold(
     predictor = Predictor(model, device=device, folds=[fold], postprocess=False)
     labels = predictor.plan.labels
     targets, settings = targets_of(labels), ScoreSettings(ignore=labels.ignore)
+    _keep_label_maps_of(folder, digest)
     scores = []
     with track(f"validating fold {fold}", total=len(cases)) as advance:
         for case in cases:
             if stop():
-                raise TrainingInterrupted("stopped while validating; the same command validates this fold again")
-            predicted = predictor.segment(prepare_stored(open_stored(workspace, predictor, case))).label
+                raise TrainingInterrupted("stopped while validating; the same command goes on with the next case")
+            label_map = folder / f"{case.id}.nii.gz"
+            if label_map.is_file():
+                predicted, _ = read_label(label_map)
+            else:
+                predicted = predictor.segment(prepare_stored(open_stored(workspace, predictor, case))).label
             reference, geometry = read_reference(case, labels)
-            write_volume(folder / f"{case.id}.nii.gz", predicted, geometry, like=case.label_files[0])
+            if not label_map.is_file():
+                write_volume(label_map, predicted, geometry, like=case.label_files[0])
             score = score_case(
                 case.id,
                 predicted,
@@ -102,6 +108,15 @@ def validate_fold(
     evaluation = summarise_scores(scores, settings=settings, model=digest, key=key)
     write_json(file, evaluation)
     return evaluation
+
+
+def _keep_label_maps_of(folder: Path, model: str) -> None:
+    """Deletes label maps of other weights; those that a validation of these has made before it was stopped stay."""
+    file = folder / "model.json"
+    if not holds_json(file, {"model": model}):
+        for label_map in folder.glob("*.nii.gz"):
+            label_map.unlink()
+        write_json(file, {"model": model})
 
 
 def _key(model: str, cases: Sequence[Case]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import TrainingError, WorkspaceError
+from autoseg.core.locks import locked
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import to_plain
 from autoseg.pipeline.cascade import prepare_second_stage
@@ -146,7 +147,12 @@ def train(
             return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
 
         folder = fold_folder(model, fold)
-        with _followers(folder, track_with if ranks.is_first else (), labels=made.labels.structures) as on_epoch:
+        # Whoever trains the fold already, on this machine or another, is waited for.
+        lock = locked(folder / ".training.lock", waiting_for=f"trains {folder.name}")
+        with (
+            lock if ranks.is_first else nullcontext(),
+            _followers(folder, track_with if ranks.is_first else (), labels=made.labels.structures) as on_epoch,
+        ):
             train_fold(
                 folder,
                 plan,

@@ -149,6 +149,7 @@ def predict(
     mirroring: bool | None = None,
     step_fraction: float | None = None,
     overwrite: bool = True,
+    made_since_s: float = 0.0,
     part: tuple[int, int] = (1, 1),
     save_probabilities: bool = False,
     save_uncertainty: bool = False,
@@ -185,6 +186,8 @@ def predict(
         step_fraction: distance of tiles as a fraction of the patch; None as the speed has it.
         overwrite: segment all images; otherwise only those that have no label map yet, with the model and settings of
             the others.
+        made_since_s: where not all are segmented: label maps that are older than this, in seconds since 1970, do not
+            count.
         part: (2, 8) takes the second of eight parts of the images, so that eight processes can share them.
         save_probabilities: also write a map of each label's probability, to `probabilities/CASE/`.
         save_uncertainty: also write the entropy, and how much the folds disagree, to `uncertainty/CASE/`.
@@ -239,7 +242,7 @@ def predict(
         problems=problems,
         fix=fix,
     )
-    todo = cases if overwrite else run.continue_with(cases)
+    todo = cases if overwrite else run.continue_with(cases, made_since_s=made_since_s)
     logger.info(
         "segmenting %d images with %s, folds %s, %s mirroring, on %s",
         len(todo),
@@ -332,27 +335,33 @@ class _Run:
         """The label map of a case, in the format of its image where that can hold one."""
         return self.folder / f"{case}{self._endings[case]}"
 
-    def continue_with(self, cases: Mapping[str, Sequence[Path | None]]) -> dict[str, Sequence[Path | None]]:
-        """The cases that have no label map yet.
+    def continue_with(
+        self, cases: Mapping[str, Sequence[Path | None]], *, made_since_s: float
+    ) -> dict[str, Sequence[Path | None]]:
+        """The cases that have no label map yet, or only an older one.
 
         Raises:
             PredictionError: another model or other settings made those that are there.
         """
-        if self._manifest.is_file():
-            earlier: PredictionRecord = read_json(self._manifest, PredictionRecord)
-            if earlier.settings != self._record().settings:
+        done = {case for case in cases if self._is_made(self.output_file(case), made_since_s)}
+        own_settings = self._record().settings
+        # Other processes may have segmented other parts into this folder, and other parts before.
+        for file in sorted(self.folder.glob("prediction*.json")):
+            earlier: PredictionRecord = read_json(file, PredictionRecord)
+            known = {case: found for case, found in earlier.cases.items() if case in done and found.status == DONE}
+            if known and earlier.settings != own_settings:
                 raise PredictionError(
                     f"{self.folder}: its label maps were made by another model or with other folds, mirroring, step or "
                     "post-processing; --overwrite makes all anew"
                 )
-            self._results |= {
-                case: known
-                for case, known in earlier.cases.items()
-                if known.status == DONE and known.label_map and (self.folder / known.label_map).is_file()
-            }
-        todo = {case: files for case, files in cases.items() if not self.output_file(case).is_file()}
+            self._results |= known
+        todo = {case: files for case, files in cases.items() if case not in done}
         logger.info("%d of %d images have a label map already", len(cases) - len(todo), len(cases))
         return todo
+
+    @staticmethod
+    def _is_made(label_map: Path, since_s: float) -> bool:
+        return label_map.is_file() and label_map.stat().st_mtime >= since_s
 
     def segment(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
         """Segments all cases; one that can't be does not stop the others."""

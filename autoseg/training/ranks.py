@@ -140,11 +140,13 @@ def joined(index: int, count: int, *, rendezvous: Path | None, device: torch.dev
         world_size=count,
         timeout=TIMEOUT,
     )
+    ends_well = False
     try:
         with warnings.catch_warnings():
             # Of kernels of one voxel, which are the same in every layout.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield Ranks(index=index, count=count)
+        ends_well = True
     except RuntimeError as error:
         # gloo has no error of its own.
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
@@ -154,4 +156,6 @@ def joined(index: int, count: int, *, rendezvous: Path | None, device: torch.dev
             ) from error
         raise
     finally:
-        distributed.destroy_process_group()
+        # On GPUs not after an error: that waits for the others, who wait for this process. Its end frees them.
+        if ends_well or not on_gpu:
+            distributed.destroy_process_group()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from autoseg import __version__
+from autoseg.cluster.processes import is_running
 from autoseg.core.errors import AutosegError
 from autoseg.core.serialize import read_json, write_json
 from autoseg.training.config import TrainConfig
@@ -41,11 +43,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """How folds are trained; see `autoseg.pipeline.train`."""
+    """How folds are trained, from where they are; see `autoseg.pipeline.train`."""
 
     config: TrainConfig
     device: str = "auto"
-    resume: bool = True
     validate: bool = True
     checkpoint_interval_s: float = 600.0
     track_with: tuple[str, ...] = ()
@@ -84,6 +85,7 @@ class Batch:
         jobs: in an order in which they can be done.
         training: where folds are trained.
         prediction: where images are segmented.
+        host, pid: of the process that looks after the jobs, where they are done on one machine.
         submitted: date and time, UTC.
         autoseg: version.
     """
@@ -93,8 +95,20 @@ class Batch:
     jobs: tuple[Job, ...]
     training: TrainRequest | None = None
     prediction: PredictRequest | None = None
+    host: str = ""
+    pid: int = 0
     submitted: str = ""
     autoseg: str = __version__
+
+    @property
+    def submitted_s(self) -> float:
+        """When it was submitted, in seconds since 1970."""
+        return datetime.fromisoformat(self.submitted).timestamp()
+
+    @property
+    def is_looked_after(self) -> bool:
+        """Whether the process that looks after the jobs of one machine still runs; on others, that is not known."""
+        return self.host == socket.gethostname() and is_running(self.pid, "autoseg")
 
     def job(self, name: str) -> Job:
         """The job of that name.
@@ -135,6 +149,7 @@ class JobState:
         changed: when the status changed last, UTC.
         n_attempts: how often it has begun.
         failures: all of them.
+        results: what there was of results when it was stopped last; where that does not change, it gets nowhere.
     """
 
     status: str
@@ -144,6 +159,7 @@ class JobState:
     changed: str = ""
     n_attempts: int = 0
     failures: tuple[Failure, ...] = ()
+    results: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +169,10 @@ class BatchFolder:
     root: Path
 
     @classmethod
-    def create(cls, work: Path) -> BatchFolder:
-        """A new one, which no other process has."""
-        number = 1 + max((folder.number for folder in cls.all_in(work)), default=0)
+    def create(cls, batch: Batch) -> BatchFolder:
+        """A new one in the work folder, which no other process has, with the batch in it."""
+        work = batch.work
+        number = 1 + max((int(path.name) for path in (work / "jobs").glob("*") if path.name.isdecimal()), default=0)
         while True:
             folder = cls(root=work / "jobs" / f"{number:03d}")
             try:
@@ -163,13 +180,14 @@ class BatchFolder:
             except FileExistsError:
                 number += 1
             else:
+                write_json(folder.file, batch)
                 return folder
 
     @classmethod
     def all_in(cls, work: Path) -> Sequence[BatchFolder]:
         """Those of a work folder, the oldest first."""
-        folders = (cls(root=path) for path in (work / "jobs").glob("*") if path.name.isdecimal())
-        return sorted(folders, key=lambda folder: folder.number)
+        folders = (cls(root=file.parent) for file in (work / "jobs").glob("*/batch.json"))
+        return sorted((folder for folder in folders if folder.root.name.isdecimal()), key=lambda folder: folder.number)
 
     @property
     def number(self) -> int:
@@ -198,7 +216,7 @@ class BatchFolder:
 
     def kills_file(self, slurm_id: str) -> Path:
         """A line for each time that a job of Slurm has ended by a signal that nobody could note but its script."""
-        return self.root / "submitit" / f"killed-{slurm_id}"
+        return self.submitit / f"killed-{slurm_id}"
 
     def log(self, job: str) -> Path:
         """What a job has written."""
@@ -216,10 +234,6 @@ class BatchFolder:
         """
         batch: Batch = read_json(self.file, Batch)
         return batch
-
-    def write(self, batch: Batch) -> None:
-        """Writes the batch."""
-        write_json(self.file, batch)
 
     def read_state(self, job: str) -> JobState | None:
         """What became of a job; None where it has not begun."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
-from autoseg.pipeline.jobs.batch import Job
+from autoseg.pipeline.jobs.batch import Batch, Job
 from autoseg.pipeline.prepare import cases_to_preprocess
 from autoseg.pipeline.workspace import Workspace, default_configuration
 from autoseg.planning.plan import Plan
+from autoseg.training.folds import fold_folder, trained_folds
+from autoseg.training.record import FoldFiles
 
 ALL = "all"
 CASES_PER_PREPROCESSING_JOB = 250
@@ -109,14 +112,31 @@ def training_jobs(
 
 
 def _untrained(workspace: Workspace, configuration: str, n_folds: int) -> list[int]:
-    from autoseg.training.folds import trained_folds
-
     return sorted(set(range(n_folds)) - set(trained_folds(workspace.model(configuration))))
 
 
 def prediction_jobs(n_jobs: int) -> tuple[Job, ...]:
     """Parts of a folder of images."""
     return tuple(Job(name=f"predict-{part}", task="predict", part=(part, n_jobs)) for part in range(1, n_jobs + 1))
+
+
+def count_results(batch: Batch, job: Job) -> str:
+    """What there is of a job's results, to see whether it gets anywhere."""
+    workspace = Workspace(root=batch.work)
+    if job.task == "train":
+        folder = fold_folder(workspace.model(job.configurations[0]), job.fold or 0)
+        checkpoint = FoldFiles(folder=folder).checkpoint
+        saved_at = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        return f"{saved_at}, {_count(folder / 'validation')}"
+    if job.task == "predict" and batch.prediction is not None:
+        return str(_count(batch.prediction.output))
+    if job.task == "preprocess":
+        return str(sum(_count(workspace.preprocessed(grid, "")) for grid in job.configurations))
+    return str(sum(1 for _ in (workspace.root / "models").rglob("*")))
+
+
+def _count(folder: Path) -> int:
+    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
 
 
 def groups_of(jobs: Collection[Job]) -> list[tuple[Job, ...]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+import socket
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from autoseg.cluster.slurm import SlurmOptions
@@ -11,9 +13,11 @@ from autoseg.core.errors import AutosegError, TrainingError
 from autoseg.pipeline.jobs.batch import LOCAL, SLURM, Batch, BatchFolder, Job, PredictRequest, TrainRequest, now
 from autoseg.pipeline.jobs.local import run_here
 from autoseg.pipeline.jobs.schedule import prediction_jobs, training_jobs
-from autoseg.pipeline.jobs.status import UNFINISHED, status
+from autoseg.pipeline.jobs.status import status
 from autoseg.pipeline.jobs.submit import submit
 from autoseg.pipeline.workspace import Workspace
+from autoseg.training.folds import fold_folder
+from autoseg.training.record import FoldFiles
 
 
 def train_side_by_side(
@@ -24,6 +28,7 @@ def train_side_by_side(
     folds: Sequence[int],
     devices: Sequence[str],
     n_processes: int = 1,
+    resume: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """Trains folds in processes of their own, as many at once as there are devices; the others queue.
@@ -35,6 +40,7 @@ def train_side_by_side(
         folds: of each.
         devices: such as "cuda:0" and "cuda:1"; "cpu" twice for two processes that share the processors.
         n_processes: that train one fold together, each on a device.
+        resume: they go on from checkpoints where there are some; otherwise what they have is deleted now.
         stop: asked again and again; True lets them save and end.
 
     Returns:
@@ -48,19 +54,19 @@ def train_side_by_side(
             f"a fold wants {n_processes} GPUs, and there are {len(devices)}; give a smaller --gpus-per-fold, or more "
             "--gpus"
         )
-    workspace = Workspace(root=work)
+    _check_free(work, configurations, folds)
     jobs = training_jobs(
-        workspace,
+        Workspace(root=work),
         configurations=configurations,
         folds=folds,
         validate=request.validate,
         n_processes=n_processes,
         n_preprocessing=1,
     )
-    batch = _open_batch(work, LOCAL, jobs, training=request)
-    folder = BatchFolder.create(batch.work)
-    folder.write(batch)
-    return run_here(folder, batch, devices=devices, stop=stop)
+    if not resume:
+        _discard(work, configurations, folds)
+    batch = _make_batch(work, LOCAL, jobs, training=request)
+    return run_here(BatchFolder.create(batch), batch, devices=devices, stop=stop)
 
 
 def submit_training(
@@ -72,6 +78,7 @@ def submit_training(
     options: SlurmOptions,
     n_processes: int = 1,
     n_preprocessing: int | None = None,
+    resume: bool = True,
 ) -> dict[str, str]:
     """Submits folds to Slurm, with what has to be done before and after them.
 
@@ -83,6 +90,7 @@ def submit_training(
         options: what is asked of Slurm.
         n_processes: that train one fold together, each on a GPU of one node.
         n_preprocessing: jobs that share the preprocessing; None for as many as the number of cases calls for.
+        resume: they go on from checkpoints where there are some; otherwise what they have is deleted now.
 
     Returns:
         The number that Slurm has given to each job.
@@ -90,6 +98,7 @@ def submit_training(
     Raises:
         AutosegError: there is no Slurm here, it refuses a job, or the folds are being trained already.
     """
+    _check_free(work, configurations, folds)
     jobs = training_jobs(
         Workspace(root=work),
         configurations=configurations,
@@ -98,8 +107,9 @@ def submit_training(
         n_processes=n_processes,
         n_preprocessing=n_preprocessing,
     )
-    batch = _open_batch(work, SLURM, jobs, training=request)
-    return submit(BatchFolder.create(batch.work), batch, device=request.device, options=options)
+    if not resume:
+        _discard(work, configurations, folds)
+    return submit(_make_batch(work, SLURM, jobs, training=request), device=request.device, options=options)
 
 
 def submit_prediction(work: Path, request: PredictRequest, *, n_jobs: int, options: SlurmOptions) -> dict[str, str]:
@@ -123,15 +133,46 @@ def submit_prediction(work: Path, request: PredictRequest, *, n_jobs: int, optio
         raise AutosegError(f"{', '.join(missing)}: no such file or folder")
     request = dataclasses.replace(
         request,
-        images=tuple(path.resolve() for path in request.images),
-        output=request.output.resolve(),
-        model=None if request.model is None else request.model.resolve(),
+        images=tuple(path.absolute() for path in request.images),
+        output=request.output.absolute(),
+        model=None if request.model is None else request.model.absolute(),
     )
-    batch = _open_batch(work, SLURM, prediction_jobs(n_jobs), prediction=request)
-    return submit(BatchFolder.create(batch.work), batch, device=request.device, options=options)
+    outputs = {folder.number: folder.read().prediction for folder in BatchFolder.all_in(work)}
+    busy = {
+        known.name
+        for known in (status(work) if outputs else ())
+        if known.is_on_its_way and (earlier := outputs.get(known.batch or 0)) and earlier.output == request.output
+    }
+    _refuse(busy)
+    batch = _make_batch(work, SLURM, prediction_jobs(n_jobs), prediction=request)
+    return submit(batch, device=request.device, options=options)
 
 
-def _open_batch(
+def _check_free(work: Path, configurations: Sequence[str], folds: Sequence[int]) -> None:
+    """Nobody trains these folds already.
+
+    Raises:
+        AutosegError: somebody does.
+    """
+    wanted = {(name, fold) for name in configurations for fold in folds}
+    known = status(work) if BatchFolder.all_in(work) else ()
+    _refuse({one.name for one in known if one.is_on_its_way and (one.configuration, one.fold) in wanted})
+
+
+def _refuse(busy: Collection[str]) -> None:
+    if busy:
+        names = ", ".join(sorted(busy))
+        raise AutosegError(f"these jobs are on their way already: {names}; wait for them, or 'autoseg cancel' first")
+
+
+def _discard(work: Path, configurations: Sequence[str], folds: Sequence[int]) -> None:
+    """Deletes what earlier trainings have left: jobs then begin anew, and go on from there where they begin again."""
+    for name in configurations:
+        for fold in folds:
+            FoldFiles(folder=fold_folder(Workspace(root=work).model(name), fold)).discard()
+
+
+def _make_batch(
     work: Path,
     executor: str,
     jobs: tuple[Job, ...],
@@ -139,22 +180,13 @@ def _open_batch(
     training: TrainRequest | None = None,
     prediction: PredictRequest | None = None,
 ) -> Batch:
-    """The batch, unless some of its jobs are on their way already.
-
-    Raises:
-        AutosegError: they are.
-    """
-    names = {job.name for job in jobs}
-    known_jobs = status(work) if BatchFolder.all_in(work) else []
-    busy = [known for known in known_jobs if known.name in names and known.status in UNFINISHED]
-    if busy:
-        told = ", ".join(f"{known.name} ({known.status})" for known in busy)
-        raise AutosegError(f"these jobs are on their way already: {told}; wait for them, or 'autoseg cancel' first")
     return Batch(
-        work=work.resolve(),
+        work=work.absolute(),
         executor=executor,
         jobs=jobs,
         training=training,
         prediction=prediction,
+        host=socket.gethostname(),
+        pid=os.getpid(),
         submitted=now(),
     )

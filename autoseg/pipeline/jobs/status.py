@@ -7,22 +7,23 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from autoseg.cluster import slurm
-from autoseg.cluster.processes import last_line
+from autoseg.cluster.processes import is_running, last_line
 from autoseg.core.errors import AutosegError
-from autoseg.pipeline.jobs.batch import DONE, FAILED, RUNNING, SLURM, STOPPED, Batch, BatchFolder, Job, JobState
+from autoseg.pipeline.jobs.batch import DONE, FAILED, LOCAL, RUNNING, SLURM, STOPPED, Batch, BatchFolder, Job, JobState
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
 logger = logging.getLogger(__name__)
 
 WAITING, REQUEUED, NOT_BEGUN, CANCELLED, LOST = "waiting", "requeued", "not begun", "cancelled", "lost"
 BEGUN = "begun"
-UNFINISHED = frozenset({WAITING, REQUEUED, RUNNING})
+ENDING = "ending"
+ON_THEIR_WAY = frozenset({WAITING, REQUEUED, RUNNING, ENDING})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,9 @@ class JobStatus:
 
     Attributes:
         name: of the job.
-        status: `RUNNING`, `DONE`, `FAILED`, `STOPPED`, `WAITING`, `REQUEUED`, `NOT_BEGUN`, `CANCELLED`, `LOST` where it
-            has ended without a word, or `BEGUN` for a fold that no batch trains.
+        status: `RUNNING`, `DONE`, `FAILED`, `STOPPED`, `WAITING`, `REQUEUED`, `NOT_BEGUN`, `CANCELLED`, `ENDING` while
+            Slurm takes it from its node, `LOST` where it has ended without a word, or `BEGUN` for a fold that no batch
+            trains.
         batch: number of the batch; None for a fold that no batch has trained.
         configuration: empty where it is not about one.
         fold: None where it is not about one.
@@ -59,7 +61,7 @@ class JobStatus:
         n_attempts: how often it has begun.
         progress: of a fold.
         error: the last one; empty where there was none, or it is done.
-        log: what it has written; None where nothing has.
+        log: for what it writes; None for a fold that no batch trains.
     """
 
     name: str
@@ -74,6 +76,11 @@ class JobStatus:
     progress: Progress | None = None
     error: str = ""
     log: Path | None = None
+
+    @property
+    def is_on_its_way(self) -> bool:
+        """Whether it goes on, or will."""
+        return self.status in ON_THEIR_WAY
 
 
 def status(work: Path | str = DEFAULT_WORK) -> list[JobStatus]:
@@ -91,9 +98,9 @@ def status(work: Path | str = DEFAULT_WORK) -> list[JobStatus]:
     workspace = Workspace(root=Path(work))
     found: dict[str, JobStatus] = {}
     folders = BatchFolder.all_in(workspace.root)
-    for folder in folders:
+    for folder, batch in _tell_batches(workspace, folders):
         is_last = folder == folders[-1]
-        for known in _tell_batch(workspace, folder):
+        for known in batch:
             found.pop(known.name, None)
             if is_last or known.fold is not None or known.status != DONE:
                 found[known.name] = known
@@ -115,26 +122,36 @@ def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
     Raises:
         AutosegError: Slurm does not answer, or jobs run on another machine that cannot be reached from here.
     """
-    root, cancelled = Path(work), []
-    for folder in BatchFolder.all_in(root):
-        batch, ids = folder.read(), folder.read_slurm_ids()
-        unfinished = [known for known in _tell_batch(Workspace(root=root), folder) if known.status in UNFINISHED]
+    workspace, cancelled = Workspace(root=Path(work)), []
+    for folder, told in _tell_batches(workspace, BatchFolder.all_in(workspace.root)):
+        unfinished = [known for known in told if known.is_on_its_way]
         if not unfinished:
             continue
-        elsewhere = {known.host for known in unfinished if known.status == RUNNING} - {socket.gethostname()}
-        if batch.executor != SLURM and elsewhere:
-            raise AutosegError(f"jobs run on {', '.join(sorted(elsewhere))}; run 'autoseg cancel' there")
+        batch, ids = folder.read(), folder.read_slurm_ids()
+        if batch.executor != SLURM and batch.host != socket.gethostname():
+            raise AutosegError(f"jobs run on {batch.host}; run 'autoseg cancel' there")
         folder.cancelled_file.touch()
         if batch.executor == SLURM:
             slurm.cancel([ids[known.name] for known in unfinished if known.name in ids])
-        else:
+        elif not batch.is_looked_after:
+            # Whoever looks after them sees the file, and asks them himself: to be asked twice ends them at once.
             for known in unfinished:
                 _end_processes(folder.read_state(known.name))
         cancelled += [known.name for known in unfinished]
     return cancelled
 
 
-def find_log(work: Path | str, wanted: str, *, configuration: str | None = None) -> JobStatus:
+@dataclass(frozen=True, kw_only=True)
+class FoundLog:
+    """A job whose log a user wants to see; the fields are those of its `JobStatus`."""
+
+    name: str
+    status: str
+    is_on_its_way: bool
+    log: Path
+
+
+def find_log(work: Path | str, wanted: str, *, configuration: str | None = None) -> FoundLog:
     """The job whose log a user wants to see.
 
     Args:
@@ -143,7 +160,7 @@ def find_log(work: Path | str, wanted: str, *, configuration: str | None = None)
         configuration: of the fold; None where there is one only.
 
     Raises:
-        AutosegError: there is no such job, or there are several, or it has not written anything yet.
+        AutosegError: there is no such job, or there are several.
     """
     known = [one for one in status(work) if one.batch is not None]
     names = [one.name for one in known]
@@ -154,7 +171,9 @@ def find_log(work: Path | str, wanted: str, *, configuration: str | None = None)
         raise AutosegError(f"found no job '{wanted}', expected a fold or one of {', '.join(names) or 'no job at all'}")
     if len(matching) > 1:
         raise AutosegError(f"several jobs train fold {wanted}: {', '.join(one.name for one in matching)}; name one")
-    return matching[0]
+    (found,) = matching
+    assert found.log is not None
+    return FoundLog(name=found.name, status=found.status, is_on_its_way=found.is_on_its_way, log=found.log)
 
 
 def _end_processes(state: JobState | None) -> None:
@@ -163,21 +182,33 @@ def _end_processes(state: JobState | None) -> None:
         return
     for pid in state.pids:
         # A number that another program has now is left alone.
-        if _is_ours(pid):
+        if is_running(pid, "run-job"):
             os.kill(pid, signal.SIGTERM)
 
 
-def _is_ours(pid: int) -> bool:
-    try:
-        return b"run-job" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+def _tell_batches(
+    workspace: Workspace, folders: Sequence[BatchFolder]
+) -> Iterator[tuple[BatchFolder, list[JobStatus]]]:
+    """Each batch with its jobs. Slurm is asked once for all of them."""
+    states = {folder: {job.name: folder.read_state(job.name) for job in folder.read().jobs} for folder in folders}
+    numbers = [
+        number
+        for folder, of_batch in states.items()
+        for name, number in folder.read_slurm_ids().items()
+        if not _is_over(of_batch[name])
+    ]
+    queue = slurm.ask_squeue(numbers)
+    for folder, of_batch in states.items():
+        yield folder, list(_tell_batch(workspace, folder, of_batch, queue))
 
 
-def _tell_batch(workspace: Workspace, folder: BatchFolder) -> Iterator[JobStatus]:
+def _tell_batch(
+    workspace: Workspace,
+    folder: BatchFolder,
+    states: Mapping[str, JobState | None],
+    queue: Mapping[str, slurm.SlurmJob],
+) -> Iterator[JobStatus]:
     batch, ids = folder.read(), folder.read_slurm_ids()
-    states = {job.name: folder.read_state(job.name) for job in batch.jobs}
-    queue = slurm.ask_squeue([ids[name] for name, state in states.items() if name in ids and not _is_over(state)])
     told: dict[str, JobStatus] = {}
     for job in batch.jobs:
         # What ended between the two questions has written it down since.
@@ -185,13 +216,14 @@ def _tell_batch(workspace: Workspace, folder: BatchFolder) -> Iterator[JobStatus
         slurm_id = ids.get(job.name, "")
         known = _tell_job(folder, batch, job, state, slurm_id=slurm_id, queued=queue.get(slurm_id))
         waits_for = [name for name in job.after if told[name].status != DONE]
-        lost = [name for name in waits_for if told[name].status not in UNFINISHED]
+        lost = [name for name in waits_for if not told[name].is_on_its_way]
         if known.status in (WAITING, LOST) and lost:
             known = dataclasses.replace(known, status=NOT_BEGUN, detail=f"{', '.join(lost)} not done")
         elif known.status == WAITING and waits_for:
             known = dataclasses.replace(known, detail=f"for {', '.join(waits_for)}")
         if job.fold is not None:
-            known = dataclasses.replace(known, progress=read_progress(workspace, job.configurations[0], job.fold))
+            progress = read_progress(workspace, job.configurations[0], job.fold, runs=known.status == RUNNING)
+            known = dataclasses.replace(known, progress=progress)
         told[job.name] = known
         yield known
 
@@ -209,7 +241,6 @@ def _tell_job(
     slurm_id: str,
     queued: slurm.SlurmJob | None,
 ) -> JobStatus:
-    log = folder.log(job.name)
     known = JobStatus(
         name=job.name,
         status=WAITING,
@@ -220,7 +251,7 @@ def _tell_job(
         host=state.host if state is not None else "",
         n_attempts=state.n_attempts if state is not None else 0,
         error=state.failures[-1].reason if state is not None and state.failures and state.status != DONE else "",
-        log=log if log.exists() else None,
+        log=folder.log(job.name),
     )
     word, detail = _word(folder, batch, state, queued)
     if word == LOST and not known.error:
@@ -232,26 +263,23 @@ def _word(folder: BatchFolder, batch: Batch, state: JobState | None, queued: slu
     """The status of a job, and what it waits for."""
     if state is not None and state.status in (DONE, FAILED):
         return state.status, ""
-    is_cancelled = folder.cancelled_file.exists()
-    if queued is not None and queued.state not in ("COMPLETING", "CANCELLED", "COMPLETED", "FAILED"):
-        if queued.state == "PENDING":
+    if queued is not None:
+        if queued.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
             return (WAITING if state is None else REQUEUED), _plain_reason(queued.reason)
-        return RUNNING, "" if state is not None and state.status == RUNNING else "starting"
-    if is_cancelled:
+        if queued.state == "COMPLETING":
+            return ENDING, ""
+        if queued.state in ("RUNNING", "CONFIGURING", "SUSPENDED"):
+            return RUNNING, "" if state is not None and state.status == RUNNING else "starting"
+    if folder.cancelled_file.exists() and not (batch.executor == LOCAL and batch.is_looked_after):
         return CANCELLED, ""
     if batch.executor == SLURM:
         return (STOPPED if state is not None and state.status == STOPPED else LOST), ""
     if state is None:
-        return (WAITING, "") if _is_looked_after(folder, batch) else (NOT_BEGUN, "")
-    if state.status == RUNNING and state.host == socket.gethostname() and not any(map(_is_ours, state.pids)):
-        return LOST, ""
+        return (WAITING, "") if batch.is_looked_after or batch.host != socket.gethostname() else (NOT_BEGUN, "")
+    is_here = state.host == socket.gethostname()
+    if state.status == RUNNING and is_here and not any(is_running(pid, "run-job") for pid in state.pids):
+        return (RUNNING if batch.is_looked_after else LOST), ""
     return state.status, ""
-
-
-def _is_looked_after(folder: BatchFolder, batch: Batch) -> bool:
-    """Whether another job of the batch runs on this machine, so that this one may still begin."""
-    states = (folder.read_state(job.name) for job in batch.jobs)
-    return any(state is not None and state.status == RUNNING and any(map(_is_ours, state.pids)) for state in states)
 
 
 def _plain_reason(reason: str) -> str:
@@ -289,11 +317,11 @@ def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
                 status=DONE if fold in finished else BEGUN,
                 configuration=configuration,
                 fold=fold,
-                progress=read_progress(workspace, configuration, fold),
+                progress=read_progress(workspace, configuration, fold, runs=False),
             )
 
 
-def read_progress(workspace: Workspace, configuration: str, fold: int) -> Progress | None:
+def read_progress(workspace: Workspace, configuration: str, fold: int, *, runs: bool) -> Progress | None:
     """How far a fold has come; None where no epoch is written down yet."""
     from autoseg.core.serialize import read_json
     from autoseg.training.folds import fold_folder
@@ -309,7 +337,7 @@ def read_progress(workspace: Workspace, configuration: str, fold: int) -> Progre
     last = epochs[-1]
     fraction = record.choices.budget.fraction_done(last.iteration, last.time_s)
     # The log is as old as the last epoch.
-    since_s = max(0.0, datetime.now(timezone.utc).timestamp() - files.log.stat().st_mtime)
+    since_s = max(0.0, time.time() - files.log.stat().st_mtime) if runs else 0.0
     left_s = last.time_s * (1 - fraction) / fraction if fraction else 0.0
     return Progress(
         step=last.iteration, fraction=fraction, dice=last.validation_dice, left_s=max(0.0, left_s - since_s)

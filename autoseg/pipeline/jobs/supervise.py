@@ -8,18 +8,25 @@ import signal
 import socket
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.cluster.processes import Ending, ProcessGroup
 from autoseg.pipeline.jobs.batch import DONE, FAILED, RUNNING, STOPPED, BatchFolder, Failure, Job, JobState, now
 
+MAX_FAILURES_IN_ALL = 10
+FIRST_WAIT_S = 2.0
+"""Before a job begins again that has failed; three times as long after each further failure."""
+
 
 class Supervisor:
     """Runs a job in processes of its own, and tries again where it fails, from what it has saved.
 
     A job that has failed `max_failures` times for the same reason is given up, whatever number of machines and
-    beginnings it took. What ends because it is asked to has not failed.
+    beginnings it took; so is one that has failed `MAX_FAILURES_IN_ALL` times. What ends because it is asked to has not
+    failed.
     """
 
     def __init__(
@@ -38,11 +45,11 @@ class Supervisor:
         self._folder, self._devices, self._n_cpus, self._max_failures = folder, devices, n_cpus, max_failures
         self._group: ProcessGroup | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._is_asked_to_stop = False
+        self._is_asked_to_stop, self._begins_again_at = False, 0.0
         self.state = folder.read_state(job.name) or JobState(status=STOPPED, host=socket.gethostname())
 
     def begin(self, *, kills: Sequence[str] = ()) -> bool:
-        """Starts the job, unless it has failed too often already.
+        """Starts the job, unless it is done, or has failed too often already.
 
         Args:
             kills: how this job was killed before, each time that it could not be noted.
@@ -51,9 +58,10 @@ class Supervisor:
             Whether it was started.
         """
         for reason in kills:
-            self._note_failure(reason)
-        if self._has_failed_too_often():
+            self.note_failure(reason)
+        if self.has_failed_too_often():
             self._change(FAILED)
+        if self.state.status in (DONE, FAILED):
             return False
         self._start()
         return True
@@ -72,6 +80,8 @@ class Supervisor:
 
     def poll(self) -> Ending | None:
         """How the job has ended for good; None while it runs, or is tried again."""
+        if self._begins_again_at:
+            return self._wait_to_begin_again()
         assert self._group is not None
         ending = self._group.poll()
         if ending is None:
@@ -83,11 +93,46 @@ class Supervisor:
         if self._is_asked_to_stop or ending.is_stopped:
             self._change(STOPPED)
             return ending
-        self._note_failure(ending.reason)
-        if self._has_failed_too_often():
+        self.note_failure(ending.reason)
+        if self.has_failed_too_often():
             self._change(FAILED)
             return ending
-        self._start()
+        # What is wrong may pass, such as a file server that does not answer for a while.
+        self._begins_again_at = time.monotonic() + FIRST_WAIT_S * 3 ** (len(self.state.failures) - 1)
+        return None
+
+    def note_results(self, results: str) -> bool:
+        """Writes down what there is of results.
+
+        Returns:
+            Whether it differs from the last time.
+        """
+        has_grown = results != self.state.results
+        self.state = dataclasses.replace(self.state, results=results)
+        self._change(self.state.status)
+        return has_grown
+
+    def note_failure(self, reason: str) -> None:
+        """Counts a failure."""
+        failure = Failure(at=now(), host=socket.gethostname(), reason=reason)
+        self.state = dataclasses.replace(self.state, failures=(*self.state.failures, failure))
+
+    def has_failed_too_often(self) -> bool:
+        """Whether it is time to give up."""
+        kinds = Counter(_kind_of(failure.reason) for failure in self.state.failures)
+        return max(kinds.values(), default=0) >= self._max_failures or kinds.total() >= MAX_FAILURES_IN_ALL
+
+    def give_up(self) -> None:
+        """Writes down that the job has failed."""
+        self._change(FAILED)
+
+    def _wait_to_begin_again(self) -> Ending | None:
+        if self._is_asked_to_stop:
+            self._change(STOPPED)
+            return Ending(exit_code=128 + signal.SIGTERM)
+        if time.monotonic() >= self._begins_again_at:
+            self._begins_again_at = 0.0
+            self._start()
         return None
 
     def _start(self) -> None:
@@ -104,7 +149,7 @@ class Supervisor:
             if n > 1:
                 command += ["--rank", str(rank), "--rendezvous", str(rendezvous)]
             commands.append(command)
-        self._group = ProcessGroup(commands, log=self._folder.log(self.job.name), environment={})
+        self._group = ProcessGroup(commands, log=self._folder.log(self.job.name))
         self.state = dataclasses.replace(
             self.state, host=socket.gethostname(), pids=self._group.pids, began=now(), n_attempts=n_attempts
         )
@@ -114,16 +159,6 @@ class Supervisor:
         from autoseg.core.runtime import n_cpus
 
         return max(1, (self._n_cpus or n_cpus()) // n_processes)
-
-    def _note_failure(self, reason: str) -> None:
-        failure = Failure(at=now(), host=socket.gethostname(), reason=reason)
-        self.state = dataclasses.replace(self.state, failures=(*self.state.failures, failure))
-
-    def _has_failed_too_often(self) -> bool:
-        if not self.state.failures:
-            return False
-        reasons = [_kind_of(failure.reason) for failure in self.state.failures]
-        return reasons.count(reasons[-1]) >= self._max_failures
 
     def _change(self, status: str) -> None:
         self.state = dataclasses.replace(self.state, status=status, changed=now())
@@ -136,5 +171,5 @@ class Supervisor:
 
 
 def _kind_of(reason: str) -> str:
-    """A reason without what differs from time to time: steps, addresses, times."""
-    return re.sub(r"0x[0-9a-f]+|\d+", "#", reason)
+    """A reason without what differs from time to time: folders, random names, steps, addresses, times."""
+    return re.sub(r"\S*/|0x[0-9a-f]+|[0-9a-f]{8,}|autoseg-\w+|\d+", "#", reason)

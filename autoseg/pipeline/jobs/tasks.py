@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from autoseg.core.locks import locked
 from autoseg.core.runtime import limit_cpus
 from autoseg.pipeline.fit import train
 from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest, TrainRequest
@@ -58,7 +59,8 @@ def run_job(folder: Path, name: str, place: Place, *, n_cpus: int | None = None)
     if n_cpus is not None:
         limit_cpus(n_cpus)
     _end_with_parent()
-    logger.info("%s begins for the %d. time", name, place.attempt) if place.attempt > 1 else None
+    if place.attempt > 1:
+        logger.info("%s begins again, for the %d. time", name, place.attempt)
     TASKS[job.task](batch, job, place)
 
 
@@ -104,8 +106,6 @@ def _train(batch: Batch, job: Job, place: Place) -> None:
             configuration=name,
             config=request.config,
             device=place.device,
-            # A second attempt goes on from the first, also where the user wanted to begin anew.
-            resume=request.resume or place.attempt > 1,
             validate=request.validate,
             and_select=False,
             checkpoint_interval_s=request.checkpoint_interval_s,
@@ -123,11 +123,12 @@ def _select(batch: Batch, job: Job, place: Place) -> None:
     del job
     workspace = Workspace(root=batch.work)
     why = {name: why_incomplete(workspace, name) for name in workspace.read_plan().configurations}
-    if None in why.values():
-        select(batch.work, device=place.device, stop=place.stop)
-    else:
-        logger.info("nothing to select from yet: %s", "; ".join(f"{name}: {text}" for name, text in why.items()))
-    report(batch.work)
+    with locked(workspace.root / ".select.lock", waiting_for="selects"):
+        if None in why.values():
+            select(batch.work, device=place.device, stop=place.stop)
+        else:
+            logger.info("nothing to select from yet: %s", "; ".join(f"{name}: {text}" for name, text in why.items()))
+        report(batch.work)
 
 
 def _predict(batch: Batch, job: Job, place: Place) -> None:
@@ -145,7 +146,9 @@ def _predict(batch: Batch, job: Job, place: Place) -> None:
         batch.work,
         **options,
         device=place.device,
-        overwrite=request.overwrite and place.attempt == 1,
+        overwrite=False,
+        # What was made for this batch already is not made again when it goes on.
+        made_since_s=batch.submitted_s if request.overwrite else 0.0,
         part=job.part,
     )
 
