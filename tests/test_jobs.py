@@ -28,7 +28,7 @@ from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job
 from autoseg.pipeline.jobs.local import choose_devices
 from autoseg.pipeline.jobs.schedule import choose_configurations, groups_of, training_jobs
 from autoseg.pipeline.jobs.status import status
-from autoseg.pipeline.jobs.supervise import Supervisor
+from autoseg.pipeline.jobs.supervise import Supervisor, kind_of
 from autoseg.training.config import Budget, TrainConfig
 
 COMMAND = Path(sys.executable).with_name("autoseg")
@@ -252,6 +252,46 @@ def test_a_job_that_fails_for_the_same_reason_is_given_up(tmp_path: Path) -> Non
     assert "unheard_of" in state.failures[-1].reason
     again = Supervisor(folder, folder.read().job("broken"), devices=["cpu"], max_failures=3)
     assert not again.begin(), "on whatever machine it begins next"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "No space left on device: '/w/.3fa9c0aa11bc-log.jsonl'",
+            "No space left on device: '/w/.77aa01bcdd01-log.jsonl'",
+        ),
+        ("Error: fold_1: the loss is nan at step 12", "Error: fold_1: the loss is nan at step 993"),
+        ("cannot open /tmp/autoseg-abc_12/rendezvous", "cannot open /tmp/autoseg-x9z/rendezvous"),
+    ],
+)
+def test_reasons_are_the_same_but_for_names_and_numbers(one: str, other: str) -> None:
+    assert kind_of(one) == kind_of(other)
+    assert kind_of(one) != kind_of("CUDA out of memory")
+
+
+def test_beginning_anew_deletes_before_any_fold_begins(user: Path) -> None:
+    """Each process knows its own fold only, and would take the others' old networks for such as stay."""
+    work = user / "autoseg-work"
+    config = TrainConfig(budget=Budget(iterations=2), batch_size=1)
+    pipeline.train(work, folds=[0, 1], config=config, device="cpu", validate=False)
+    more = ("--iterations", 2, "--recipe", "published", "--no-validate", "--gpus", 2)
+    command = ("train", "--fold", "0,1", *more, *OPTIONS)
+    assert "of the recipe 'fast'" in autoseg(*command, cwd=user, code=2)
+    autoseg(*command, "--no-resume", cwd=user)
+    assert {one["status"] for one in statuses(user).values() if one["fold"] is not None} == {"done"}
+
+
+def test_one_by_one_a_fold_that_fails_does_not_stop_the_others_either(user: Path) -> None:
+    in_the_way = fold_folder(user, 0)
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("in the way")
+    work = str(user / "autoseg-work")
+    result = CliRunner().invoke(app, ["train", "-w", work, "--fold", "0,1", "--iterations", "2", "--device", "cpu"])
+    assert isinstance(result.exception, AutosegError), result.output
+    assert "1 of 2 folds failed; the others are done" in str(result.exception)
+    assert "fold_0" in str(result.exception)
+    assert statuses(user)["3d_fullres-fold-1"]["status"] == "done"
 
 
 def test_a_group_ends_when_one_of_it_fails(tmp_path: Path) -> None:

@@ -265,6 +265,8 @@ def test_a_folder_is_segmented_in_parts(trained: Path, tiny_dataset: Path, tmp_p
     wait_for_end(trained)
     assert names == sorted(path.name for path in folder.glob("*.nii.gz"))
     assert [name for name in names if (folder / name).stat().st_mtime_ns != written[name]] == names[:1]
+    other = autoseg("predict", images, folder, "--continue", "--step", 0.8, "--device", "cpu", cwd=trained, code=2)
+    assert "made by another model or with other folds" in other
     autoseg("report", "--predictions", folder, cwd=trained)
 
 

@@ -119,7 +119,7 @@ class Supervisor:
 
     def has_failed_too_often(self) -> bool:
         """Whether it is time to give up."""
-        kinds = Counter(_kind_of(failure.reason) for failure in self.state.failures)
+        kinds = Counter(kind_of(failure.reason) for failure in self.state.failures)
         return max(kinds.values(), default=0) >= self._max_failures or kinds.total() >= MAX_FAILURES_IN_ALL
 
     def give_up(self) -> None:
@@ -170,6 +170,6 @@ class Supervisor:
             self._scratch = None
 
 
-def _kind_of(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """A reason without what differs from time to time: folders, random names, steps, addresses, times."""
     return re.sub(r"\S*/|0x[0-9a-f]+|[0-9a-f]{8,}|autoseg-\w+|\d+", "#", reason)
