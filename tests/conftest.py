@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from autoseg import pipeline
+from autoseg.core.serialize import to_plain, write_json
 from autoseg.data.phantom import write_phantom_dataset
 
 
@@ -18,6 +20,23 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six CT-like cases to train on and two to test on, of about 13 x 32 x 36 voxels. Do not change it."""
     folder = tmp_path_factory.mktemp("tiny") / "dataset"
     return write_phantom_dataset(folder, n_train=6, n_test=2, coarseness=2.0)
+
+
+@pytest.fixture(scope="session")
+def tiny_work(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with a plan of five folds for it, a network of a few thousand weights, and nothing preprocessed.
+
+    Do not change it: copy it.
+    """
+    work = tmp_path_factory.mktemp("tiny") / "work"
+    made = pipeline.plan(tiny_dataset, work, preprocess="none")
+    plan = to_plain(made)
+    for configuration in plan["configurations"].values():
+        # As a person may edit it.
+        network = configuration["network"]
+        network["features"] = [4 + 2 * stage for stage in range(len(network["features"]))]
+    write_json(work / "plan.json", plan)
+    return work
 
 
 @pytest.fixture(scope="session")

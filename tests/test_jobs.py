@@ -69,28 +69,10 @@ def n_epochs(cwd: Path, fold: int) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def shrink_network(plan_file: Path) -> None:
-    """A network of a few thousand weights, as a person may edit a plan."""
-    plan = json.loads(plan_file.read_text())
-    for configuration in plan["configurations"].values():
-        network = configuration["network"]
-        network["features"] = [4 + 2 * stage for stage in range(len(network["features"]))]
-    plan_file.write_text(json.dumps(plan))
-
-
-@pytest.fixture(scope="module")
-def planned(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a user has planned five folds of a tiny network, and preprocessed nothing."""
-    folder = tmp_path_factory.mktemp("planned")
-    autoseg("plan", tiny_dataset, "--no-preprocess", cwd=folder)
-    shrink_network(folder / "autoseg-work" / "plan.json")
-    return folder
-
-
 @pytest.fixture
-def user(planned: Path, tmp_path: Path) -> Path:
-    """A copy of it, to train in."""
-    shutil.copytree(planned / "autoseg-work", tmp_path / "autoseg-work")
+def user(tiny_work: Path, tmp_path: Path) -> Path:
+    """A folder in which a user has planned a tiny network, to train in."""
+    shutil.copytree(tiny_work, tmp_path / "autoseg-work")
     return tmp_path
 
 

@@ -75,32 +75,18 @@ def is_training(cwd: Path, fold: int) -> bool:
     return (fold_folder(cwd, fold) / "log.jsonl").exists()
 
 
-@pytest.fixture(scope="module")
-def planned(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a user has planned five folds of a tiny network, and preprocessed nothing."""
-    folder = tmp_path_factory.mktemp("planned")
-    autoseg("plan", tiny_dataset, "--no-preprocess", cwd=folder)
-    file = folder / "autoseg-work" / "plan.json"
-    plan = json.loads(file.read_text())
-    for configuration in plan["configurations"].values():
-        network = configuration["network"]
-        network["features"] = [4 + 2 * stage for stage in range(len(network["features"]))]
-    file.write_text(json.dumps(plan))
-    return folder
-
-
 @pytest.fixture
-def user(planned: Path, tmp_path: Path) -> Path:
-    """A copy of it, to train in."""
-    shutil.copytree(planned / "autoseg-work", tmp_path / "autoseg-work")
+def user(tiny_work: Path, tmp_path: Path) -> Path:
+    """A folder in which a user has planned a tiny network, to train in."""
+    shutil.copytree(tiny_work, tmp_path / "autoseg-work")
     return tmp_path
 
 
 @pytest.fixture(scope="module")
-def trained(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiny_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five folds as an array, preprocessing before and selection after them, none of it disturbed."""
     folder = tmp_path_factory.mktemp("trained")
-    shutil.copytree(planned / "autoseg-work", folder / "autoseg-work")
+    shutil.copytree(tiny_work, folder / "autoseg-work")
     autoseg("train", "--fold", "0..4", "--iterations", N_STEPS, "--preprocess-jobs", 2, *OPTIONS, cwd=folder)
     known = statuses(folder)
     # Nothing can be done yet, and what cannot begin yet says for what it waits.

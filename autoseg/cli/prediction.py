@@ -112,10 +112,13 @@ def predict(
     sbatch: Sbatch = None,
 ) -> None:
     """Segment every image of a folder; the label maps have the images' own geometry."""
-    from autoseg import pipeline
+    from autoseg.pipeline.jobs.batch import PredictRequest
+    from autoseg.pipeline.jobs.start import submit_prediction
+    from autoseg.pipeline.jobs.tasks import predict_as_asked
 
     if work is not None and model is not None:
         raise AutosegError("-w and --model both say what to segment with; leave one of them out")
+    on_cluster = parse_executor(executor)
     options = slurm_options(
         partition=partition,
         time=time,
@@ -125,33 +128,30 @@ def predict(
         account=account,
         sbatch=sbatch,
     )
-    if parse_executor(executor):
-        from autoseg.pipeline.jobs.batch import PredictRequest
-        from autoseg.pipeline.jobs.start import submit_prediction
-
+    request = PredictRequest(
+        images=tuple(images),
+        output=output,
+        model=model,
+        configuration=configuration,
+        folds=parse_model_folds(folds),
+        device=device,
+        speed=speed,
+        mirroring=mirroring,
+        step_fraction=step,
+        overwrite=not on_cluster if overwrite is None else overwrite,
+        save_probabilities=save_probabilities,
+        save_uncertainty=save_uncertainty,
+        max_ram_gib=max_ram,
+        max_vram_gib=max_vram,
+        compile=compile_networks,
+        postprocess=postprocessing,
+        fix=fix,
+    )
+    if on_cluster:
         if part != "1/1":
             raise AutosegError(
                 "--part is for processes of your own; on a cluster, --jobs says how many parts there are"
             )
-        request = PredictRequest(
-            images=tuple(images),
-            output=output,
-            model=model,
-            configuration=configuration,
-            folds=parse_model_folds(folds),
-            device=device,
-            speed=speed,
-            mirroring=mirroring,
-            step_fraction=step,
-            overwrite=bool(overwrite),
-            save_probabilities=save_probabilities,
-            save_uncertainty=save_uncertainty,
-            max_ram_gib=max_ram,
-            max_vram_gib=max_vram,
-            compile=compile_networks,
-            postprocess=postprocessing,
-            fix=fix,
-        )
         folder = work or (DEFAULT_WORK if model is None else output)
         ids = submit_prediction(folder, request, n_jobs=jobs or 1, options=options)
         typer.echo(f"{len(ids)} jobs submitted\nNext: autoseg status{work_option(folder)}")
@@ -161,27 +161,7 @@ def predict(
             "--jobs, --partition, --time, --gpus-per-node, --cpus-per-task, --memory, --account and --sbatch belong to "
             "--executor slurm"
         )
-    files = pipeline.predict(
-        images,
-        output,
-        work or DEFAULT_WORK,
-        model=model,
-        configuration=configuration,
-        folds=parse_model_folds(folds),
-        device=device,
-        speed=speed,
-        mirroring=mirroring,
-        step_fraction=step,
-        overwrite=overwrite is not False,
-        part=_parse_part(part),
-        save_probabilities=save_probabilities,
-        save_uncertainty=save_uncertainty,
-        max_ram_gib=max_ram,
-        max_vram_gib=max_vram,
-        compile=compile_networks,
-        postprocess=postprocessing,
-        fix=fix,
-    )
+    files = predict_as_asked(request, work or DEFAULT_WORK, part=_parse_part(part))
     typer.echo(f"{len(files)} label maps in {output}")
 
 

@@ -133,7 +133,6 @@ class NodeCall:
             if supervisor.has_failed_too_often():
                 supervisor.give_up()
                 raise AutosegError(f"{self.job} is given up: {supervisor.state.failures[-1].reason}")
-            supervisor.note_results(supervisor.state.results)
         slurm.requeue(number)
 
 

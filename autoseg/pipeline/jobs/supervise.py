@@ -19,6 +19,7 @@ from autoseg.pipeline.jobs.batch import DONE, FAILED, RUNNING, STOPPED, BatchFol
 MAX_FAILURES_IN_ALL = 10
 FIRST_WAIT_S = 2.0
 """Before a job begins again that has failed; three times as long after each further failure."""
+MAX_WAIT_S = 60.0
 
 
 class Supervisor:
@@ -72,12 +73,6 @@ class Supervisor:
             self._group.signal(signal.SIGTERM)
         self._is_asked_to_stop = True
 
-    def kill(self) -> None:
-        """Ends the job at once."""
-        self._is_asked_to_stop = True
-        if self._group is not None:
-            self._group.signal(signal.SIGKILL)
-
     def poll(self) -> Ending | None:
         """How the job has ended for good; None while it runs, or is tried again."""
         if self._begins_again_at:
@@ -98,7 +93,8 @@ class Supervisor:
             self._change(FAILED)
             return ending
         # What is wrong may pass, such as a file server that does not answer for a while.
-        self._begins_again_at = time.monotonic() + FIRST_WAIT_S * 3 ** (len(self.state.failures) - 1)
+        wait_s = min(MAX_WAIT_S, FIRST_WAIT_S * 3 ** (len(self.state.failures) - 1))
+        self._begins_again_at = time.monotonic() + wait_s
         return None
 
     def note_results(self, results: str) -> bool:
@@ -113,9 +109,10 @@ class Supervisor:
         return has_grown
 
     def note_failure(self, reason: str) -> None:
-        """Counts a failure."""
+        """Counts a failure, and writes it down."""
         failure = Failure(at=now(), host=socket.gethostname(), reason=reason)
         self.state = dataclasses.replace(self.state, failures=(*self.state.failures, failure))
+        self._change(self.state.status)
 
     def has_failed_too_often(self) -> bool:
         """Whether it is time to give up."""

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from autoseg.core.locks import locked
@@ -132,25 +132,21 @@ def _select(batch: Batch, job: Job, place: Place) -> None:
 
 
 def _predict(batch: Batch, job: Job, place: Place) -> None:
+    request = _asked_prediction(batch.prediction)
+    # What was made for this batch already is not made again when it goes on.
+    since_s = batch.submitted_s if request.overwrite else 0.0
+    here = replace(request, device=place.device, overwrite=False)
+    predict_as_asked(here, batch.work, part=job.part, made_since_s=since_s)
+
+
+def predict_as_asked(
+    request: PredictRequest, work: Path, *, part: tuple[int, int], made_since_s: float = 0.0
+) -> list[Path]:
+    """Segments what a request names, in this process; see `autoseg.pipeline.predict`."""
     from autoseg.pipeline.segment import predict
 
-    request = _asked_prediction(batch.prediction)
-    options = {
-        known.name: getattr(request, known.name)
-        for known in fields(request)
-        if known.name not in ("images", "output", "device", "overwrite")
-    }
-    predict(
-        request.images,
-        request.output,
-        batch.work,
-        **options,
-        device=place.device,
-        overwrite=False,
-        # What was made for this batch already is not made again when it goes on.
-        made_since_s=batch.submitted_s if request.overwrite else 0.0,
-        part=job.part,
-    )
+    options = {known.name: getattr(request, known.name) for known in fields(request)}
+    return predict(options.pop("images"), options.pop("output"), work, **options, part=part, made_since_s=made_since_s)
 
 
 def _asked(request: TrainRequest | None) -> TrainRequest:
