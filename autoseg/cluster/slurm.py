@@ -158,8 +158,12 @@ def submit_array(
     Raises:
         AutosegError: Slurm refuses them.
     """
-    import submitit
-
+    try:
+        import submitit
+    except ImportError as error:
+        raise AutosegError(
+            "submitit is missing, which submits jobs to Slurm; install it beside autoseg: pip install 'submitit>=1.5.4'"
+        ) from error
     try:
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=UNLIMITED_TIMEOUTS)
     except RuntimeError as error:
