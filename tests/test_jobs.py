@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from autoseg import pipeline
 from autoseg.cli import app
 from autoseg.cluster.processes import LogFollower, ProcessGroup
-from autoseg.cluster.slurm import parse_time
+from autoseg.cluster.slurm import Partition, SlurmOptions, parse_time, submit_array
 from autoseg.core.errors import AutosegError
-from autoseg.core.serialize import to_plain
+from autoseg.core.serialize import read_json, to_plain
 from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job
 from autoseg.pipeline.jobs.local import choose_devices
 from autoseg.pipeline.jobs.schedule import choose_configurations, groups_of, training_jobs
@@ -186,6 +186,14 @@ def test_without_slurm_the_message_says_so(user: Path) -> None:
     assert not statuses(user)
 
 
+def test_without_submitit_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    partition = Partition(n_cpus=1, time_limit_min=None, has_gpus=False)
+    options = SlurmOptions()
+    with pytest.raises(AutosegError, match=r"submitit is missing.*pip install"):
+        submit_array([], folder=tmp_path, name="x", n_processes=1, uses_gpu=False, options=options, partition=partition)
+
+
 def test_devices_of_the_processor() -> None:
     assert choose_devices("cpu", None, n_jobs=5) == ["cpu"]
     assert choose_devices("cpu", "3", n_jobs=5) == ["cpu"] * 3
@@ -262,6 +270,10 @@ def test_beginning_anew_deletes_before_any_fold_begins(user: Path) -> None:
     assert "of the recipe 'fast'" in autoseg(*command, cwd=user, code=2)
     autoseg(*command, "--no-resume", cwd=user)
     assert {one["status"] for one in statuses(user).values() if one["fold"] is not None} == {"done"}
+    one_by_one = ["train", "-w", str(work), "--fold", "0,1", "--iterations", "2", "--no-validate", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*one_by_one, "--no-resume"])
+    assert result.exit_code == 0, result.exception
+    assert read_json(fold_folder(user, 1) / "training.json")["recipe"] == "fast"
 
 
 def test_one_by_one_a_fold_that_fails_does_not_stop_the_others_either(user: Path) -> None:

@@ -243,8 +243,12 @@ def _train_one_by_one(
     """
     from autoseg import pipeline
     from autoseg.core.errors import TrainingError, describe_problems
+    from autoseg.pipeline.jobs.start import discard_folds
     from autoseg.training.trainer import TrainingInterrupted
 
+    if not resume:
+        # All before the first begins: what others have left would count as trained otherwise.
+        discard_folds(work, configurations, folds)
     problems = []
     for name in configurations:
         for fold in folds:
@@ -255,7 +259,6 @@ def _train_one_by_one(
                     configuration=name,
                     config=request.config,
                     device=request.device,
-                    resume=resume,
                     validate=request.validate,
                     checkpoint_interval_s=request.checkpoint_interval_s,
                     track_with=request.track_with,

@@ -64,7 +64,7 @@ def train_side_by_side(
         n_preprocessing=1,
     )
     if not resume:
-        _discard(work, configurations, folds)
+        discard_folds(work, configurations, folds)
     batch = _make_batch(work, LOCAL, jobs, training=request)
     return run_here(BatchFolder.create(batch), batch, devices=devices, stop=stop)
 
@@ -108,7 +108,7 @@ def submit_training(
         n_preprocessing=n_preprocessing,
     )
     if not resume:
-        _discard(work, configurations, folds)
+        discard_folds(work, configurations, folds)
     return submit(_make_batch(work, SLURM, jobs, training=request), device=request.device, options=options)
 
 
@@ -165,7 +165,7 @@ def _refuse(busy: Collection[str]) -> None:
         raise AutosegError(f"these jobs are on their way already: {names}; wait for them, or 'autoseg cancel' first")
 
 
-def _discard(work: Path, configurations: Sequence[str], folds: Sequence[int]) -> None:
+def discard_folds(work: Path, configurations: Sequence[str], folds: Sequence[int]) -> None:
     """Deletes what earlier trainings have left: jobs then begin anew, and go on from there where they begin again."""
     for name in configurations:
         for fold in folds:
