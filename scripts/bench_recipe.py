@@ -105,6 +105,7 @@ VARIANTS: dict[str, Variant] = {
     "balanced sampling, all": Variant(train={"foreground_fraction": 1.0}),
     "no augmentation": Variant(train={"augment": "none"}),
     "mirrored": Variant(train={"mirror": True}),
+    "mirrored, half the rate": Variant(train={"mirror": True}, recipe={"learning_rate": 6e-3}),
     # The loss, and the weights that are kept.
     **{lever: Variant(lever=lever) for lever in LEVERS},
 }
