@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -68,6 +67,7 @@ def logs(
     from autoseg.pipeline.jobs.status import find_log
 
     known = find_log(work, job, configuration=configuration)
+    assert known.log is not None, "jobs of a batch have one"
     log = LogFollower(known.log)
     if not known.log.exists():
         typer.echo(f"{known.name} has not begun ({known.status}).", err=True)
@@ -135,4 +135,4 @@ def describe_status(known: list[JobStatus]) -> str:
         [header[column] for column in used], [[row[column] for column in used] for row in rows], n_left=2
     )
     errors = [f"{one.name}: {one.error[:MAX_ERROR_SHOWN]}" for one in known if one.error]
-    return os.linesep.join([table, *(["", "Last errors", *errors] if errors else [])])
+    return "\n".join([table, *(["", "Last errors", *errors] if errors else [])])

@@ -79,7 +79,7 @@ def validate_fold(
     predictor = Predictor(model, device=device, folds=[fold], postprocess=False)
     labels = predictor.plan.labels
     targets, settings = targets_of(labels), ScoreSettings(ignore=labels.ignore)
-    _keep_label_maps_of(folder, digest)
+    _keep_label_maps_of(folder, key)
     scores = []
     with track(f"validating fold {fold}", total=len(cases)) as advance:
         for case in cases:
@@ -110,13 +110,13 @@ def validate_fold(
     return evaluation
 
 
-def _keep_label_maps_of(folder: Path, model: str) -> None:
-    """Deletes label maps of other weights; those that a validation of these has made before it was stopped stay."""
-    file = folder / "model.json"
-    if not holds_json(file, {"model": model}):
+def _keep_label_maps_of(folder: Path, key: str) -> None:
+    """Deletes label maps of another key; those that a validation of this one has made before it was stopped stay."""
+    file, content = folder / "begun.json", {"key": key}
+    if not holds_json(file, content):
         for label_map in folder.glob("*.nii.gz"):
             label_map.unlink()
-        write_json(file, {"model": model})
+        write_json(file, content)
 
 
 def _key(model: str, cases: Sequence[Case]) -> str:

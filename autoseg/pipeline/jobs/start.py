@@ -54,18 +54,9 @@ def train_side_by_side(
             f"a fold wants {n_processes} GPUs, and there are {len(devices)}; give a smaller --gpus-per-fold, or more "
             "--gpus"
         )
-    _check_free(work, configurations, folds)
-    jobs = training_jobs(
-        Workspace(root=work),
-        configurations=configurations,
-        folds=folds,
-        validate=request.validate,
-        n_processes=n_processes,
-        n_preprocessing=1,
+    batch = _open_training(
+        work, LOCAL, request, configurations, folds, n_processes=n_processes, n_preprocessing=1, resume=resume
     )
-    if not resume:
-        discard_folds(work, configurations, folds)
-    batch = _make_batch(work, LOCAL, jobs, training=request)
     return run_here(BatchFolder.create(batch), batch, devices=devices, stop=stop)
 
 
@@ -98,18 +89,17 @@ def submit_training(
     Raises:
         AutosegError: there is no Slurm here, it refuses a job, or the folds are being trained already.
     """
-    _check_free(work, configurations, folds)
-    jobs = training_jobs(
-        Workspace(root=work),
-        configurations=configurations,
-        folds=folds,
-        validate=request.validate,
+    batch = _open_training(
+        work,
+        SLURM,
+        request,
+        configurations,
+        folds,
         n_processes=n_processes,
         n_preprocessing=n_preprocessing,
+        resume=resume,
     )
-    if not resume:
-        discard_folds(work, configurations, folds)
-    return submit(_make_batch(work, SLURM, jobs, training=request), device=request.device, options=options)
+    return submit(batch, device=request.device, options=options)
 
 
 def submit_prediction(work: Path, request: PredictRequest, *, n_jobs: int, options: SlurmOptions) -> dict[str, str]:
@@ -146,6 +136,36 @@ def submit_prediction(work: Path, request: PredictRequest, *, n_jobs: int, optio
     _refuse(busy)
     batch = _make_batch(work, SLURM, prediction_jobs(n_jobs), prediction=request)
     return submit(batch, device=request.device, options=options)
+
+
+def _open_training(
+    work: Path,
+    executor: str,
+    request: TrainRequest,
+    configurations: Sequence[str],
+    folds: Sequence[int],
+    *,
+    n_processes: int,
+    n_preprocessing: int | None,
+    resume: bool,
+) -> Batch:
+    """The batch of a training; where it begins anew, what the folds have is deleted.
+
+    Raises:
+        AutosegError: somebody trains these folds already.
+    """
+    _check_free(work, configurations, folds)
+    jobs = training_jobs(
+        Workspace(root=work),
+        configurations=configurations,
+        folds=folds,
+        validate=request.validate,
+        n_processes=n_processes,
+        n_preprocessing=n_preprocessing,
+    )
+    if not resume:
+        discard_folds(work, configurations, folds)
+    return _make_batch(work, executor, jobs, training=request)
 
 
 def _check_free(work: Path, configurations: Sequence[str], folds: Sequence[int]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import signal
 import socket
@@ -17,8 +16,6 @@ from autoseg.cluster.processes import is_running, last_line
 from autoseg.core.errors import AutosegError
 from autoseg.pipeline.jobs.batch import DONE, FAILED, LOCAL, RUNNING, SLURM, STOPPED, Batch, BatchFolder, Job, JobState
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
-
-logger = logging.getLogger(__name__)
 
 WAITING, REQUEUED, NOT_BEGUN, CANCELLED, LOST = "waiting", "requeued", "not begun", "cancelled", "lost"
 BEGUN = "begun"
@@ -141,18 +138,8 @@ def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
     return cancelled
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundLog:
-    """A job whose log a user wants to see; the fields are those of its `JobStatus`."""
-
-    name: str
-    status: str
-    is_on_its_way: bool
-    log: Path
-
-
-def find_log(work: Path | str, wanted: str, *, configuration: str | None = None) -> FoundLog:
-    """The job whose log a user wants to see.
+def find_log(work: Path | str, wanted: str, *, configuration: str | None = None) -> JobStatus:
+    """The job of a batch whose log a user wants to see.
 
     Args:
         work: the work folder.
@@ -171,9 +158,7 @@ def find_log(work: Path | str, wanted: str, *, configuration: str | None = None)
         raise AutosegError(f"found no job '{wanted}', expected a fold or one of {', '.join(names) or 'no job at all'}")
     if len(matching) > 1:
         raise AutosegError(f"several jobs train fold {wanted}: {', '.join(one.name for one in matching)}; name one")
-    (found,) = matching
-    assert found.log is not None
-    return FoundLog(name=found.name, status=found.status, is_on_its_way=found.is_on_its_way, log=found.log)
+    return matching[0]
 
 
 def _end_processes(state: JobState | None) -> None:
@@ -190,25 +175,28 @@ def _tell_batches(
     workspace: Workspace, folders: Sequence[BatchFolder]
 ) -> Iterator[tuple[BatchFolder, list[JobStatus]]]:
     """Each batch with its jobs. Slurm is asked once for all of them."""
-    states = {folder: {job.name: folder.read_state(job.name) for job in folder.read().jobs} for folder in folders}
+    batches = [(folder, folder.read(), folder.read_slurm_ids()) for folder in folders]
+    states = [{job.name: folder.read_state(job.name) for job in batch.jobs} for folder, batch, _ in batches]
     numbers = [
         number
-        for folder, of_batch in states.items()
-        for name, number in folder.read_slurm_ids().items()
+        for (_, _, ids), of_batch in zip(batches, states, strict=True)
+        for name, number in ids.items()
         if not _is_over(of_batch[name])
     ]
     queue = slurm.ask_squeue(numbers)
-    for folder, of_batch in states.items():
-        yield folder, list(_tell_batch(workspace, folder, of_batch, queue))
+    for (folder, batch, ids), of_batch in zip(batches, states, strict=True):
+        yield folder, list(_tell_batch(workspace, folder, batch, ids, states=of_batch, queue=queue))
 
 
 def _tell_batch(
     workspace: Workspace,
     folder: BatchFolder,
+    batch: Batch,
+    ids: Mapping[str, str],
+    *,
     states: Mapping[str, JobState | None],
     queue: Mapping[str, slurm.SlurmJob],
 ) -> Iterator[JobStatus]:
-    batch, ids = folder.read(), folder.read_slurm_ids()
     told: dict[str, JobStatus] = {}
     for job in batch.jobs:
         # What ended between the two questions has written it down since.

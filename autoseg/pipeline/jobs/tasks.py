@@ -13,7 +13,7 @@ from pathlib import Path
 from autoseg.core.locks import locked
 from autoseg.core.runtime import limit_cpus
 from autoseg.pipeline.fit import train
-from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest, TrainRequest
+from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest
 from autoseg.pipeline.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ def _train(batch: Batch, job: Job, place: Place) -> None:
     from autoseg.core.runtime import resolve_device
     from autoseg.training.ranks import joined
 
-    request = _asked(batch.training)
+    request = batch.training
+    assert request is not None
     assert job.fold is not None
     (name,) = job.configurations
     device = resolve_device(place.device)
@@ -132,7 +133,8 @@ def _select(batch: Batch, job: Job, place: Place) -> None:
 
 
 def _predict(batch: Batch, job: Job, place: Place) -> None:
-    request = _asked_prediction(batch.prediction)
+    request = batch.prediction
+    assert request is not None
     # What was made for this batch already is not made again when it goes on.
     since_s = batch.submitted_s if request.overwrite else 0.0
     here = replace(request, device=place.device, overwrite=False)
@@ -147,16 +149,6 @@ def predict_as_asked(
 
     options = {known.name: getattr(request, known.name) for known in fields(request)}
     return predict(options.pop("images"), options.pop("output"), work, **options, part=part, made_since_s=made_since_s)
-
-
-def _asked(request: TrainRequest | None) -> TrainRequest:
-    assert request is not None, "a batch with jobs that train says how"
-    return request
-
-
-def _asked_prediction(request: PredictRequest | None) -> PredictRequest:
-    assert request is not None, "a batch with jobs that predict says how"
-    return request
 
 
 TASKS: dict[str, Callable[[Batch, Job, Place], None]] = {
