@@ -104,8 +104,9 @@ VARIANTS: dict[str, Variant] = {
     "balanced sampling, 1/3": Variant(train={"foreground_fraction": 1 / 3}),
     "balanced sampling, all": Variant(train={"foreground_fraction": 1.0}),
     "no augmentation": Variant(train={"augment": "none"}),
-    "mirrored": Variant(train={"mirror": True}),
-    "mirrored, half the rate": Variant(train={"mirror": True}, recipe={"learning_rate": 6e-3}),
+    "mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}),
+    "mirrored, half the rate": Variant(train={"mirror": True}),
+    "not mirrored": Variant(train={"mirror": False}),
     # The loss, and the weights that are kept.
     **{lever: Variant(lever=lever) for lever in LEVERS},
 }

@@ -120,7 +120,7 @@ def choose_training(
     budget = config.budget or full_training(recipe, n_cases=n_cases, batch_size=batch_size)[0]
     network, n_steps = configuration, budget.iterations or 0
     adapts = recipe.adapts and config.network == "auto" and not plan.is_edited
-    must_time = adapts or (config.mirror is None and config.augment != "none" and recipe.min_samples_to_mirror > 0)
+    must_time = adapts or (config.mirror is None and config.augment != "none" and recipe.patches_per_label_to_mirror > 0)
     if budget.max_time_s is not None and must_time:
         known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
         if adapts:
@@ -136,9 +136,13 @@ def choose_training(
     reasons["foreground_fraction"] = f"of the recipe; a patch covers {prod(covered):.0%} of the median case"
     mirror = config.mirror if config.augment != "none" else False
     if mirror is None:
-        mirror, needed = n_steps * batch_size >= recipe.min_samples_to_mirror, recipe.min_samples_to_mirror
+        n_labels, n_patches = len(plan.labels.structures), n_steps * batch_size
+        needed = recipe.patches_per_label_to_mirror * n_labels
+        mirror = n_patches >= needed
         reasons["mirror"] = (
-            f"about {n_steps * batch_size:,} patches will be seen, {needed:,} are needed to gain by it"
+            f"about {n_patches:,} patches will be seen; to gain by it takes {needed:,}, "
+            f"{recipe.patches_per_label_to_mirror:,} for each of {n_labels} labels"
+            + (f"; the rate is multiplied by {recipe.mirrored_rate:g}" if mirror else "")
             if needed
             else "of the recipe"
         )

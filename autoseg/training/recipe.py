@@ -29,8 +29,10 @@ class Recipe:
         sampling, foreground_fraction: see `autoseg.training.config.TrainConfig`.
         patches_per_case: that a full training sees, where the user gives no budget; None for `max_epochs`.
         min_epochs, max_epochs: of a full training.
-        min_samples_to_mirror: a run that sees fewer patches does not mirror them. The network has to learn every
-            structure in eight poses instead of one, which pays in a long training only.
+        patches_per_label_to_mirror: a run that sees fewer patches for each label does not mirror them. The network has
+            to learn every structure in eight poses instead of one, which pays in a long training only, and the later
+            the more structures there are.
+        mirrored_rate: factor of the learning rate where patches are mirrored.
     """
 
     optimizer: str
@@ -46,18 +48,20 @@ class Recipe:
     patches_per_case: int | None
     min_epochs: int
     max_epochs: int
-    min_samples_to_mirror: int
+    patches_per_label_to_mirror: int
+    mirrored_rate: float
 
-    def rate(self, fraction_done: float) -> float:
+    def rate(self, fraction_done: float, *, mirrored: bool) -> float:
         """The learning rate after a fraction of the budget."""
+        largest = self.learning_rate * (self.mirrored_rate if mirrored else 1.0)
         if self.schedule == "poly":
-            return self.learning_rate * (1 - fraction_done) ** 0.9
+            return largest * (1 - fraction_done) ** 0.9
         if fraction_done < self.warmup_fraction:
-            return self.learning_rate * (0.01 + 0.99 * fraction_done / self.warmup_fraction)
+            return largest * (0.01 + 0.99 * fraction_done / self.warmup_fraction)
         progress = (fraction_done - self.warmup_fraction) / (1 - self.warmup_fraction)
         if self.schedule == "linear":
-            return self.learning_rate * (1 - progress)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+            return largest * (1 - progress)
+        return largest * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -75,7 +79,8 @@ RECIPES: dict[str, Recipe] = {
         patches_per_case=500,
         min_epochs=50,
         max_epochs=250,
-        min_samples_to_mirror=20_000,
+        patches_per_label_to_mirror=3000,
+        mirrored_rate=0.5,
     ),
     "published": Recipe(
         optimizer="sgd",
@@ -91,7 +96,8 @@ RECIPES: dict[str, Recipe] = {
         patches_per_case=None,
         min_epochs=1000,
         max_epochs=1000,
-        min_samples_to_mirror=0,
+        patches_per_label_to_mirror=0,
+        mirrored_rate=1.0,
     ),
 }
 

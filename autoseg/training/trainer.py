@@ -378,7 +378,7 @@ class _Run:
         self.epoch_time_s += spent
 
     def _step(self, batch: Batch) -> None:
-        rate = self.recipe.rate(self.fraction_done)
+        rate = self.recipe.rate(self.fraction_done, mirrored=self.choices.mirror)
         value = self.learner.step(lambda: self._loss(batch), learning_rate=rate)
         if not math.isfinite(value):
             self._count_bad_step(batch, value)

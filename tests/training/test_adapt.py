@@ -192,6 +192,13 @@ def test_the_planned_network_is_timed_too_because_mirroring_depends_on_it(machin
     assert machine.timed == [THICK, THICK]
 
 
+def test_more_labels_take_more_patches_before_mirroring_pays() -> None:
+    budget = Budget(iterations=RECIPES["fast"].patches_per_label_to_mirror)
+    many = LabelSpec(names=("heart", "lung", "liver"), values=(1, 2, 3))
+    assert choose(budget=budget, batch_size=2).mirror
+    assert not choose(dataclasses.replace(make_plan(), labels=many), budget=budget, batch_size=2).mirror
+
+
 def test_a_patch_that_the_user_has_set_is_kept(machine: Machine) -> None:
     plan = make_plan(Reason(subject="configurations.3d_fullres.patch_size", text=f"{SET_BY_USER}: 16 x 96 x 64"))
     chosen = choose(plan, machine=machine, budget=Budget(max_time_s=1)).configuration

@@ -38,20 +38,21 @@ def test_impossible_budgets_are_refused(wrong: dict) -> None:
 
 def test_published_schedule_is_polynomial() -> None:
     recipe = RECIPES["published"]
-    assert recipe.rate(0) == pytest.approx(0.01)
-    assert recipe.rate(0.5) == pytest.approx(0.01 * 0.5**0.9)
-    assert recipe.rate(1) == 0
+    assert recipe.rate(0, mirrored=True) == pytest.approx(0.01)
+    assert recipe.rate(0.5, mirrored=False) == pytest.approx(0.01 * 0.5**0.9)
+    assert recipe.rate(1, mirrored=True) == 0
 
 
 def test_cosine_schedule_warms_up_and_ends_at_zero() -> None:
     recipe = RECIPES["fast"]
-    rates = [recipe.rate(step / 1000) for step in range(1001)]
+    rates = [recipe.rate(step / 1000, mirrored=False) for step in range(1001)]
     peak = rates.index(max(rates))
     assert max(rates) == pytest.approx(recipe.learning_rate)
     assert peak == round(1000 * recipe.warmup_fraction)
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
+    assert recipe.rate(0.3, mirrored=True) == pytest.approx(recipe.mirrored_rate * rates[300])
 
 
 def test_unknown_recipe_is_named_with_those_that_exist() -> None:
