@@ -10,7 +10,6 @@ The hashes find damage. They do not say who made the file: whoever changes a mem
 from __future__ import annotations
 
 import hashlib
-import json
 import stat
 import struct
 import zipfile
@@ -21,13 +20,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from autoseg.core.errors import AutosegError, FormatError
-from autoseg.core.serialize import atomic_path, dump_json, from_plain
+from autoseg.core.serialize import atomic_path, encode_json, from_plain, parse_json
 from autoseg.training.checkpoint import Progress
 
 SUFFIX = ".autoseg"
 FORMAT = "autoseg model"
-FORMAT_VERSION = 2
-"""Counts up with each change of what the members hold, be it the manifest, the record of a fold, or the plan."""
+FORMAT_VERSION, OLDEST_FORMAT_VERSION = 3, 2
+"""Counts up with each change of what the members hold, be it the manifest, the record of a fold, or the plan. What the
+oldest of those that can be read lacks has a default."""
 MANIFEST, PLAN, POSTPROCESSING = "manifest.json", "plan.json", "postprocessing.json"
 MAX_JSON_BYTES = 16 * 2**20
 MAX_WEIGHTS_BYTES = 8 * 2**30
@@ -119,7 +119,7 @@ def training_member(fold: int) -> str:
 
 def to_json_bytes(value: object) -> bytes:
     """A dataclass as the bytes of a JSON file."""
-    return (dump_json(value) + "\n").encode()
+    return encode_json(value)
 
 
 def write_archive(
@@ -212,19 +212,19 @@ def _parse_manifest(path: Path, data: bytes) -> Manifest:
     version = content.get("version")
     if not isinstance(version, int):
         raise _not_a_model(path, f"its {MANIFEST} has no version")
-    if version != FORMAT_VERSION:
+    if not OLDEST_FORMAT_VERSION <= version <= FORMAT_VERSION:
         kind, advice = ("newer", "update autoseg") if version > FORMAT_VERSION else ("older", "export the model again")
         raise FormatError(
             f"{path}: was made by a{'n' * (kind == 'older')} {kind} autoseg (format {version}, this one reads "
-            f"{FORMAT_VERSION}); {advice}"
+            f"{OLDEST_FORMAT_VERSION} to {FORMAT_VERSION}); {advice}"
         )
     return _parse(path, MANIFEST, data, Manifest)
 
 
 def _parse(path: Path, name: str, data: bytes, cls: type[T]) -> T:
     try:
-        return from_plain(cls, json.loads(data))
-    except (AutosegError, ValueError, RecursionError) as error:
+        return from_plain(cls, parse_json(data))
+    except (AutosegError, ValueError) as error:
         raise _not_a_model(path, f"{name}: {error}") from error
 
 

@@ -20,6 +20,7 @@ from autoseg import __version__
 from autoseg.core.errors import FormatError, PredictionError, TrainingError
 from autoseg.core.serialize import from_plain, read_json
 from autoseg.core.steps import Step
+from autoseg.core.versions import refuse_newer
 from autoseg.inference.archive import (
     FORMAT,
     FORMAT_VERSION,
@@ -38,7 +39,7 @@ from autoseg.inference.archive import (
 from autoseg.inference.quality import QualityModel
 from autoseg.networks.build import build_trainable
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.training.checkpoint import Progress, load_into, read_network
+from autoseg.training.checkpoint import Progress, format_weights, load_into, parse_weights, read_network
 from autoseg.training.folds import fold_folder, trained_folds, unfinished_folds, usable_folds
 from autoseg.training.record import FoldFiles, FoldRecord
 
@@ -190,9 +191,31 @@ class Model:
         Raises:
             TrainingError: the weights are damaged, or of another network.
         """
+        tensors = self._parse(fold, weights)
+        self._check_size(tensors)
         network = build_trainable(self.plan, self.configuration)
-        load_into(network, self._parse(fold, weights), self.path)
+        load_into(network, tensors, self.path)
         return network.eval()
+
+    def _check_size(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuses a plan whose network is larger than its weights, before any memory is taken for it.
+
+        Raises:
+            TrainingError: the weights are of another network.
+        """
+        import torch
+
+        most = sum(tensor.numel() for tensor in tensors.values())
+        try:
+            with torch.device("meta"):
+                known = build_trainable(self.plan, self.configuration).state_dict()
+            is_larger = sum(tensor.numel() for tensor in known.values()) > most
+        except (RuntimeError, OverflowError, TypeError):  # numbers beyond what any tensor may have
+            is_larger = True
+        if is_larger:
+            raise TrainingError(
+                f"{self.path}: the weights are of another network; was the plan changed after training? Train again."
+            )
 
     def _parse(self, fold: int, weights: FoldWeights) -> dict[str, Tensor]:
         from safetensors import SafetensorError
@@ -260,6 +283,7 @@ def read_model(path: Path | str) -> Model:
 
 
 def _read_folder(folder: Path) -> Model:
+    refuse_newer(folder)
     file = folder / PLAN
     if not file.is_file():
         expected = f"the folder of a trained configuration or a {SUFFIX} file"
@@ -324,14 +348,14 @@ class _FolderSource:
             raise FormatError(f"{file}: {error}") from error
 
     def read_weights(self, fold: int) -> FoldWeights:
-        from safetensors.torch import save
-
         files = self._files(fold)
         try:
-            return FoldWeights(data=files.weights.read_bytes(), progress=None)
+            data = files.weights.read_bytes()
         except FileNotFoundError:
             tensors, progress = read_network(files.checkpoint)
-            return FoldWeights(data=save(tensors), progress=progress)
+            return FoldWeights(data=format_weights(tensors), progress=progress)
+        parse_weights(data, files.weights)
+        return FoldWeights(data=data, progress=None)
 
     def hash_weights(self, fold: int) -> str:
         return self.read_weights(fold).sha256

@@ -39,11 +39,15 @@ def force_cascade(work: Path | str = DEFAULT_WORK, configuration: str | None = C
         return made
     if not {CASCADE, "3d_cascade_fullres"} & {name.strip() for name in (configuration or "").split(",")}:
         raise PlanError("--force makes a cascade; say so with -c cascade, or leave it out")
-    added, reasons = configurations.force_cascade(made, n_cases=len(workspace.read_fingerprint().cases))
-    subjects = {reason.subject for reason in reasons}
-    kept = (reason for reason in made.reasons if reason.subject not in subjects)
-    plan = replace(made, configurations={**made.configurations, **added}, reasons=(*kept, *reasons)).signed()
-    write_json(workspace.plan_file, plan)
+    with workspace.planning():
+        made = workspace.read_plan()
+        if made.cascade is not None:  # Another process has made one meanwhile.
+            return made
+        added, reasons = configurations.force_cascade(made, n_cases=len(workspace.read_fingerprint().cases))
+        subjects = {reason.subject for reason in reasons}
+        kept = (reason for reason in made.reasons if reason.subject not in subjects)
+        plan = replace(made, configurations={**made.configurations, **added}, reasons=(*kept, *reasons)).signed()
+        write_json(workspace.plan_file, plan)
     for known in added.values():
         logger.info("the plan now has %s, at %s mm", known.name, join_numbers(known.spacing_mm))
     return plan
@@ -89,7 +93,6 @@ def prepare_second_stage(
             f"{len(lacking)} cases validate in no fold, such as {lacking[0]}; plan with a cross-validation (--folds 5)"
         )
     model, folds = workspace.model(first), range(len(splits.folds))
-    # The same process comes here again: training the first stage may end in a selection.
     with locked(model / ".first-stage.lock", waiting_for=f"completes {model.name}"):
         missing = sorted(set(folds) - set(trained_folds(model)))
         if missing and train_folds is not None:
@@ -123,12 +126,19 @@ def _put_on_grid(
 ) -> None:
     """An out-of-fold prediction on the grid of the second stage, unless it is there already."""
     from autoseg.preprocessing.preprocess import preprocess_label
-    from autoseg.preprocessing.store import PreprocessedCase, is_previous_current, write_previous
+    from autoseg.preprocessing.store import (
+        PreprocessedCase,
+        find_previous_damage,
+        is_previous_current,
+        write_previous,
+    )
 
     stored = PreprocessedCase(workspace.preprocessed(made.grid(configuration), case))
     folder = workspace.first_stage(configuration, case)
     key = digest((model, stored.stored.key))
-    if is_previous_current(folder, key):
+    if (damaged := find_previous_damage(folder, key)) is not None:
+        logger.warning("%s: is damaged; it is made again from %s", damaged, label_map)
+    elif is_previous_current(folder, key):
         return
     label, _ = read_label(label_map)
     classes = preprocess_label(made.labels.values_to_classes(label), stored.record)

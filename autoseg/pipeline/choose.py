@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError, PredictionError, TrainingError
+from autoseg.core.locks import locked
 from autoseg.core.runtime import track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case
@@ -71,38 +72,39 @@ def select(
 
     workspace = Workspace(root=Path(work))
     made, cases = workspace.read_plan(), workspace.read_dataset().cases
-    complete, missing = _find_complete(workspace, made)
-    if not complete:
-        listed = "\n".join(f"  - {name}: {why}" for name, why in missing.items())
-        raise TrainingError(f"{workspace.root}: no configuration is trained on all folds\n{listed}")
-    known = {name: cross_validate(work, configuration=name, device=device, stop=stop) for name in complete}
-    members: list[tuple[str, ...]] = [(name,) for name in complete]
-    if ensembles:
-        members += list(itertools.combinations(complete, 2))
-    costs = {name: _cost(workspace, name, cases) for name in complete}
-    candidates, dice = [], {}
-    for names in members:
-        if len(names) > 1:
-            try:
-                _predict_together(workspace, [known[name] for name in names], cases, device=device, stop=stop)
-            except PredictionError as error:
-                # What single configurations need is less.
-                missing[" + ".join(names)] = str(error)
-                continue
-        cost = sum(costs[name] for name in names)
-        candidate, decided = _judge(workspace, made, [known[name] for name in names], cases, cost=cost)
-        if len(names) == 1:
-            _write_postprocessing(workspace, known[names[0]], decided)
-        candidates.append(candidate)
-        dice[candidate.name] = decided.dice
-    selection = rule.select(candidates, dice, missing=missing)
-    write_json(workspace.selection_file, selection)
-    logger.info("selected %s: %s", selection.chosen, selection.why)
-    for decision in selection.candidate.decisions:
-        if decision.adopted:
-            text = "post-processing: %s, Dice %+.4f (%+.4f to %+.4f)"
-            logger.info(text, decision.step, decision.gain, decision.low, decision.high)
-    return selection
+    with locked(workspace.root / ".select.lock", waiting_for="selects"):
+        complete, missing = _find_complete(workspace, made)
+        if not complete:
+            listed = "\n".join(f"  - {name}: {why}" for name, why in missing.items())
+            raise TrainingError(f"{workspace.root}: no configuration is trained on all folds\n{listed}")
+        known = {name: cross_validate(work, configuration=name, device=device, stop=stop) for name in complete}
+        members: list[tuple[str, ...]] = [(name,) for name in complete]
+        if ensembles:
+            members += list(itertools.combinations(complete, 2))
+        costs = {name: _cost(workspace, name, cases) for name in complete}
+        candidates, dice = [], {}
+        for names in members:
+            if len(names) > 1:
+                try:
+                    _predict_together(workspace, [known[name] for name in names], cases, device=device, stop=stop)
+                except PredictionError as error:
+                    # What single configurations need is less.
+                    missing[" + ".join(names)] = str(error)
+                    continue
+            cost = sum(costs[name] for name in names)
+            candidate, decided = _judge(workspace, made, [known[name] for name in names], cases, cost=cost)
+            if len(names) == 1:
+                _write_postprocessing(workspace, known[names[0]], decided)
+            candidates.append(candidate)
+            dice[candidate.name] = decided.dice
+        selection = rule.select(candidates, dice, missing=missing)
+        write_json(workspace.selection_file, selection)
+        logger.info("selected %s: %s", selection.chosen, selection.why)
+        for decision in selection.candidate.decisions:
+            if decision.adopted:
+                text = "post-processing: %s, Dice %+.4f (%+.4f to %+.4f)"
+                logger.info(text, decision.step, decision.gain, decision.low, decision.high)
+        return selection
 
 
 def read_selection(workspace: Workspace) -> Selection | None:

@@ -62,10 +62,12 @@ def measure(
     """
     require_gpu(device)
     workspace = Workspace(root=Path(work))
-    made = workspace.read_plan()
-    made = measure_plan(workspace, made, configurations or (default_configuration(made).name,), device=device)
-    fingerprint = workspace.read_fingerprint()
-    write_report(workspace, workspace.read_dataset(), made, fingerprint, estimate(fingerprint, made))
+    workspace.read_plan()  # Before anything is written into a folder that is none.
+    with workspace.planning():
+        made = workspace.read_plan()
+        made = measure_plan(workspace, made, configurations or (default_configuration(made).name,), device=device)
+        fingerprint = workspace.read_fingerprint()
+        write_report(workspace, workspace.read_dataset(), made, fingerprint, estimate(fingerprint, made))
     return made
 
 

@@ -104,17 +104,21 @@ def train(
     unknown = sorted(set(wanted) - set(range(len(splits.folds))))
     if unknown:
         raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {len(splits.folds) - 1}")
+    first_stage: list[int] = []
     if ranks.is_first:
         preprocess_cases(workspace, dataset, made, chosen.name)
         if chosen.previous is not None:
 
             def train_first_stage(name: str, missing: list[int]) -> None:
+                first_stage.extend(missing)
+                # Whoever selects waits for a first stage that is being completed: it selects afterwards.
                 train(
                     work,
                     folds=missing,
                     configuration=name,
                     config=config,
                     device=device,
+                    and_select=False,
                     checkpoint_interval_s=checkpoint_interval_s,
                     track_with=track_with,
                     stop=stop,
@@ -146,34 +150,32 @@ def train(
             stored = [open_preprocessed(workspace, made, chosen.name, case) for case in ids]
             return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
 
-        folder = fold_folder(model, fold)
+        files, results[fold] = FoldFiles(folder=fold_folder(model, fold)), None
         # Whoever trains the fold already, on this machine or another, is waited for.
-        lock = locked(folder / ".training.lock", waiting_for=f"trains {folder.name}")
-        with (
-            lock if ranks.is_first else nullcontext(),
-            _followers(folder, track_with if ranks.is_first else (), labels=made.labels.structures) as on_epoch,
-        ):
-            train_fold(
-                folder,
-                plan,
-                choices,
-                training=open_cases(splits.folds[fold].training),
-                validation=open_cases(splits.folds[fold].validation),
-                config=settings,
-                device=where,
-                resume=resume,
-                spent_s=spent_s if fold == wanted[0] else 0.0,
-                checkpoint_interval_s=checkpoint_interval_s,
-                stop=stop,
-                on_epoch=on_epoch,
-                ranks=ranks,
-            )
-        if not ranks.is_first:
-            results[fold] = None
-            continue
-        _draw_curves(folder, read_log(FoldFiles(folder=folder).log))
-        results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop) if validate else None
-    if validate and and_select and ranks.is_first and why_incomplete(workspace, chosen.name) is None:
+        lock = locked(files.lock, waiting_for=f"trains {files.folder}")
+        with lock if ranks.is_first else nullcontext():
+            trackers = track_with if ranks.is_first else ()
+            with _followers(files.folder, trackers, labels=made.labels.structures) as on_epoch:
+                train_fold(
+                    files.folder,
+                    plan,
+                    choices,
+                    training=open_cases(splits.folds[fold].training),
+                    validation=open_cases(splits.folds[fold].validation),
+                    config=settings,
+                    device=where,
+                    resume=resume,
+                    spent_s=spent_s if fold == wanted[0] else 0.0,
+                    checkpoint_interval_s=checkpoint_interval_s,
+                    stop=stop,
+                    on_epoch=on_epoch,
+                    ranks=ranks,
+                )
+            if ranks.is_first:
+                _draw_curves(files.folder, read_log(files.log))
+                if validate:
+                    results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop)
+    if validate and and_select and ranks.is_first and (first_stage or why_incomplete(workspace, chosen.name) is None):
         select(work, device=device, stop=stop)
     return results
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import AutosegError, DatasetError, FormatError, PredictionError
+from autoseg.core.locks import locked
 from autoseg.core.serialize import read_json
 from autoseg.data.io import read_label, read_raw
 from autoseg.data.references import read_shown_reference
@@ -76,7 +77,8 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
 
     chosen = selected_models(workspace)
     selection = None if chosen is None else chosen[0]
-    return write_results_page(workspace.results_page, made, results, selection=selection, overlays=overlay)
+    with locked(workspace.root / ".report.lock", waiting_for="writes the report"):
+        return write_results_page(workspace.results_page, made, results, selection=selection, overlays=overlay)
 
 
 def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
-from autoseg.core.errors import FormatError, TrainingError
-from autoseg.core.locks import locked
+from autoseg.core.errors import FormatError, TrainingError, list_some
+from autoseg.core.locks import is_free, locked
 from autoseg.core.serialize import digest, holds_json, read_json, write_json
+from autoseg.core.versions import note_writer, refuse_newer
 from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
 from autoseg.training.adapt import LADDER, WIDTHS, choose_training, with_requests
 from autoseg.training.folds import fold_folder, folds_with, usable_folds
@@ -77,9 +78,14 @@ def settle_training(
         seconds that were spent on making them.
 
     Raises:
-        TrainingError: the folder holds folds of another plan, recipe or network.
+        TrainingError: the folder holds folds of another plan, recipe or network; or a fold that is to begin anew is
+            being trained.
+        WorkspaceError: a newer autoseg has trained folds of the model.
     """
     with locked(model / ".settling.lock", waiting_for=f"chooses how {model.name} is trained"):
+        refuse_newer(model)
+        if not resume:
+            _refuse_while_trained([FoldFiles(folder=fold_folder(model, fold)) for fold in folds])
         file, planned = model / RECIPE_FILE, planned_digest(made, configuration.name)
         asked = dataclasses.replace(config, seed=0, compile=None)
         rules = RECIPES[config.recipe], LADDER, WIDTHS, __version__
@@ -104,6 +110,7 @@ def settle_training(
             for fold in folds:
                 FoldFiles(folder=fold_folder(model, fold)).discard()
         plan = _adapted(made, known.choices)
+        note_writer(model)
         # Folds that run side by side write nothing that is there already.
         for path, content in ((file, known), (model / "plan.json", plan)):
             if not holds_json(path, content):
@@ -112,6 +119,16 @@ def settle_training(
     for reason in choices.reasons:
         logger.info("%s: %s: %s", configuration.name, reason.subject.removeprefix("training."), reason.text)
     return plan, choices, spent_s
+
+
+def _refuse_while_trained(folds: Sequence[FoldFiles]) -> None:
+    """Makes sure that nothing is deleted that another process works on."""
+    busy = [files.folder for files in folds if not is_free(files.lock)]
+    if busy:
+        raise TrainingError(
+            f"{list_some([str(folder) for folder in busy])}: another process trains it; wait for it or end it, then "
+            "begin anew"
+        )
 
 
 def _announced(model: Path) -> list[int]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TypeVar
 
 from autoseg.core.errors import FormatError, PlanError, WorkspaceError
+from autoseg.core.locks import locked
 from autoseg.core.serialize import read_json
+from autoseg.core.versions import note_writer, refuse_newer, tell_writer
 from autoseg.data.dataset import Dataset
 from autoseg.data.splits import Splits
 from autoseg.planning.checks import check_plan
@@ -27,9 +32,16 @@ CASCADE = "cascade"
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """The work folder: where everything is kept. Nothing else knows these names."""
+    """The work folder: where everything is kept. Nothing else knows these names.
+
+    Raises:
+        WorkspaceError: a newer autoseg has made it.
+    """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        refuse_newer(self.root)
 
     @property
     def dataset_file(self) -> Path:
@@ -121,8 +133,46 @@ class Workspace:
         try:
             content: T = read_json(file, kind)
         except FormatError as error:
-            raise FormatError(f"{error}. Mend the file, or delete it and run 'autoseg plan DATASET' again.") from error
+            raise FormatError(
+                f"{error}. Mend the file, or delete it and run 'autoseg plan DATASET' again.{tell_writer(self.root)}"
+            ) from error
         return content
+
+    # -- locks ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """While the block runs, no other process plans or preprocesses what it has planned; this one writes here."""
+        with locked(self.root / ".planning.lock", waiting_for=f"plans in {self.root}"):
+            # It may have been a newer one that was waited for.
+            refuse_newer(self.root)
+            note_writer(self.root)
+            yield
+
+    @contextmanager
+    def preprocessing(self, grid: str, part: tuple[int, int] = (1, 1)) -> Iterator[None]:
+        """While the block runs, no other process makes these cases on a grid.
+
+        Parts of the same number of parts go on side by side. Whoever comes with all cases waits for all parts, and
+        those that come later wait for him.
+        """
+        folder, is_part = self.root / "preprocessed", part[1] > 1
+        waiting_for = f"preprocesses {grid}"
+        with ExitStack() as held:
+            with ExitStack() as entering:
+                entering.enter_context(locked(folder / f".{grid}.lock", waiting_for=waiting_for))
+                for name in {path.name.removesuffix(".soft") for path in folder.glob(f".{escape(grid)}.part-*")}:
+                    other = re.fullmatch(rf"\.{re.escape(grid)}\.part-\d+-of-(\d+)\.lock", name)
+                    if other is not None and int(other[1]) != part[1]:
+                        # None of them begins before this process has a lock of its own.
+                        with locked(folder / name, waiting_for=waiting_for):
+                            pass
+                if is_part:
+                    own = folder / f".{grid}.part-{part[0]}-of-{part[1]}.lock"
+                    held.enter_context(locked(own, waiting_for=waiting_for))
+                else:
+                    held.enter_context(entering.pop_all())
+            yield
 
 
 def default_configuration(made: Plan, name: str | None = None) -> ConfigurationPlan:

@@ -1,7 +1,8 @@
 """Preprocessed cases on disk: plain memory-mapped arrays, so that a patch is read without reading the volume.
 
 A case is a folder with `image.npy` (float16, (C, Z, Y, X)), `label.npy` (uint8 or uint16, (Z, Y, X)), `foreground.npy`
-(sampled voxels of each class) and `case.json`. Folders appear whole or not at all.
+(sampled voxels of each class) and `case.json`, which holds the hashes of all of them. Folders appear whole or not at
+all; what a disk does to them later, `find_damage` finds, at the speed of `autoseg.core.checksums` per core.
 """
 
 from __future__ import annotations
@@ -9,23 +10,26 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.core.checksums import hash_file
 from autoseg.core.errors import FormatError, WorkspaceError
 from autoseg.core.runtime import derive_seed, map_threads, n_cpus
-from autoseg.core.serialize import atomic_path, digest, read_json, write_json
+from autoseg.core.serialize import atomic_path, digest, from_plain, read_json, to_plain, write_json
 from autoseg.preprocessing.preprocess import CaseRecord
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 1
+STORE_VERSION = 2
+RECORD, ARRAYS = "case.json", ("image.npy", "label.npy", "foreground.npy")
+PREVIOUS_RECORD, PREVIOUS_ARRAY = "previous.json", "previous.npy"
 # Enough voxels that a class' shape is represented, few enough that the index of a CT is a few hundred kilobytes.
 MAX_FOREGROUND_PER_CLASS = 4096
 MAX_FLOAT16 = 65504.0
@@ -43,6 +47,7 @@ class StoredCase:
         n_annotated: rows after those: voxels that somebody has annotated; 0 where all are.
         known: which of the network's outputs were annotated in this case; None for all.
         absent: channels that are zero throughout: the case lacks them.
+        hashes: of the arrays' files, by name, and of this record without its own.
     """
 
     version: int
@@ -52,6 +57,23 @@ class StoredCase:
     n_annotated: int = 0
     known: tuple[bool, ...] | None = None
     absent: tuple[int, ...] = ()
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPrevious:
+    """The content of `previous.json`.
+
+    Attributes:
+        key: digest of everything that the array was made of.
+        hashes: as in `StoredCase`.
+    """
+
+    key: str
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+R = TypeVar("R", StoredCase, StoredPrevious)
 
 
 def write_case(
@@ -83,9 +105,9 @@ def write_case(
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         half = np.clip(image, -MAX_FLOAT16, MAX_FLOAT16).astype(np.float16)
-        np.save(temporary / "image.npy", half, allow_pickle=False)
-        np.save(temporary / "label.npy", label, allow_pickle=False)
-        np.save(temporary / "foreground.npy", np.concatenate([positions, annotated]), allow_pickle=False)
+        contents = half, label, np.concatenate([positions, annotated])
+        for name, content in zip(ARRAYS, contents, strict=True):
+            np.save(temporary / name, content, allow_pickle=False)
         stored = StoredCase(
             version=STORE_VERSION,
             key=key,
@@ -95,7 +117,7 @@ def write_case(
             known=known,
             absent=tuple(channel for channel, values in enumerate(image) if not values.any()),
         )
-        write_json(temporary / "case.json", stored)
+        write_json(temporary / RECORD, _sealed(stored, temporary, RECORD, ARRAYS))
 
 
 def sample_foreground(label: NDArray, *, n_classes: int, seed: int) -> tuple[tuple[int, ...], NDArray[np.int32]]:
@@ -141,13 +163,33 @@ def _positions(voxels: NDArray[np.intp], shape: tuple[int, ...]) -> NDArray[np.i
 
 
 def is_current(folder: Path, key: str) -> bool:
-    """Whether the case in `folder` was made of exactly what `key` stands for."""
+    """Whether the case in `folder` was made of exactly what `key` stands for; its arrays are not read."""
     try:
-        stored = read_json(folder / "case.json")
+        stored = read_json(folder / RECORD)
     except FormatError:
         return False
-    complete = all((folder / name).is_file() for name in ("image.npy", "label.npy", "foreground.npy"))
+    complete = all((folder / name).is_file() for name in ARRAYS)
     return complete and isinstance(stored, dict) and (stored.get("version"), stored.get("key")) == (STORE_VERSION, key)
+
+
+def find_damage(folder: Path, key: str | None = None) -> Path | None:
+    """The first file of a case that is missing, or is not as it was written; None where all of them are whole.
+
+    Where there is no case, or one of another version of the store, there is no damage either. What is whole is not read
+    again in this process while its files keep their sizes and times.
+
+    Args:
+        folder: of the case.
+        key: the arrays are read only where the case was made of what this stands for; None reads them in any case.
+    """
+    try:
+        content = read_json(folder / RECORD)
+        if not isinstance(content, dict) or content.get("version") != STORE_VERSION:
+            return None
+        stored = from_plain(StoredCase, content)
+    except FormatError:
+        return folder / RECORD if folder.is_dir() else None
+    return _find_damage(folder, stored, RECORD, ARRAYS if key in (None, stored.key) else ())
 
 
 def write_previous(folder: Path, classes: NDArray, *, key: str) -> None:
@@ -160,16 +202,67 @@ def write_previous(folder: Path, classes: NDArray, *, key: str) -> None:
     """
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        np.save(temporary / "previous.npy", classes, allow_pickle=False)
-        write_json(temporary / "previous.json", key)
+        np.save(temporary / PREVIOUS_ARRAY, classes, allow_pickle=False)
+        stored = _sealed(StoredPrevious(key=key), temporary, PREVIOUS_RECORD, (PREVIOUS_ARRAY,))
+        write_json(temporary / PREVIOUS_RECORD, stored)
 
 
 def is_previous_current(folder: Path, key: str) -> bool:
-    """Whether what is in `folder` depends on exactly what `key` stands for."""
+    """Whether what is in `folder` depends on exactly what `key` stands for; the array is not read."""
     try:
-        return (folder / "previous.npy").is_file() and read_json(folder / "previous.json") == key
+        stored: StoredPrevious = read_json(folder / PREVIOUS_RECORD, StoredPrevious)
     except FormatError:
         return False
+    return (folder / PREVIOUS_ARRAY).is_file() and stored.key == key
+
+
+def find_previous_damage(folder: Path, key: str | None = None) -> Path | None:
+    """As `find_damage`, of what `write_previous` has written."""
+    try:
+        content = read_json(folder / PREVIOUS_RECORD)
+        if not isinstance(content, dict):
+            return None
+        stored = from_plain(StoredPrevious, content)
+    except FormatError:
+        return folder / PREVIOUS_RECORD if folder.is_dir() else None
+    arrays = (PREVIOUS_ARRAY,) if key in (None, stored.key) else ()
+    return _find_damage(folder, stored, PREVIOUS_RECORD, arrays)
+
+
+def _sealed(stored: R, folder: Path, name: str, arrays: Sequence[str]) -> R:
+    """The record with the hashes of the arrays' files, and then with its own."""
+    # As it will be read: whole numbers that stand for others have become them then.
+    stored = from_plain(type(stored), to_plain(stored))
+    stored = replace(stored, hashes={array: hash_file(folder / array) for array in arrays})
+    return replace(stored, hashes={**stored.hashes, name: digest(stored)})
+
+
+# The files of cases that were found whole, by their folders. A training looks at its cases more than once.
+_whole: dict[Path, list[tuple[int, ...]]] = {}
+
+
+def _find_damage(folder: Path, stored: StoredCase | StoredPrevious, name: str, arrays: Sequence[str]) -> Path | None:
+    hashes = {**stored.hashes}
+    if hashes.pop(name, None) != digest(replace(stored, hashes=hashes)):
+        return folder / name
+    seen: list[tuple[int, ...]] = []
+    for array in arrays:
+        try:
+            known = (folder / array).stat()
+        except OSError:
+            return folder / array
+        seen.append((known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns))
+    if arrays and _whole.get(folder) == seen:
+        return None
+    for array in arrays:
+        try:
+            if hash_file(folder / array) != hashes.get(array):
+                return folder / array
+        except OSError:
+            return folder / array
+    if arrays:
+        _whole[folder] = seen
+    return None
 
 
 class _ArrayFile:
@@ -217,14 +310,12 @@ class PreprocessedCase:
         self._folder = folder
         self._previous: _ArrayFile | None = None
         try:
-            self.stored: StoredCase = read_json(folder / "case.json", StoredCase)
+            self.stored: StoredCase = read_json(folder / RECORD, StoredCase)
             self.key = self.stored.key
             if previous is not None:
-                self._previous = _ArrayFile(previous / "previous.npy")
-                self.key = digest((self.key, read_json(previous / "previous.json", str)))
-            self._image, self._label, self._positions = (
-                _ArrayFile(folder / name) for name in ("image.npy", "label.npy", "foreground.npy")
-            )
+                self._previous = _ArrayFile(previous / PREVIOUS_ARRAY)
+                self.key = digest((self.key, read_json(previous / PREVIOUS_RECORD, StoredPrevious).key))
+            self._image, self._label, self._positions = (_ArrayFile(folder / name) for name in ARRAYS)
         except (OSError, ValueError, EOFError, FormatError) as error:
             raise _unreadable(folder, error) from error
 

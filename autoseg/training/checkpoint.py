@@ -1,20 +1,32 @@
-"""Weights and the state of a training run, in safetensors: no pickle, and whole or absent."""
+"""Weights and the state of a training run, in safetensors: no pickle, and whole or absent.
+
+A hash of each tensor and of the state stands in the metadata and is checked when they are read. Files without hashes,
+which other programs and earlier versions have written, are read as they are.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from autoseg.core.checksums import hash_bytes
 from autoseg.core.errors import FormatError, TrainingError
-from autoseg.core.runtime import format_memory
+from autoseg.core.runtime import format_memory, n_cpus
 from autoseg.core.serialize import atomic_path, from_plain, to_plain
+from autoseg.training.record import FoldFiles
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
-_STATE = "state"
+_STATE, _HASHES = "state", "hashes"
+
+
+class DamagedError(TrainingError):
+    """A file of a training is not as it was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +135,7 @@ def read_state(path: Path) -> RunState:
     Raises:
         TrainingError: damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
-    return _parse_state(path, metadata)
+    return _parse_state(path, _read(path, prefix=None)[1])
 
 
 def read_network(path: Path) -> tuple[dict[str, Tensor], Progress]:
@@ -142,16 +147,40 @@ def read_network(path: Path) -> tuple[dict[str, Tensor], Progress]:
     Raises:
         TrainingError: missing or damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    tensors, metadata = _read(path, prefix=_NETWORK)
+    try:
+        state = json.loads(metadata[_STATE])
+        progress = Progress(step=state["iteration"], epoch=state["epoch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return {name[len(_NETWORK) :]: tensor for name, tensor in tensors.items()}, progress
+
+
+def format_weights(tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of the file that `save_weights` would write of a network with these weights, on the CPU."""
+    from safetensors.torch import save
+
+    return save(dict(tensors), metadata=_with_hashes({}, tensors))
+
+
+def parse_weights(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Weights from the bytes of a file.
+
+    Raises:
+        TrainingError: damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(_NETWORK)]  # noqa: SIM118
-            tensors = {name[len(_NETWORK) :]: file.get_tensor(name) for name in names}
-            state = json.loads((file.metadata() or {})[_STATE])
-        return tensors, Progress(step=state["iteration"], epoch=state["epoch"])
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        tensors = load(data)
+        # Before the tensors, their places: its length in eight bytes, and JSON.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
+    _check(path, tensors, metadata, names=tensors)
+    return tensors
 
 
 def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
@@ -164,7 +193,7 @@ def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str] |
             # safetensors makes files that nobody else may read; these get the rights of any other file.
             temporary.touch()
             rights = temporary.stat().st_mode
-            save_file(on_cpu, temporary, metadata=metadata)
+            save_file(on_cpu, temporary, metadata=_with_hashes(metadata or {}, on_cpu))
             temporary.chmod(rights)
     except (OSError, SafetensorError) as error:
         size = format_memory(sum(tensor.nbytes for tensor in tensors.values()) / 2**30)
@@ -175,16 +204,62 @@ def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str] |
         ) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path, *, prefix: str | None = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors whose names begin so, None for none of them, and the metadata, both as they were written."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise TrainingError(f"{path}: no such file; train the fold first")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = list(file.keys())
+            chosen = [name for name in names if prefix is not None and name.startswith(prefix)]
+            tensors, metadata = {name: file.get_tensor(name) for name in chosen}, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise _damaged(path, error) from error
+    _check(path, tensors, metadata, names=names)
+    return tensors, metadata
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, names: Iterable[str]) -> None:
+    """Makes sure that tensors and metadata are those that were written.
+
+    Args:
+        path: the file.
+        tensors: some or all of it.
+        metadata: of the file.
+        names: of all its tensors.
+
+    Raises:
+        DamagedError: they are not.
+    """
+    if _HASHES not in metadata:
+        return
+    texts = {name: text for name, text in metadata.items() if name != _HASHES}
+    try:
+        written: dict[str, str] = dict(json.loads(metadata[_HASHES]))
+    except (TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    found = _hash_all(texts, tensors)
+    differing = sorted({*names, *texts} ^ written.keys()) or [name for name in found if found[name] != written[name]]
+    if differing:
+        raise _damaged(path, f"{differing[0]} is not as it was written")
+
+
+def _with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {**metadata, _HASHES: json.dumps(_hash_all(metadata, tensors), sort_keys=True)}
+
+
+def _hash_all(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of type, shape and values of each tensor, on the CPU, several at the same time; and of each text."""
+
+    def hash_one(tensor: Tensor) -> str:
+        values = tensor.reshape(-1).view(torch.uint8).numpy()
+        return hash_bytes(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), values.data)
+
+    with ThreadPoolExecutor(n_cpus()) as pool:
+        hashes = dict(zip(tensors, pool.map(hash_one, tensors.values()), strict=True))
+    return hashes | {name: hash_bytes(text.encode()) for name, text in metadata.items()}
 
 
 def _parse_state(path: Path, metadata: dict[str, str]) -> RunState:
@@ -207,5 +282,12 @@ def load_into(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> Non
         raise TrainingError(message) from error
 
 
-def _damaged(path: Path, error: Exception) -> TrainingError:
-    return TrainingError(f"{path}: the file is damaged ({error}); delete it and train again")
+def _damaged(path: Path, why: object) -> DamagedError:
+    advice = "delete it and train again"
+    if path == FoldFiles(folder=path.parent).weights:
+        advice = "the same 'autoseg train' makes it again from the checkpoint beside it, or copy the model again"
+    elif path == FoldFiles(folder=path.parent).checkpoint:
+        advice = "delete it, then the same 'autoseg train' begins the fold anew"
+        if FoldFiles(folder=path.parent).weights.exists():
+            advice = "the fold is trained and can be predicted with; --no-resume trains it anew"
+    return DamagedError(f"{path}: the file is damaged ({why}); {advice}")

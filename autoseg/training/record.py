@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,21 @@ from autoseg.training.config import Budget
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+RECORDED_PACKAGES = (
+    "numpy",
+    "scipy",
+    "monai",
+    "batchgenerators",
+    "nibabel",
+    "SimpleITK",
+    "tifffile",
+    "pillow",
+    "medpy",
+    "safetensors",
+)
+"""What the weights of a network, the images they learn from, and their scores pass through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +60,11 @@ class FoldFiles:
     def training(self) -> Path:
         """How it was trained; there from the beginning."""
         return self.folder / "training.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever trains it."""
+        return self.folder / ".training.lock"
 
     def discard(self) -> None:
         """Deletes what a training has left."""
@@ -88,6 +110,7 @@ class FoldRecord:
         seed: of weights, patches and augmentation.
         batch_size: patches per step.
         mirrored: whether patches were mirrored; if so, prediction averages over mirrored copies.
+        environment: versions of Python, of the system and of packages, see `describe_environment`.
     """
 
     autoseg: str
@@ -98,6 +121,7 @@ class FoldRecord:
     seed: int
     batch_size: int
     mirrored: bool
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +186,17 @@ class ValidationSlice:
     image: NDArray[np.float32]
     reference: NDArray[np.integer]
     predicted: NDArray[np.integer]
+
+
+def describe_environment() -> dict[str, str]:
+    """What is needed to make the environment of this process again: Python, the system, and versions of packages."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # It runs from its sources, or without this one.
+    return found
 
 
 def read_log(path: Path) -> list[EpochFigures]:

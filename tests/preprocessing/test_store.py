@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,12 @@ from autoseg.core.errors import WorkspaceError
 from autoseg.core.geometry import Box, Geometry
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import (
+    ARRAYS,
     MAX_FOREGROUND_PER_CLASS,
+    RECORD,
     PreprocessedCase,
+    find_damage,
+    find_previous_damage,
     is_current,
     is_previous_current,
     load_into_memory,
@@ -27,7 +33,7 @@ from autoseg.preprocessing.store import (
 )
 
 SHAPE = (12, 14, 16)
-RECORD = CaseRecord(
+CASE_RECORD = CaseRecord(
     geometry=Geometry(
         shape=SHAPE,
         spacing_mm=(2.0, 1.0, 0.1),
@@ -47,7 +53,7 @@ def write(folder: Path, *, key: str = "key", seed: int = 0, n_classes: int = 4) 
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(2, *SHAPE)).astype(np.float32)
     label = rng.choice(np.array([0, 1, 3], np.uint8), SHAPE, p=[0.8, 0.15, 0.05])
-    write_case(folder, image, label, key=key, record=RECORD, n_classes=n_classes)
+    write_case(folder, image, label, key=key, record=CASE_RECORD, n_classes=n_classes)
     return image, label
 
 
@@ -61,13 +67,13 @@ def test_patch_read_from_disk_is_the_slice_of_the_array(tmp_path: Path) -> None:
     assert case.label.dtype == label.dtype
     assert isinstance(case.image, np.memmap)
     assert case.id == "case"
-    assert case.record == RECORD
+    assert case.record == CASE_RECORD
 
 
 def test_patch_of_an_array_in_fortran_order(tmp_path: Path) -> None:
     image = np.asfortranarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32))
     label = np.asfortranarray(np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
-    write_case(tmp_path / "case", image, label, key="key", record=RECORD, n_classes=60)
+    write_case(tmp_path / "case", image, label, key="key", record=CASE_RECORD, n_classes=60)
     case = PreprocessedCase(tmp_path / "case")
     np.testing.assert_array_equal(case.image[1, 1:, 2], image.astype(np.float16)[1, 1:, 2])
     np.testing.assert_array_equal(case.label, label)
@@ -77,7 +83,7 @@ def test_patch_of_an_array_in_fortran_order(tmp_path: Path) -> None:
 def test_float16_loses_little_and_does_not_overflow(tmp_path: Path) -> None:
     image = np.random.default_rng(0).normal(size=(1, *SHAPE)).astype(np.float32)
     image[0, 0, 0, :2] = 1e6, -1e6
-    write_case(tmp_path / "case", image, np.zeros(SHAPE, np.uint8), key="key", record=RECORD, n_classes=2)
+    write_case(tmp_path / "case", image, np.zeros(SHAPE, np.uint8), key="key", record=CASE_RECORD, n_classes=2)
     stored = PreprocessedCase(tmp_path / "case").image.astype(np.float32)
     assert np.isfinite(stored).all()
     assert stored[0, 0, 0, 0] > 6e4
@@ -116,7 +122,7 @@ def test_foreground_of_large_classes_is_an_even_draw() -> None:
 
 def test_case_without_foreground(tmp_path: Path) -> None:
     label = np.zeros(SHAPE, np.uint8)
-    write_case(tmp_path / "case", np.zeros((1, *SHAPE), np.float32), label, key="key", record=RECORD, n_classes=3)
+    write_case(tmp_path / "case", np.zeros((1, *SHAPE), np.float32), label, key="key", record=CASE_RECORD, n_classes=3)
     case = PreprocessedCase(tmp_path / "case")
     assert case.classes == ()
     assert case.foreground(1).shape == (0, 3)
@@ -127,7 +133,7 @@ def test_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
     image = np.zeros((1, *SHAPE), np.float32)
     broken = np.zeros(SHAPE, object)
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
-        write_case(tmp_path / "case", image, broken, key="key", record=RECORD, n_classes=2)
+        write_case(tmp_path / "case", image, broken, key="key", record=CASE_RECORD, n_classes=2)
     assert list(tmp_path.iterdir()) == []
     assert not is_current(tmp_path / "case", "key")
 
@@ -140,7 +146,7 @@ def test_failure_half_way_leaves_the_case_that_was_there(tmp_path: Path) -> None
             np.zeros((1, *SHAPE), np.float32),
             np.zeros(SHAPE, object),
             key="other",
-            record=RECORD,
+            record=CASE_RECORD,
             n_classes=2,
         )
     assert [file.name for file in tmp_path.iterdir()] == ["case"]
@@ -204,7 +210,7 @@ def write_sizes(folder: Path, n_slices: list[int]) -> list[PreprocessedCase]:
     """Cases of so many slices of 8 x 8 voxels, without foreground: 192 bytes a slice."""
     for index, n in enumerate(n_slices):
         image, label = np.full((1, n, 8, 8), index, np.float32), np.zeros((n, 8, 8), np.uint8)
-        write_case(folder / str(index), image, label, key="key", record=RECORD, n_classes=2)
+        write_case(folder / str(index), image, label, key="key", record=CASE_RECORD, n_classes=2)
     return [PreprocessedCase(folder / str(index)) for index in range(len(n_slices))]
 
 
@@ -284,7 +290,7 @@ def test_voxels_that_somebody_has_annotated_are_remembered(tmp_path: Path) -> No
     assert PreprocessedCase(tmp_path / "all").annotated.shape == (0, 3)
     hidden = np.where(np.indices(SHAPE)[0] < 10, 4, label).astype(np.uint8)
     image = np.ones((1, *SHAPE), np.float32)
-    write_case(tmp_path / "part", image, hidden, key="k", record=RECORD, n_classes=4)
+    write_case(tmp_path / "part", image, hidden, key="k", record=CASE_RECORD, n_classes=4)
     part = PreprocessedCase(tmp_path / "part")
     np.testing.assert_array_equal(part.annotated, np.argwhere(hidden != 4))
     assert part.classes == (1, 3)
@@ -334,3 +340,88 @@ def test_a_first_stage_that_has_not_looked_at_a_case_is_named(tmp_path: Path) ->
     write(tmp_path / "case")
     with pytest.raises(WorkspaceError, match=r"previous\.npy"):
         PreprocessedCase(tmp_path / "case", previous=tmp_path / "nowhere")
+
+
+Damage = Callable[[bytes], bytes | None]
+DAMAGES: dict[str, Damage] = {
+    "a bit": lambda content: content[:-7] + bytes([content[-7] ^ 4]) + content[-6:],
+    "the first bit": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "cut": lambda content: content[:-3],
+    "longer": lambda content: content + b"\0",
+    "zeros": lambda content: content[:80] + bytes(len(content) - 80),
+    "empty": lambda content: b"",
+    "missing": lambda content: None,
+}
+
+
+def damage_file(file: Path, damage: Damage) -> None:
+    content = damage(file.read_bytes())
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", [RECORD, *ARRAYS])
+def test_whatever_happens_to_a_file_is_found(tmp_path: Path, name: str, damage: Damage) -> None:
+    write(tmp_path / "case")
+    assert find_damage(tmp_path / "case", "key") is None
+    damage_file(tmp_path / "case" / name, damage)
+    assert find_damage(tmp_path / "case", "key") == tmp_path / "case" / name
+    assert find_damage(tmp_path / "case") == tmp_path / "case" / name
+    write(tmp_path / "case")
+    assert find_damage(tmp_path / "case", "key") is None
+
+
+def test_a_change_that_keeps_size_and_time_of_a_file_is_found_by_another_process(tmp_path: Path) -> None:
+    """In this one, the file is read again all the same: the system notes the time at which its own notes changed."""
+    write(tmp_path / "case")
+    assert find_damage(tmp_path / "case", "key") is None
+    file = tmp_path / "case" / "image.npy"
+    before = file.stat()
+    damage_file(file, DAMAGES["a bit"])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert find_damage(tmp_path / "case", "key") == file
+
+
+@pytest.mark.parametrize("position", range(0, 1200, 13))
+def test_a_changed_byte_anywhere_in_the_record_never_passes_for_the_case(tmp_path: Path, position: int) -> None:
+    write(tmp_path / "case")
+    file = tmp_path / "case" / RECORD
+    content = bytearray(file.read_bytes())
+    before = PreprocessedCase(tmp_path / "case").stored
+    content[position % len(content)] ^= 2
+    file.write_bytes(content)
+    if find_damage(tmp_path / "case", "key") is None and is_current(tmp_path / "case", "key"):
+        # Blank space between the words of JSON.
+        assert PreprocessedCase(tmp_path / "case").stored == before
+
+
+def test_no_case_and_a_case_of_something_else_are_not_damaged(tmp_path: Path) -> None:
+    assert find_damage(tmp_path / "nowhere", "key") is None
+    write(tmp_path / "case", key="older")
+    damage_file(tmp_path / "case" / "image.npy", DAMAGES["cut"])
+    assert find_damage(tmp_path / "case", "key") is None, "it is made anew without being read"
+    (tmp_path / "case" / RECORD).write_text('{"version": 1, "key": "key"}')
+    assert find_damage(tmp_path / "case", "key") is None, "it is of another version"
+
+
+def test_a_record_with_whole_numbers_for_others_is_whole(tmp_path: Path) -> None:
+    record = dataclasses.replace(CASE_RECORD, spacing_mm=(2, 1, 1))
+    image, label = np.zeros((1, *SHAPE), np.float32), np.zeros(SHAPE, np.uint8)
+    write_case(tmp_path / "case", image, label, key="key", record=record, n_classes=2, known=(True, False))
+    assert find_damage(tmp_path / "case", "key") is None
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", ["previous.json", "previous.npy"])
+def test_damage_to_what_a_first_stage_has_found(tmp_path: Path, name: str, damage: Damage) -> None:
+    write_previous(tmp_path / "case", np.ones(SHAPE, np.uint8), key="key")
+    assert find_previous_damage(tmp_path / "case", "key") is None
+    damage_file(tmp_path / "case" / name, damage)
+    assert find_previous_damage(tmp_path / "case", "key") == tmp_path / "case" / name
+    assert find_previous_damage(tmp_path / "nowhere", "key") is None
+    (tmp_path / "case" / "previous.json").write_text('"key"')
+    assert find_previous_damage(tmp_path / "case", "key") is None, "it is of an earlier version"
+    assert not is_previous_current(tmp_path / "case", "key")

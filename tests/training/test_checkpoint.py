@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from autoseg.core.errors import TrainingError
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import NetworkPlan
 from autoseg.training.checkpoint import (
+    DamagedError,
     RunState,
     load_checkpoint,
     load_weights,
+    parse_weights,
+    read_network,
     read_state,
     save_checkpoint,
     save_weights,
@@ -194,3 +198,93 @@ def test_a_disk_without_room_leaves_the_older_checkpoint_whole(tmp_path: Path) -
     assert file.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["checkpoint.safetensors"]
     assert load_checkpoint(file, network, optimizer) == STATE
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 16]) + content[position + 1 :]
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("kind", ["weights", "checkpoint"])
+def test_a_changed_byte_is_found_and_the_file_named_with_what_to_do(tmp_path: Path, kind: str, fraction: float) -> None:
+    network = make_network(2)
+    optimizer = OPTIMIZERS["adamw"](network)
+    step(network, optimizer, 0, 2)
+    file = tmp_path / f"{kind}.safetensors"
+    if kind == "weights":
+        save_weights(file, network)
+    else:
+        save_checkpoint(file, network, optimizer, STATE)
+    content = file.read_bytes()
+    file.write_bytes(flipped(content, int(fraction * len(content))))
+    if kind == "weights":
+        advice = "the same 'autoseg train' makes it again from the checkpoint beside it"
+        with pytest.raises(DamagedError, match=rf"weights\.safetensors: the file is damaged .*; {advice}"):
+            load_weights(file, network)
+        with pytest.raises(DamagedError, match="damaged"):
+            parse_weights(file.read_bytes(), file)
+    else:
+        with pytest.raises(DamagedError, match=r"checkpoint\.safetensors: the file is damaged .*; delete it, then the"):
+            load_checkpoint(file, network, optimizer)
+        (tmp_path / "weights.safetensors").touch()
+        with pytest.raises(DamagedError, match="the fold is trained and can be predicted with; --no-resume"):
+            load_checkpoint(file, network, optimizer)
+
+
+def test_a_changed_byte_anywhere_in_the_header_never_passes_for_what_was_written(tmp_path: Path) -> None:
+    """Or leaves everything as it was, such as one in the name of the hashes themselves."""
+    network = make_network(2)
+    optimizer = OPTIMIZERS["sgd"](network)
+    file = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(file, network, optimizer, STATE)
+    content, written = file.read_bytes(), network.state_dict()
+    n_found, positions = 0, range(0, 8 + int.from_bytes(content[:8], "little"), 19)
+    for position in positions:
+        file.write_bytes(flipped(content, position))
+        other = make_network(2, seed=5)
+        try:
+            state = load_checkpoint(file, other, OPTIMIZERS["sgd"](other))
+        except DamagedError:
+            n_found += 1
+        else:
+            assert state == STATE, position
+            assert all(torch.equal(tensor, written[name]) for name, tensor in other.state_dict().items()), position
+    assert n_found > 0.95 * len(positions)
+
+
+def test_the_state_and_the_network_are_checked_without_the_rest(tmp_path: Path) -> None:
+    network = make_network(2)
+    optimizer = OPTIMIZERS["adamw"](network)
+    step(network, optimizer, 0, 2)
+    file = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(file, network, optimizer, STATE)
+    content = file.read_bytes()
+    assert read_network(file)[1].step == STATE.iteration
+    file.write_bytes(content.replace(b'iteration\\": 7', b'iteration\\": 8'))
+    assert file.read_bytes() != content
+    for read in (read_state, read_network):
+        with pytest.raises(DamagedError, match="state is not as it was written"):
+            read(file)
+    value = network.state_dict()[next(iter(network.state_dict()))].numpy().tobytes()
+    start = content.index(value)
+    file.write_bytes(flipped(content, start))
+    assert read_state(file) == STATE
+    with pytest.raises(DamagedError, match=r"network.* is not as it was written"):
+        read_network(file)
+
+
+def test_a_file_without_hashes_is_read_as_it_is(tmp_path: Path) -> None:
+    network = make_network(2)
+    file = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
+    read = make_network(2, seed=4)
+    load_weights(file, read)
+    for tensor, other in zip(network.parameters(), read.parameters(), strict=True):
+        assert torch.equal(tensor, other)
+    assert parse_weights(file.read_bytes(), file).keys() == network.state_dict().keys()
+
+
+def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
+    for name in "ab":
+        save_weights(tmp_path / name, make_network(2))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -101,11 +101,6 @@ class Batch:
     autoseg: str = __version__
 
     @property
-    def submitted_s(self) -> float:
-        """When it was submitted, in seconds since 1970."""
-        return datetime.fromisoformat(self.submitted).timestamp()
-
-    @property
     def is_looked_after(self) -> bool:
         """Whether the process that looks after the jobs of one machine still runs; on others, that is not known."""
         return self.host == socket.gethostname() and is_running(self.pid, "autoseg")

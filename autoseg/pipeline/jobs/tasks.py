@@ -12,6 +12,7 @@ from pathlib import Path
 
 from autoseg.core.locks import locked
 from autoseg.core.runtime import limit_cpus
+from autoseg.core.serialize import digest
 from autoseg.pipeline.fit import train
 from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest
 from autoseg.pipeline.workspace import Workspace
@@ -136,19 +137,17 @@ def _predict(batch: Batch, job: Job, place: Place) -> None:
     request = batch.prediction
     assert request is not None
     # What was made for this batch already is not made again when it goes on.
-    since_s = batch.submitted_s if request.overwrite else 0.0
+    batch_name = digest(batch) if request.overwrite else ""
     here = replace(request, device=place.device, overwrite=False)
-    predict_as_asked(here, batch.work, part=job.part, made_since_s=since_s)
+    predict_as_asked(here, batch.work, part=job.part, batch=batch_name)
 
 
-def predict_as_asked(
-    request: PredictRequest, work: Path, *, part: tuple[int, int], made_since_s: float = 0.0
-) -> list[Path]:
+def predict_as_asked(request: PredictRequest, work: Path, *, part: tuple[int, int], batch: str = "") -> list[Path]:
     """Segments what a request names, in this process; see `autoseg.pipeline.predict`."""
     from autoseg.pipeline.segment import predict
 
     options = {known.name: getattr(request, known.name) for known in fields(request)}
-    return predict(options.pop("images"), options.pop("output"), work, **options, part=part, made_since_s=made_since_s)
+    return predict(options.pop("images"), options.pop("output"), work, **options, part=part, request=batch)
 
 
 TASKS: dict[str, Callable[[Batch, Job, Place], None]] = {
