@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from autoseg.core.cgroup import cpu_quota, memory_limit_gib
 from autoseg.core.errors import AutosegError
+from autoseg.core.text import spell_out
 
 if TYPE_CHECKING:
     import torch
@@ -157,19 +158,20 @@ def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        # Names are no markup, whatever brackets they have.
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total, note="")
+        task = progress.add_task(spell_out(description), total=total, note="")
 
         def advance(n: int = 1, note: str = "") -> None:
-            progress.update(task, advance=n, note=note)
+            progress.update(task, advance=n, note=spell_out(note))
 
         yield advance
 

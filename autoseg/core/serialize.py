@@ -12,12 +12,14 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 import shutil
+import stat
+import sys
 import types
 import typing
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +27,20 @@ from typing import Any, TypeVar
 import numpy as np
 
 from autoseg.core.errors import AutosegError, FormatError
+from autoseg.core.faults import naming
+from autoseg.core.leftovers import remove_leftovers, temporary_path
 
 T = TypeVar("T")
+
+MAX_JSON_BYTES = 256 * 2**20
+"""The index of 100,000 cases with four channels has about a third of it."""
+MAX_JSON_DEPTH = 100
+_PIECE_BYTES = 2**20
+_MAX_SHOWN = 80
+# Of a value that takes megabytes, a message shows the beginning.
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _MAX_SHOWN
 
 
 def to_plain(value: Any) -> Any:
@@ -99,9 +113,11 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         if data is None:
             return math.nan
         _expect(isinstance(data, (int, float)) and not isinstance(data, bool), "a number", data, where)
+        _expect(abs(data) <= sys.float_info.max, "a finite number", data, where)
         return float(data)
     if kind is int:
         _expect(isinstance(data, int) and not isinstance(data, bool), "a whole number", data, where)
+        _expect(-(2**63) <= data < 2**63, "a whole number of at most 64 bits", data, where)
         return data
     if kind is Path:
         _expect(isinstance(data, str), "a path", data, where)
@@ -116,7 +132,7 @@ def _build_key(kind: Any, key: str, where: str) -> Any:
     try:
         return kind(key)
     except ValueError as error:
-        raise FormatError(f"{where}: found the key '{key}', expected {kind.__name__}") from error
+        raise FormatError(f"{where}: found the key '{_shorten(key)}', expected {kind.__name__}") from error
 
 
 def _build_dataclass(kind: type, data: Any, where: str) -> Any:
@@ -125,23 +141,31 @@ def _build_dataclass(kind: type, data: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in data:
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
+            shown = _shorten(key)
+            close = difflib.get_close_matches(shown, fields, n=1)
             advice = f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(fields)}"
-            raise FormatError(f"{where or kind.__name__}: unknown key '{key}'{advice}")
+            raise FormatError(f"{where or kind.__name__}: unknown key '{shown}'{advice}")
     values = {}
     for name, field in fields.items():
         if name in data:
             values[name] = _build(hints[name], data[name], f"{where}.{name}" if where else name)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise FormatError(f"{where or kind.__name__}: key '{name}' is missing")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        # Each number is one, but a check that needs them to fit together may stumble where they do not.
+        raise FormatError(f"{where or kind.__name__}: its values do not go together ({error})") from error
 
 
 def _expect(condition: bool, expected: str, data: Any, where: str) -> None:
     if not condition:
-        shown = repr(data)
-        found = f"found {shown[:77] + '...' if len(shown) > 80 else shown}, expected {expected}"
+        found = f"found {_shorten(_REPR.repr(data))}, expected {expected}"
         raise FormatError(f"{where}: {found}" if where else found)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 @contextmanager
@@ -151,18 +175,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Works for files and for folders. The temporary name keeps the ending, because writers choose the format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
+    remove_leftovers(path.parent)
+    temporary = temporary_path(path)
     try:
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            _replace_folder(temporary, path)
-        else:
-            os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            if temporary.is_dir() and path.is_dir():
+                _replace_folder(temporary, path)
+            else:
+                os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            # On a disk that is read-only now, say, the error before this one is what to tell.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _replace_folder(new: Path, path: Path) -> None:
@@ -179,12 +207,18 @@ def _replace_folder(new: Path, path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a dataclass or plain value atomically, indented so that a person can read it."""
     with atomic_path(path) as temporary:
-        temporary.write_text(dump_json(value) + "\n", encoding="utf-8")
+        temporary.write_bytes(encode_json(value))
 
 
 def holds_json(path: Path, value: Any) -> bool:
     """Whether a file is just what `write_json` would make it."""
-    return path.is_file() and path.read_text(encoding="utf-8") == dump_json(value) + "\n"
+    return path.is_file() and path.read_bytes() == encode_json(value)
+
+
+def encode_json(value: Any) -> bytes:
+    """The bytes of a JSON file."""
+    # A byte of a file name that is no UTF-8 is half of a surrogate pair in Python, and escaped in JSON.
+    return f"{dump_json(value)}\n".encode("utf-8", "backslashreplace")
 
 
 def dump_json(value: Any) -> str:
@@ -209,23 +243,89 @@ def read_json(path: Path, cls: type[T] | None = None) -> Any:
     """Reads a JSON file, as `cls` where one is given.
 
     Raises:
-        FormatError: the file is missing, is not JSON, or does not fit `cls`.
+        FormatError: the file is missing, larger than `MAX_JSON_BYTES`, is not JSON, or does not fit `cls`.
         AutosegError: what `cls` itself finds wrong with its values, with the file's name before it.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = parse_json(_read_bounded(path), strict=cls is not None)
     except FileNotFoundError as error:
         raise FormatError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{path}: cannot be read as text ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: is not JSON ({error})") from error
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
     if cls is None:
         return data
     try:
         return from_plain(cls, data)
     except AutosegError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def _read_bounded(path: Path) -> bytes:
+    """The bytes of a file that is no larger than JSON may be.
+
+    Raises:
+        OSError: it cannot be read.
+        FormatError: it is larger, or no file.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        known = os.fstat(file.fileno())
+        if not stat.S_ISREG(known.st_mode):
+            raise FormatError("is a device or a pipe, expected a file")
+        if known.st_size > MAX_JSON_BYTES:
+            raise FormatError(
+                f"has {known.st_size / 2**20:,.0f} MiB, expected JSON of at most {MAX_JSON_BYTES // 2**20} MiB; is it "
+                "the right file?"
+            )
+        # It may grow meanwhile.
+        return file.read(MAX_JSON_BYTES)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # A pipe would let its reader wait for somebody to write.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def parse_json(data: bytes, *, strict: bool = True) -> Any:
+    """JSON in UTF-8, with or without a mark of its order of bytes.
+
+    Args:
+        data: the text.
+        strict: NaN and Infinity are refused, which JSON does not know and other programs write all the same.
+
+    Raises:
+        UnicodeDecodeError: it is no text.
+        FormatError: it is not JSON, or nested too deep.
+    """
+    text = data.decode("utf-8-sig")
+    try:
+        if _depth(data) > MAX_JSON_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
+        return json.loads(text, parse_constant=_refuse_constant if strict else None)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"is not JSON ({error})") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"found {name}, expected a number, or null where there is none")
+
+
+def _depth(data: bytes) -> int:
+    """How deep lists and objects are nested, of JSON that is right; without recursion, and in little memory."""
+    if data.count(b"[") + data.count(b"{") <= MAX_JSON_DEPTH:
+        return 0
+    # Without escaped characters each quote begins or ends a text.
+    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    deepest, depth, n_quotes = 0, 0, 0
+    for start in range(0, len(data), _PIECE_BYTES):
+        piece = np.frombuffer(data, np.uint8, min(_PIECE_BYTES, len(data) - start), start)
+        quotes = n_quotes + np.cumsum(piece == ord('"'))
+        step = ((piece == ord("[")) | (piece == ord("{"))).astype(np.int8)
+        step -= (piece == ord("]")) | (piece == ord("}"))
+        depths = depth + np.cumsum(np.where(quotes % 2 == 0, step, 0))
+        deepest, depth, n_quotes = max(deepest, int(depths.max())), int(depths[-1]), int(quotes[-1])
+    return deepest
 
 
 def digest(value: Any) -> str:

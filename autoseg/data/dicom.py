@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,22 @@ from numpy.typing import NDArray
 from autoseg.core.errors import FormatError, list_some
 from autoseg.core.geometry import Geometry, to_canonical
 from autoseg.data.itk import ItkHeader, make_affine, read_header, read_voxels, why
-from autoseg.data.raw import RawImage, locate
+from autoseg.data.raw import MOST_DEFLATED, RawImage, check_claim, check_memory, locate
 
 _READER = "GDCMImageIO"
 _SERIES, _SERIES_NUMBER, _DESCRIPTION = "0020|000e", "0020|0011", "0008|103e"
 _MODALITY, _POSITION, _THICKNESS, _DISTANCE = "0008|0060", "0020|0032", "0018|0050", "0018|0088"
 _SAMPLES, _BITS = "0028|0002", "0028|0100"
 _PIXELS = b"\xe0\x7f\x10\x00"
+_ITEMS, _PIXEL_GROUP, _UNKNOWN = 0xFFFE, 0x7FE0, 0xFFFFFFFF
+# Values of these kinds have a length of 32 bits.
+_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+_SHORT = tuple(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+# What some programs write for "unknown".
+_NO_KIND = (b"  ", b"??", b"--", b"\0\0")
+# Transfer syntaxes, and what a byte of the file can become.
+_IMPLICIT, _DEFLATED, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
+_MOST = {_IMPLICIT: 1, "1.2.840.10008.1.2.1": 1, _BIG_ENDIAN: 1, _DEFLATED: MOST_DEFLATED, "1.2.840.10008.1.2.5": 64}
 _SLICED = ("CT", "MR", "PT")
 _ENDINGS = (".dcm", ".dicom", ".ima")
 
@@ -109,8 +120,8 @@ def read_dicom_folder(folder: Path) -> RawImage:
     broken: list[str] = []
     for file in _files(folder):
         try:
-            found.append((file, read_header(file, reader_name=_READER)))
-        except RuntimeError:
+            found.append((file, _read_header(file)))
+        except (RuntimeError, OSError, ValueError):
             # Other files may lie beside the slices; a slice that cannot be read must not go unnoticed.
             if _is_dicom(file) or file.name.lower().endswith(_ENDINGS):
                 broken += [] if _is_no_image(file) else [file.name]
@@ -129,11 +140,81 @@ def read_dicom_folder(folder: Path) -> RawImage:
 
 def _read_one(path: Path) -> ItkHeader:
     try:
-        return read_header(path, reader_name=_READER)
-    except RuntimeError as error:
+        return _read_header(path)
+    except (RuntimeError, OSError, ValueError) as error:
         raise FormatError(
             f"{path}: cannot be read as DICOM ({why(error)}); copy it again from where it came from"
         ) from error
+
+
+def _read_header(file: Path) -> ItkHeader:
+    """A file's header.
+
+    Raises:
+        RuntimeError, OSError, ValueError: GDCM cannot read it, or it is cut off.
+        FormatError: it tells of more pixels than the file can have.
+    """
+    syntax = _check_lengths(file)
+    header = read_header(file, reader_name=_READER)
+    samples, bits = (header.tags.get(key, "") for key in (_SAMPLES, _BITS))
+    n_bytes = math.prod(header.size) * header.n_repeats
+    if samples.isdecimal() and bits.isdecimal():
+        n_bytes = n_bytes * int(samples) * int(bits) // 8
+    # Nothing is known of other compressions; memory alone bounds these.
+    if syntax in _MOST:
+        check_claim(file, n_bytes, held=file.stat().st_size, most=_MOST[syntax])
+    return header
+
+
+def _check_lengths(file: Path) -> str:
+    """Follows the elements of a file up to its pixels: GDCM allocates what an element says that it has.
+
+    Where an element does not say what it is, the rest is left to GDCM.
+
+    Returns:
+        The transfer syntax; empty for what is no DICOM.
+
+    Raises:
+        ValueError: an element goes beyond the end of the file, or is none.
+    """
+    # Old files begin with their first element, of the group 2 or 8.
+    with file.open("rb") as stream:
+        head = stream.read(132)
+    has_preamble = head[128:] == b"DICM"
+    if not has_preamble and head[:2] not in (b"\x02\0", b"\x08\0"):
+        return ""
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place, syntax, order = 132 if has_preamble else 0, "", "<"
+        is_explicit = has_preamble or head[4:6].isalpha()
+        while place + 12 <= len(data):
+            if syntax and data[place : place + 2] != b"\x02\0":
+                # What follows the first group is written as that says.
+                order, is_explicit = ">" if syntax == _BIG_ENDIAN else "<", syntax != _IMPLICIT
+                if syntax == _DEFLATED:
+                    break
+            group, number = struct.unpack_from(f"{order}HH", data, place)
+            kind = data[place + 4 : place + 6] if is_explicit and group != _ITEMS else b""
+            if kind in _NO_KIND:
+                break
+            if kind and kind not in (*_SHORT, *_LONG):
+                # GDCM would go on with whatever follows as a length.
+                raise ValueError(f"its element ({group:04x},{number:04x}) is of the unknown kind {kind!a}")
+            is_short = bool(kind) and kind not in _LONG
+            start = place + (12 if kind in _LONG else 8)
+            (length,) = struct.unpack_from(f"{order}{'H' if is_short else 'I'}", data, start - (2 if is_short else 4))
+            if group == _ITEMS or kind == b"SQ" or (length == _UNKNOWN and group != _PIXEL_GROUP):
+                place = start  # its elements follow
+                continue
+            if start + length > len(data):
+                if group == _PIXEL_GROUP:
+                    break
+                raise ValueError(
+                    f"its element ({group:04x},{number:04x}) claims {length} bytes, the file has {len(data) - start}"
+                )
+            if (group, number) == (2, 16):
+                syntax = data[start : start + length].decode("ascii", "replace").rstrip("\0 ")
+            place = start + length
+    return syntax
 
 
 def _check_one_series(folder: Path, headers: Sequence[ItkHeader]) -> None:
@@ -245,6 +326,7 @@ def _open(files: Sequence[Path], headers: Sequence[ItkHeader], path: Path) -> Ra
     geometry = _locate(path, headers, shape)
 
     def load() -> NDArray:
+        check_memory(path, math.prod(shape) * first.n_components * first.n_repeats)
         # File by file, because each slice may have a slope of its own; ITK's series reader takes the first one's type.
         parts = []
         for file, header in zip(files, headers, strict=True):

@@ -72,6 +72,11 @@ WRITERS: dict[str, Writer] = {
     ".gif": write_picture,
 }
 
+NEARLY_WHOLE = 0.01
+"""Resampling, scaling by a header's slope and single precision leave so much beside a whole number, and little more."""
+
+GIT_LFS = b"version https://git-lfs"
+
 # Formats that label maps are not written in: JPEG changes values, the others are several files.
 _WRITTEN_INSTEAD = {".jpg": ".png", ".jpeg": ".png", ".nhdr": ".nrrd", ".mhd": ".mha", ".dcm": ".nii.gz"}
 
@@ -132,7 +137,19 @@ def read_raw(path: Path) -> RawImage:
     ending = _known_ending(path)
     if not path.is_file():
         raise FormatError(f"{path}: no such file")
+    _refuse_pointer(path)
     return READERS[ending](path)
+
+
+def _refuse_pointer(path: Path) -> None:
+    """A few lines that say where a file is, in place of the file."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(GIT_LFS)) == GIT_LFS
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if is_pointer:
+        raise FormatError(f"{path}: found a pointer of Git LFS in place of the file; 'git lfs pull' fetches it")
 
 
 def _is_folder(path: Path) -> bool:
@@ -164,8 +181,12 @@ def read_image(path: Path) -> tuple[NDArray[np.float32], Geometry]:
     return raw.load_float(), raw.geometry
 
 
-def read_label(path: Path) -> tuple[NDArray, Geometry]:
+def read_label(path: Path, *, rounded: bool = False) -> tuple[NDArray, Geometry]:
     """Reads a label map.
+
+    Args:
+        path: of the file.
+        rounded: values within `NEARLY_WHOLE` of a whole number are taken for it.
 
     Returns:
         (Z, Y, X) integers in canonical orientation, contiguous, and its geometry.
@@ -183,14 +204,16 @@ def read_label(path: Path) -> tuple[NDArray, Geometry]:
             f"{path}: found {raw.n_channels} volumes in a label map, expected 1; save time points as cases of their own"
         )
     if not np.issubdtype(label.dtype, np.integer):
-        # Infinity equals its rounded self, and beyond int32 the conversion would make up a value.
-        whole = (label == np.rint(label)) & (np.abs(label) < 2**31)
+        # Infinity is as near to its rounded self, and beyond int32 the conversion would make up a value.
+        nearest = np.rint(label)
+        with np.errstate(invalid="ignore"):
+            whole = (np.abs(label - nearest) <= (NEARLY_WHOLE if rounded else 0)) & (np.abs(label) < 2**31)
         if not whole.all():
             n_broken, example = label.size - int(np.count_nonzero(whole)), float(label[~whole].flat[0])
             raise FormatError(
                 f"{path}: found {n_broken} voxels such as {example:.9g}, expected whole numbers in a label map"
             )
-        label = label.astype(np.int32)
+        label = nearest.astype(np.int32)
     if label.dtype == np.uint64:
         label = label.astype(np.int64)  # numpy counts and indexes with signed integers only
     return label.astype(label.dtype.newbyteorder("="), copy=False), raw.geometry

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +19,16 @@ from numpy.typing import NDArray
 from autoseg.core.errors import FormatError, first_line
 from autoseg.core.geometry import Geometry, from_canonical, to_canonical
 from autoseg.core.serialize import atomic_path
-from autoseg.data.raw import LPS_TO_RAS, RawImage, file_spacing_mm, locate, storable
+from autoseg.data.raw import (
+    LPS_TO_RAS,
+    MOST_DEFLATED,
+    RawImage,
+    check_claim,
+    check_memory,
+    file_spacing_mm,
+    locate,
+    storable,
+)
 
 ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -30,6 +41,8 @@ _META_BYTES = {
     "MET_DOUBLE": 8,
 }
 _MAX_HEADER_BYTES = 2**20
+_MAX_FILES = 100_000
+_MAX_META_KEY, _MAX_META_VALUE, _MAX_NRRD_LINE = 255, 2000, 800
 # Zeros shrink to a thousandth of their size, so that this much can become 64 MiB.
 _PIECE_BYTES = 2**16
 
@@ -63,6 +76,7 @@ class ItkHeader:
         size: voxels (x, y, z).
         n_repeats: along the fourth axis.
         n_components: of a voxel.
+        n_bytes: of all voxels.
         spacing_mm: (x, y, z).
         origin_mm: (x, y, z).
         direction: 3x3, its columns are the directions of the axes.
@@ -74,6 +88,7 @@ class ItkHeader:
     size: tuple[int, int, int]
     n_repeats: int
     n_components: int
+    n_bytes: int
     spacing_mm: tuple[float, float, float]
     origin_mm: tuple[float, float, float]
     direction: NDArray[np.float64]
@@ -109,6 +124,8 @@ def read_header(path: Path, *, reader_name: str = "") -> ItkHeader:
     dimension, sizes = reader.GetDimension(), reader.GetSize()
     if not 2 <= dimension <= 4 or 0 in sizes:
         raise FormatError(f"{path}: found the shape {tuple(sizes)}, expected 2, 3 or 4 axes that are not empty")
+    n_components = reader.GetNumberOfComponents()
+    n_values = math.prod(sizes) * n_components
     stored = np.asarray(reader.GetDirection(), np.float64).reshape(dimension, dimension)
     if stored[3:, :3].any() or stored[:3, 3:].any():
         raise FormatError(f"{path}: found a fourth axis that is a direction in space, expected channels or time points")
@@ -120,13 +137,29 @@ def read_header(path: Path, *, reader_name: str = "") -> ItkHeader:
         dimension=dimension,
         size=(*sizes[:3], 1)[:3],
         n_repeats=sizes[3] if dimension == 4 else 1,
-        n_components=reader.GetNumberOfComponents(),
+        n_components=n_components,
+        n_bytes=n_values * _value_bytes(reader.GetPixelIDValue()),
         spacing_mm=spacing,
         origin_mm=origin,
         direction=direction,
         affine=make_affine(direction * spacing, origin),
-        tags={key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()},
+        tags=_tags(reader),
     )
+
+
+def _tags(reader: Any) -> dict[str, str]:
+    tags = {}
+    for key in reader.GetMetaDataKeys():
+        # A key that is no text cannot be asked for.
+        with suppress(TypeError):
+            tags[key] = reader.GetMetaData(key).strip()
+    return tags
+
+
+def _value_bytes(pixel: int) -> int:
+    """Size of one component of a pixel, which ITK tells in words, such as "vector of 16-bit signed integer"."""
+    match = re.search(r"(\d+)-bit", import_simpleitk().GetPixelIDValueAsString(pixel))
+    return int(match[1]) // 8 if match else 1
 
 
 def read_voxels(path: Path, header: ItkHeader, *, reader_name: str = "") -> NDArray:
@@ -158,14 +191,17 @@ def read_itk(path: Path) -> RawImage:
     kind = "MetaImage" if is_meta else "NRRD"
     reader_name = "MetaImageIO" if is_meta else "NrrdImageIO"
     try:
-        if is_meta:
-            _meta_header(path)
+        files, most = _meta_data(path) if is_meta else _nrrd_data(path)
         header = read_header(path, reader_name=reader_name)
+        n_values = math.prod(header.size) * header.n_repeats * header.n_components
+        most = most or header.n_bytes // n_values
+        check_claim(path, header.n_bytes, held=sum(file.stat().st_size for file in files), most=most)
     except (RuntimeError, OSError, ValueError) as error:
         raise FormatError(f"{path}: cannot be read as {kind} ({why(error)}); {_ADVICE}") from error
     geometry = locate(path, header.size, header.affine, spacing_mm=header.spacing_mm)
 
     def load() -> NDArray:
+        check_memory(path, n_values)
         try:
             (_check_meta_data if is_meta else _check_nrrd_data)(path)
             voxels = read_voxels(path, header, reader_name=reader_name)
@@ -174,6 +210,83 @@ def read_itk(path: Path) -> RawImage:
         return to_canonical(voxels, geometry.file_axcodes)
 
     return RawImage(geometry=geometry, n_channels=header.n_repeats * header.n_components, load=load)
+
+
+def _meta_data(path: Path) -> tuple[list[Path], float]:
+    """The files with the voxels of a MetaImage, and what one of their bytes can become; 0 where they are written out.
+
+    Raises:
+        FormatError: a file lies elsewhere.
+        ValueError: the header is not complete.
+    """
+    fields, end = _meta_header(path)
+    name = fields["ElementDataFile"]
+    most = 1 if fields.get("BinaryData", "").lower() in ("true", "1") else 0
+    most = MOST_DEFLATED if fields.get("CompressedData", "").lower() in ("true", "1") else most
+    return [path] if name.upper() == "LOCAL" else _data_files(path, name, end), most
+
+
+def _nrrd_data(path: Path) -> tuple[list[Path], float]:
+    """The files with the voxels of an NRRD file, and what one of their bytes can become; 0 where they are written out.
+
+    Raises:
+        FormatError: a file lies elsewhere.
+        ValueError: the header is too long.
+    """
+    fields, end = _nrrd_header(path)
+    name = fields.get("data file", "")
+    encoding = fields.get("encoding", "").lower()
+    most = {"raw": 1, "hex": 1, "gzip": MOST_DEFLATED, "gz": MOST_DEFLATED, "txt": 0, "text": 0, "ascii": 0}
+    # Nothing is known of other compressions than gzip; memory alone bounds these.
+    return _data_files(path, name, end) if name else [path], most.get(encoding, math.inf)
+
+
+def _data_files(path: Path, value: str, end: int) -> list[Path]:
+    """The files that a header tells its voxels are in.
+
+    Args:
+        path: of the header.
+        value: the name of a file; or "LIST", and names follow, one per line; or a pattern with %d, and a first number,
+            a last one and a step.
+        end: of the header, where the names follow.
+
+    Raises:
+        FormatError: one of them lies elsewhere than beside or below the header.
+        ValueError: a pattern that stands for too many files, or none.
+    """
+    words = value.split()
+    if words and words[0].upper() == "LIST":
+        with path.open("rb") as file:
+            file.seek(end)
+            lines = file.read(_MAX_HEADER_BYTES + 1)
+        if len(lines) > _MAX_HEADER_BYTES:
+            raise ValueError("its list of files is longer than 1 MiB")
+        names = [line.strip() for line in lines.decode("latin-1").split("\n") if line.strip()]
+    elif "%" in words[0] and len(words) > 1:
+        first, last, step = (int(word) for word in (*words[1:4], "1", "1")[:3])
+        numbers = range(first, last + (1 if step > 0 else -1), step)
+        if not 0 < len(numbers) <= _MAX_FILES:
+            raise ValueError(f"its voxels are in {len(numbers)} files, expected 1 to {_MAX_FILES}")
+        _check_beside(path, words[0])
+        names = [words[0] % number for number in numbers]
+    else:
+        names = [value]
+    if max(map(len, names), default=0) > _MAX_NRRD_LINE:
+        raise ValueError(f"it has names of files of more than {_MAX_NRRD_LINE} characters")
+    for name in names:
+        _check_beside(path, name)
+    return [path.parent / name for name in names]
+
+
+def _check_beside(path: Path, name: str) -> None:
+    """Refuses the name of a file elsewhere than beside or below a header, which may come from anyone."""
+    folder = os.path.abspath(path.parent)
+    target = os.path.abspath(os.path.join(folder, name.replace("\\", "/")))
+    if os.path.commonpath([folder, target]) != folder or target == folder:
+        raise FormatError(
+            f"{path}: its header says that the voxels are in '{name}', expected a file beside it or in a folder "
+            "below; put that file there, and its name alone into the header"
+        )
 
 
 def _meta_header(path: Path) -> tuple[dict[str, str], int]:
@@ -197,6 +310,13 @@ def _meta_header(path: Path) -> tuple[dict[str, str], int]:
     missing = [key for key in _META_KEYS if not fields.get(key)]
     if missing:
         raise ValueError(f"its header has no {', '.join(missing)}")
+    # MetaIO believes what stands there: with more axes it writes beyond its arrays, and ends the process.
+    if fields["NDims"] not in ("2", "3", "4"):
+        raise ValueError(f"it has {fields['NDims'][:20]} axes, expected 2 to 4")
+    if any(data.count(key.encode(), 0, position) != 1 for key in ("NDims", "ElementDataFile")):
+        raise ValueError("its header tells twice how many axes it has, or where its voxels are")
+    if any(len(key) > _MAX_META_KEY or len(value) > _MAX_META_VALUE for key, value in fields.items()):
+        raise ValueError(f"its header has lines of more than {_MAX_META_VALUE} characters")
     return fields, position
 
 
@@ -236,7 +356,7 @@ def _check_nrrd_data(path: Path) -> None:
         zlib.error: damaged.
     """
     fields, offset = _nrrd_header(path)
-    name = fields.get("data file", fields.get("datafile", ""))
+    name = fields.get("data file", "")
     is_skipped = any(fields.get(key, "0") != "0" for key in ("byte skip", "byteskip", "line skip", "lineskip"))
     if fields.get("encoding", "").lower() not in ("gzip", "gz") or is_skipped:
         return
@@ -246,14 +366,38 @@ def _check_nrrd_data(path: Path) -> None:
 
 
 def _nrrd_header(path: Path) -> tuple[dict[str, str], int]:
-    """Fields of an NRRD header in lower case, and where it ends."""
+    """Fields of an NRRD header in lower case, and where it ends, or the list of its files begins.
+
+    Raises:
+        ValueError: it is too long, or tells twice where the voxels are.
+    """
     with path.open("rb") as file:
-        text = file.read(_MAX_HEADER_BYTES)
+        text = file.read(_MAX_HEADER_BYTES + 1)
     # The header ends at the first empty line, or with the file where the data are elsewhere.
-    ends = [(text.find(mark), len(mark)) for mark in (b"\n\n", b"\r\n\r\n") if mark in text]
-    end, width = min(ends) if ends else (len(text), 0)
-    pairs = (line.partition(":") for line in text[:end].decode("latin-1").splitlines() if not line.startswith("#"))
-    return {key.strip().lower(): value.strip() for key, _, value in pairs}, end + width
+    fields: dict[str, str] = {}
+    place = 0
+    while place < len(text):
+        end = text.find(b"\n", place)
+        end = len(text) if end < 0 else end
+        line, place = text[place:end].removesuffix(b"\r").decode("latin-1"), end + 1
+        if not line:
+            break
+        key, _, value = line.partition(":")
+        is_free = line.startswith("#") or value.startswith("=")
+        # What NRRD's library does not understand it repeats in its message, whose length it does not watch.
+        if len(line) > _MAX_NRRD_LINE and not (line.startswith("#") or (is_free and len(key) <= _MAX_NRRD_LINE)):
+            raise ValueError(f"its header has a line of {len(line)} characters, expected at most {_MAX_NRRD_LINE}")
+        key = key.strip().lower().replace("datafile", "data file")
+        if is_free:
+            continue
+        if key == "data file" and key in fields:
+            raise ValueError("it tells twice where its voxels are")
+        fields[key] = value.strip()
+        if key == "data file" and fields[key].upper().startswith("LIST"):
+            break
+    if place > _MAX_HEADER_BYTES:
+        raise ValueError("its header is longer than 1 MiB")
+    return fields, min(place, len(text))
 
 
 def _decompressed_size(data: Path, offset: int) -> int:

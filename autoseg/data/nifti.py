@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import FormatError, first_line
 from autoseg.core.geometry import Geometry, from_canonical, to_canonical
+from autoseg.core.runtime import format_memory
 from autoseg.core.serialize import atomic_path
-from autoseg.data.raw import RawImage, locate
+from autoseg.data.raw import MOST_DEFLATED, RawImage, check_claim, check_memory, locate
 
 ENDINGS = (".nii.gz", ".nii")
+
+_N_HEADER_BYTES = 544
+_MAX_OFFSET_BYTES = 64 * 2**20
+"""Room for a header and its extensions: XML of surfaces, the tags of a DICOM series."""
 
 
 def read_nifti(path: Path) -> RawImage:
@@ -28,8 +34,9 @@ def read_nifti(path: Path) -> RawImage:
     from nibabel.spatialimages import HeaderDataError
 
     # What nibabel and the decompressors raise for files that are cut off or are something else.
-    broken = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error)
+    broken = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, TypeError, zlib.error)
     try:
+        _check_header(path)
         image: Any = nibabel.load(path)
         shape = image.shape
     except broken as error:
@@ -47,6 +54,7 @@ def read_nifti(path: Path) -> RawImage:
     geometry = locate(path, volume_shape, image.affine, spacing_mm=zooms)
 
     def load() -> NDArray:
+        check_memory(path, math.prod(volume_shape) * n_channels)
         try:
             voxels = np.asanyarray(image.dataobj)
         except broken as error:
@@ -59,16 +67,87 @@ def read_nifti(path: Path) -> RawImage:
     return RawImage(geometry=geometry, n_channels=n_channels, load=load)
 
 
+def _check_header(path: Path) -> None:
+    """Refuses a header that leads out of its file, before nibabel reads its extensions and allocates its voxels.
+
+    What is no header at all is left to nibabel to name.
+
+    Raises:
+        FormatError: it claims more voxels, or extensions, than the file has or can have.
+        HeaderDataError: a type that NIfTI does not know.
+    """
+    import nibabel
+    from nibabel.openers import ImageOpener
+
+    with ImageOpener(path) as file:
+        block = file.read(_N_HEADER_BYTES)
+        is_second = block[4:7] in (b"n+2", b"ni2")
+        kind = nibabel.Nifti2Header if is_second else nibabel.Nifti1Header
+        if not (is_second or block[344:347] in (b"n+1", b"ni1")) or len(block) < kind.sizeof_hdr:
+            return
+        header = kind(block[: kind.sizeof_hdr], check=False)
+        _check_sizes(path, header)
+        offset = int(header["vox_offset"])
+        if block[kind.sizeof_hdr : kind.sizeof_hdr + 1].strip(b"\0"):
+            _check_extensions(path, header, block + file.read(max(0, offset - len(block))))
+
+
+def _check_sizes(path: Path, header: Any) -> None:
+    n_axes = int(header["dim"][0])
+    shape = [int(size) for size in header["dim"][1 : 1 + max(0, n_axes)]]
+    offset = float(header["vox_offset"])
+    if n_axes != len(shape) or not shape or min(shape) < 0:
+        raise FormatError(f"{path}: found the shape {tuple(shape)}, expected 2, 3 or 4 axes that are not empty")
+    is_compressed = path.name.lower().endswith(".gz")
+    held, most = path.stat().st_size, MOST_DEFLATED if is_compressed else 1
+    if not 0 <= offset <= held * most:
+        raise FormatError(
+            f"{path}: its header puts the voxels at byte {offset:g}, expected a place within the file, which has "
+            f"{held} bytes; copy it again from where it came from"
+        )
+    if offset > _MAX_OFFSET_BYTES:
+        raise FormatError(
+            f"{path}: its header claims {format_memory(offset / 2**30)} of extensions before the voxels, expected at "
+            f"most {format_memory(_MAX_OFFSET_BYTES / 2**30)}; save it anew without extensions"
+        )
+    try:
+        n_bytes = math.prod(shape) * header.get_data_dtype().itemsize
+    except KeyError as error:
+        raise FormatError(f"{path}: found voxels of the unknown type {header['datatype']}, expected numbers") from error
+    check_claim(path, n_bytes, held=held if is_compressed else max(0, held - int(offset)), most=most)
+
+
+def _check_extensions(path: Path, header: Any, block: bytes) -> None:
+    """Refuses extensions that do not end before the voxels: nibabel would read as much as there is.
+
+    Args:
+        path: for the message.
+        header: of the file.
+        block: the file up to its voxels.
+    """
+    place, end = header.sizeof_hdr + 4, int(header["vox_offset"])
+    while place + 16 <= min(end, len(block)):
+        size = int(np.frombuffer(block, f"{header.endianness}i4", 1, place)[0])
+        if size < 8 or place + size > end:
+            raise FormatError(
+                f"{path}: its header claims an extension of {size} bytes, expected 8 to {end - place}; save it anew "
+                "without extensions"
+            )
+        place += size
+
+
 def _check_spacing(path: Path, image: Any, shape: tuple[int, ...]) -> None:
-    """Refuses a spacing of zero that the affine is made from, which nibabel would silently take for 1 mm."""
+    """Refuses spacings that the affine is made from and that nibabel would silently mend: zero, and negative ones."""
     from nibabel.openers import ImageOpener
 
     if image.header["sform_code"] > 0:
         return
     with ImageOpener(path) as file:
         stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
-    if any(spacing == 0 and size > 1 for spacing, size in zip(stored, shape, strict=True)):
-        raise FormatError(f"{path}: found the spacing {stored.tolist()} mm (i, j, k), expected more than 0")
+    if any(spacing < 0 or (spacing == 0 and size > 1) for spacing, size in zip(stored, shape, strict=True)):
+        raise FormatError(
+            f"{path}: found the spacing {stored.tolist()} mm (i, j, k), expected more than 0; correct the header"
+        )
 
 
 def write_nifti(path: Path, volume: NDArray, geometry: Geometry, *, like: Path | None, scale: float) -> None:

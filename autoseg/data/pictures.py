@@ -9,13 +9,16 @@ about how it was held.
 
 from __future__ import annotations
 
+import math
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import FormatError, first_line, list_some
 from autoseg.core.geometry import Geometry, from_canonical, to_canonical
 from autoseg.core.serialize import atomic_path
-from autoseg.data.raw import RawImage, locate, storable
+from autoseg.data.raw import MOST_DEFLATED, RawImage, check_claim, check_memory, locate, storable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,6 +36,8 @@ _GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _COLOUR_MODES = ("P", "RGB")
 _WRITTEN_AS = {".png": ("PNG", 2**16 - 1), ".bmp": ("BMP", 255), ".gif": ("GIF", 255)}
+# What a byte of a picture can become: runs of BMP, codes of GIF. Nothing is known of JPEG.
+_MOST = {"PNG": MOST_DEFLATED, "BMP": 128, "GIF": 3640}
 _ADVICE = "copy it again from where it came from, or save it anew as PNG"
 
 
@@ -95,6 +100,14 @@ def read_picture(path: Path) -> RawImage:
         FormatError: unreadable, moving, or of colours that a screen does not have.
     """
     with _opened(path) as picture:
+        if picture.format == "PNG":
+            _check_chunks(path)
+        n_bits = _png_bits(path) if picture.format == "PNG" else 1 if picture.mode == "1" else 8
+        n_values = picture.width * picture.height * len(picture.getbands())
+        most = _MOST.get(str(picture.format), math.inf)
+        check_claim(path, n_values * n_bits // 8, held=path.stat().st_size, most=most)
+        # Of a palette, this reads the pixels.
+        check_memory(path, n_values if picture.mode == "P" else 0)
         kind = _describe(path, picture)
     geometry = locate_picture(path, kind.shape, (1.0, 1.0, 1.0))
 
@@ -103,26 +116,36 @@ def read_picture(path: Path) -> RawImage:
         return to_canonical(pixels.swapaxes(1, 2)[..., None], geometry.file_axcodes)
 
     def load() -> NDArray:
+        check_memory(path, n_values)
         with _opened(path) as picture:
             return stand(_image_pixels(path, picture, kind))
 
     def load_label() -> NDArray:
+        check_memory(path, n_values)
         with _opened(path) as picture:
             return stand(_label_pixels(path, picture, kind)[None])[0]
 
     return RawImage(geometry=geometry, n_channels=1 if kind.is_grey else 3, load=load, load_label=load_label)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+@cache
+def import_pillow() -> Any:
+    """Pillow's images, without its warnings of large ones: what does not fit into memory comes as an error."""
     from PIL import Image
 
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    return Image
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    pillow = import_pillow()
     # What Pillow raises for files that are cut off or are something else; SyntaxError is what it calls a broken PNG.
     broken = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error)
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
+        with pillow.open(path, formats=_FORMATS) as picture:
             yield picture
-    except Image.DecompressionBombError as error:
+    except pillow.DecompressionBombError as error:
         raise FormatError(f"{path}: {first_line(error)}; save it as TIFF, or in pieces") from error
     except broken as error:
         raise FormatError(f"{path}: cannot be read as a picture ({first_line(error)}); {_ADVICE}") from error
@@ -145,6 +168,24 @@ def _describe(path: Path, picture: Image.Image) -> _Kind:
         is_grey=is_grey,
         has_alpha=mode in _ALPHA_MODES or (mode in ("L", "P", "RGB") and "transparency" in picture.info),
     )
+
+
+def _check_chunks(path: Path) -> None:
+    """Refuses a PNG file with a chunk that goes beyond its end: Pillow allocates what that says that it has.
+
+    Raises:
+        ValueError: it does.
+    """
+    n_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        place = 8
+        while head := file.read(8) if file.seek(place) < n_bytes else b"":
+            length = int.from_bytes(head[:4], "big")
+            if place + 12 + length > n_bytes:
+                raise ValueError(f"its chunk at byte {place} claims {length} bytes, the file has {n_bytes - place}")
+            if head[4:] == b"IEND":
+                break
+            place += 12 + length
 
 
 def _png_bits(path: Path) -> int:

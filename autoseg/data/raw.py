@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import FormatError
 from autoseg.core.geometry import Geometry, make_geometry
+from autoseg.core.runtime import format_memory, machine_memory_gib
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM and ITK count from right to left and from front to back, affines in autoseg the other way round."""
+
+MOST_DEFLATED = 1032
+"""Bytes that one compressed byte of gzip, zip or PNG can become at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,49 @@ def locate(path: Path, file_shape: Sequence[int], affine: NDArray, *, spacing_mm
         return make_geometry(file_shape, affine, header_spacing_mm=spacing_mm)
     except FormatError as error:
         raise FormatError(f"{path}: {error}; correct the header, or convert the image anew") from error
+
+
+def check_claim(path: Path, n_bytes: int, *, held: int, most: float = 1) -> None:
+    """Refuses a header that tells of more voxels than there can be, before anything is allocated for them.
+
+    Args:
+        path: for the message.
+        n_bytes: of all voxels, as the header tells.
+        held: bytes that the file has, or the files that its voxels are in.
+        most: what one of these bytes can become.
+
+    Raises:
+        FormatError: it claims more.
+    """
+    if n_bytes <= held * most:
+        return
+    compressed = "" if most == 1 else f", which can hold {_describe_bytes(int(held * most))}"
+    raise FormatError(
+        f"{path}: its header claims {_describe_bytes(n_bytes)} of voxels, the file has {_describe_bytes(held)}"
+        f"{compressed}: it is cut off, or its header is damaged; copy it again from where it came from"
+    )
+
+
+def _describe_bytes(n: int) -> str:
+    return f"{n} bytes" if n < 2**20 else format_memory(n / 2**30)
+
+
+def check_memory(path: Path, n_voxels: int) -> None:
+    """Refuses an image of which not even a copy in single precision fits into the memory of this machine.
+
+    Args:
+        path: for the message.
+        n_voxels: of all channels.
+
+    Raises:
+        FormatError: it is larger.
+    """
+    needed_gib, most_gib = 4 * n_voxels / 2**30, machine_memory_gib()
+    if needed_gib > most_gib:
+        raise FormatError(
+            f"{path}: its {n_voxels:,} voxels need {format_memory(needed_gib)} of memory, this machine may use "
+            f"{format_memory(most_gib)}; crop or split the image, or use a machine with more memory"
+        )
 
 
 def file_spacing_mm(geometry: Geometry) -> NDArray[np.float64]:

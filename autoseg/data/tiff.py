@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from autoseg.core.errors import FormatError, first_line
 from autoseg.core.geometry import Geometry, Spacing3, from_canonical, to_canonical
 from autoseg.core.serialize import atomic_path, read_json
-from autoseg.data.pictures import locate_picture, one_number_per_pixel
-from autoseg.data.raw import RawImage, file_spacing_mm, storable
+from autoseg.data.pictures import import_pillow, locate_picture, one_number_per_pixel
+from autoseg.data.raw import MOST_DEFLATED, RawImage, check_claim, check_memory, file_spacing_mm, storable
 
 _ADVICE = "copy it again from where it came from, or save it anew"
 _SLICE_AXES, _CHANNEL_AXES = "ZIQ", "TCS"
@@ -49,6 +49,9 @@ _UNITS_MM = {
 }
 _MINISWHITE, _PALETTE, _CENTIMETER = 0, 3, 3
 _ALPHA_SAMPLES = (1, 2)
+# By the number of a compression (none, LZW, deflate, packed bits), what one of its bytes can become; nothing is known
+# of others. A code of LZW has 9 bits and more, and stands for 4095 bytes at most.
+_MOST = {1: 1, 5: 3640, 8: MOST_DEFLATED, 32946: MOST_DEFLATED, 32773: 64}
 _TAG_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Size of one value by the type of a tag, where it is not 1."""
 
@@ -99,6 +102,7 @@ def read_tiff(path: Path) -> RawImage:
     """
     with _opened(path) as tiff:
         _check_pages(path)
+        _check_parts(path, tiff)
         layout = _describe(path, tiff)
         spacing = _sidecar_spacing(path) or _stored_spacing(tiff)
     geometry = locate_picture(path, layout.shape, spacing or (1.0, 1.0, 1.0))
@@ -108,10 +112,12 @@ def read_tiff(path: Path) -> RawImage:
         return to_canonical(voxels.transpose(0, 3, 2, 1), geometry.file_axcodes)
 
     def load() -> NDArray:
+        check_memory(path, math.prod(layout.shape) * layout.n_channels)
         voxels = _read_voxels(path, layout)
         return stand(voxels if layout.palette is None else _apply_palette(voxels[0], layout.palette))
 
     def load_label() -> NDArray:
+        check_memory(path, math.prod(layout.shape) * layout.n_channels)
         voxels = _read_voxels(path, layout)
         # The numbers of a palette are the labels, whatever colours it gives them.
         return stand((voxels[0] if layout.palette is not None else one_number_per_pixel(path, voxels))[None])[0]
@@ -127,7 +133,8 @@ def read_tiff(path: Path) -> RawImage:
 def _opened(path: Path) -> Iterator[Any]:
     tifffile = _import_tifffile()
     # What tifffile and the decompressors raise for files that are cut off or are something else.
-    broken = (tifffile.TiffFileError, OSError, EOFError, ValueError, LookupError, TypeError, struct.error, zlib.error)
+    kinds = (OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError)
+    broken = (tifffile.TiffFileError, *kinds, struct.error, zlib.error)
     try:
         with tifffile.TiffFile(path) as tiff:
             yield tiff
@@ -159,6 +166,8 @@ def _check_pages(path: Path) -> None:
             file.seek(offset)
             try:
                 (n_tags,) = counted.unpack(file.read(counted.size))
+                if n_tags * tag.size > n_bytes:
+                    raise ValueError(f"its page {len(seen)} claims {n_tags} tags, more than the file can have")
                 tags = list(tag.iter_unpack(file.read(n_tags * tag.size)))
                 (offset,) = place.unpack(file.read(place.size))
             except struct.error as error:
@@ -167,6 +176,21 @@ def _check_pages(path: Path) -> None:
                 size = count * _TAG_BYTES.get(kind, 1)
                 if size > place.size and start + size > n_bytes:
                     raise ValueError(f"it is cut off before the tag {code} of page {len(seen)}")
+
+
+def _check_parts(path: Path, tiff: Any) -> None:
+    """Refuses OME's lists of files that lead elsewhere: tifffile reads what they name.
+
+    Raises:
+        FormatError: a file is not beside this one.
+    """
+    if not tiff.is_ome:
+        return
+    for name in re.findall(r"""FileName\s*=\s*["']([^"']*)""", tiff.ome_metadata or ""):
+        if re.search(r"[/\\:&]", name) or name in (".", ".."):
+            raise FormatError(
+                f"{path}: says that a part of it is in '{name}', expected a file beside it; save the image in one file"
+            )
 
 
 def _describe(path: Path, tiff: Any) -> _Layout:
@@ -189,6 +213,13 @@ def _describe(path: Path, tiff: Any) -> _Layout:
     if series.dtype is None or series.dtype.kind not in "biuf":
         raise FormatError(f"{path}: found voxels of type {series.dtype}, expected numbers")
     size_of = dict(kept)
+    # Of a stack in several files, those beside count as well.
+    files = {path}
+    if series.is_multifile:
+        files |= {Path(known.parent.filehandle.path) for known in series.pages if known is not None}
+    held = sum(file.stat().st_size for file in files)
+    most = _MOST.get(int(page.compression), math.inf)
+    check_claim(path, math.prod(series.shape) * page.bitspersample // 8, held=held, most=most)
     order = tuple(axes.index(axis) for axis in (*channels, *slices, "Y", "X"))
     n_samples = math.prod(size_of[axis] for axis in channels)
     has_samples = channels == ["S"]
@@ -223,6 +254,8 @@ def _read_voxels(path: Path, layout: _Layout) -> NDArray:
             if not re.search("imagecodecs|not supported", str(error)):
                 raise
             voxels, is_inverted = _read_with_pillow(path, series), False
+        if voxels.size != math.prod(layout.kept):
+            raise ValueError(f"found {voxels.size} pixels, expected {math.prod(layout.kept)}")
     if voxels.dtype == np.bool_:
         voxels = voxels.astype(np.uint8)
     if is_inverted and voxels.dtype.kind == "u":
@@ -239,13 +272,15 @@ def _read_voxels(path: Path, layout: _Layout) -> NDArray:
 
 def _read_with_pillow(path: Path, series: Any) -> NDArray:
     """Voxels in a compression such as LZW or JPEG that tifffile alone does not read; zero is black already."""
-    from PIL import Image
-
-    with Image.open(path, formats=("TIFF",)) as picture:
-        pages = []
-        for number in range(getattr(picture, "n_frames", 1)):
-            picture.seek(number)
-            pages.append(np.asarray(picture))
+    pillow = import_pillow()
+    pages = []
+    try:
+        with pillow.open(path, formats=("TIFF",)) as picture:
+            for number in range(len(series.pages)):
+                picture.seek(number)
+                pages.append(np.asarray(picture))
+    except (pillow.DecompressionBombError, SyntaxError) as error:
+        raise FormatError(f"{path}: {first_line(error)}; save it without compression") from error
     voxels = np.stack(pages)
     if voxels.size != math.prod(series.shape) or voxels.dtype.itemsize != series.dtype.itemsize:
         raise FormatError(

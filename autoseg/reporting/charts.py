@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 
-from autoseg.reporting.html import spell_out
+from autoseg.core.text import spell_out
 
 WIDTH_INCHES = 5.0
 DPI = 200

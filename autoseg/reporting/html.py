@@ -12,8 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-KEPT_CHARACTERS = "\u00a0\u200c\u200d"
-"""Not printable as Python sees it, but harmless: a space, and two that words of some languages are spelled with."""
+from autoseg.core.text import spell_out
 
 VOID_ELEMENTS = frozenset({"img", "meta", "br"})
 NO_VALUE = "\N{EN DASH}"
@@ -56,19 +55,6 @@ class Column:
 def escape(text: str) -> str:
     """The text as HTML, for content and for attributes; what cannot be printed is spelled out, as in `\\x1b`."""
     return html.escape(spell_out(text), quote=True)
-
-
-def spell_out(text: str) -> str:
-    """The text with what cannot be printed spelled out, as in `\\x1b`."""
-    if text.isprintable():
-        # Most text, and pictures of a megabyte.
-        return text
-    return "".join(
-        character
-        if character.isprintable() or character in KEPT_CHARACTERS
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def element(name: str, *children: Child, attributes: Mapping[str, str] | None = None) -> Html:

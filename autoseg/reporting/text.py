@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import describe_problems, list_some
+from autoseg.core.errors import SEVERITIES, describe_problems, group_problems, list_some
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import format_memory
+from autoseg.core.text import spell_out
 from autoseg.evaluation.selection import Selection
 from autoseg.planning.estimates import ConfigurationEstimate, Estimates
 from autoseg.planning.plan import ConfigurationPlan, Plan
 
 if TYPE_CHECKING:
+    from autoseg.data.check import CheckResult
     from autoseg.evaluation.scores import Evaluation
 
 UNDEFINED = "-"
@@ -21,6 +23,30 @@ EDITED = (
     "This plan was edited by hand after it was made: the reasons tell why the planner had decided as it did, and may "
     "not be true of what stands there now."
 )
+
+
+def describe_check(result: CheckResult) -> str:
+    """What was found wrong with a dataset: how often what, as a table, and then each with its cases and its advice."""
+    of_severity = {
+        severity: [problem for problem in result.problems if problem.severity == severity] for severity in SEVERITIES
+    }
+    counts = ", ".join(_count(found, severity) for severity, found in of_severity.items() if found)
+    headline = f"{spell_out(result.dataset)}: {result.n_cases} cases, {counts or 'nothing wrong'}"
+    if not result.problems:
+        return headline
+    rows = [
+        (
+            severity,
+            kind,
+            str(len(members)),
+            list_some([spell_out(problem.case) for problem in members if problem.case], most=4),
+        )
+        for severity, found in of_severity.items()
+        for (kind, _), members in group_problems(found).items()
+    ]
+    blocks = [headline, format_table(("severity", "problem", "how often", "cases"), rows, n_left=4)]
+    blocks += [describe_problems(f"{severity}s".upper(), found) for severity, found in of_severity.items() if found]
+    return "\n\n".join(blocks)
 
 
 def describe_plan(plan: Plan) -> str:
@@ -93,6 +119,8 @@ def describe_selection(selection: Selection) -> str:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_left: int = 1) -> str:
     """Columns under their heads, the first `n_left` flush left, the others flush right."""
+    # Before they are measured: what cannot be printed takes more room than it seems.
+    header, rows = [spell_out(cell) for cell in header], [[spell_out(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -168,5 +196,5 @@ def _describe_estimate(configuration: ConfigurationPlan, taken: ConfigurationEst
     )
 
 
-def _count(things: Sequence[str], name: str) -> str:
+def _count(things: Sequence[object], name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
