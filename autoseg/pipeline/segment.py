@@ -6,24 +6,27 @@ import logging
 import math
 import platform
 import re
-import tempfile
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
-from autoseg.core.errors import AutosegError, FormatError, PredictionError, Problem, describe_problems
+from autoseg.core.errors import AutosegError, FormatError, PredictionError, Problem, describe_problems, first_line
+from autoseg.core.faults import DeviceError, describe_fault, describe_lost_device, is_device_lost, is_out_of_memory
 from autoseg.core.labels import LabelSpec, mask_of
+from autoseg.core.leftovers import temporary_path
 from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.core.steps import Step
-from autoseg.data.check import load_image
 from autoseg.data.io import output_ending, write_volume
+from autoseg.data.load import load_image
 from autoseg.pipeline.inputs import Choice, choose_models, find_images
 from autoseg.pipeline.workspace import DEFAULT_WORK
 
@@ -108,7 +111,8 @@ class PredictionRecord:
         seconds: in all.
         peak_memory_gib: of the process.
         peak_gpu_memory_gib: None without a GPU.
-        cases: what became of each.
+        cases: what became of each; a label map is whole where it says "done".
+        request: by which calls know each other that go on with the same; empty where nobody goes on with it.
     """
 
     autoseg: str
@@ -129,6 +133,7 @@ class PredictionRecord:
     peak_memory_gib: float
     peak_gpu_memory_gib: float | None
     cases: dict[str, CaseResult]
+    request: str = ""
 
     @property
     def settings(self) -> tuple[object, ...]:
@@ -149,7 +154,7 @@ def predict(
     mirroring: bool | None = None,
     step_fraction: float | None = None,
     overwrite: bool = True,
-    made_since_s: float = 0.0,
+    request: str = "",
     part: tuple[int, int] = (1, 1),
     save_probabilities: bool = False,
     save_uncertainty: bool = False,
@@ -186,8 +191,8 @@ def predict(
         step_fraction: distance of tiles as a fraction of the patch; None as the speed has it.
         overwrite: segment all images; otherwise only those that have no label map yet, with the model and settings of
             the others.
-        made_since_s: where not all are segmented: label maps that are older than this, in seconds since 1970, do not
-            count.
+        request: where not all are segmented: label maps that no call with the same text has made do not count; empty
+            for all that are there.
         part: (2, 8) takes the second of eight parts of the images, so that eight processes can share them.
         save_probabilities: also write a map of each label's probability, to `probabilities/CASE/`.
         save_uncertainty: also write the entropy, and how much the folds disagree, to `uncertainty/CASE/`.
@@ -241,8 +246,9 @@ def predict(
         uncertainty=save_uncertainty,
         problems=problems,
         fix=fix,
+        request=request,
     )
-    todo = cases if overwrite else run.continue_with(cases, made_since_s=made_since_s)
+    todo = cases if overwrite else run.continue_with(cases)
     logger.info(
         "segmenting %d images with %s, folds %s, %s mirroring, on %s",
         len(todo),
@@ -319,8 +325,10 @@ class _Run:
         uncertainty: bool,
         problems: Sequence[Problem],
         fix: bool,
+        request: str,
     ) -> None:
-        self._fix, self._endings = fix, endings
+        self._fix, self._endings, self._request = fix, endings, request
+        self._writing: tuple[str, Future[None]] | None = None
         self.predictor, self.folder, self.problems = predictor, folder, list(problems)
         name = "prediction.json" if part == (1, 1) else f"prediction.part-{part[0]}-of-{part[1]}.json"
         self._manifest = folder / name
@@ -335,19 +343,19 @@ class _Run:
         """The label map of a case, in the format of its image where that can hold one."""
         return self.folder / f"{case}{self._endings[case]}"
 
-    def continue_with(
-        self, cases: Mapping[str, Sequence[Path | None]], *, made_since_s: float
-    ) -> dict[str, Sequence[Path | None]]:
+    def continue_with(self, cases: Mapping[str, Sequence[Path | None]]) -> dict[str, Sequence[Path | None]]:
         """The cases that have no label map yet, or only an older one.
 
         Raises:
             PredictionError: another model or other settings made those that are there.
         """
-        done = {case for case in cases if self._is_made(self.output_file(case), made_since_s)}
+        done = {case for case in cases if self.output_file(case).is_file()}
         own_settings = self._record().settings
         # Other processes may have segmented other parts into this folder, and other parts before.
         for file in sorted(self.folder.glob("prediction*.json")):
             earlier: PredictionRecord = read_json(file, PredictionRecord)
+            if self._request and earlier.request != self._request:
+                continue
             known = {case: found for case, found in earlier.cases.items() if case in done and found.status == DONE}
             if known and earlier.settings != own_settings:
                 raise PredictionError(
@@ -355,20 +363,23 @@ class _Run:
                     "post-processing; --overwrite makes all anew"
                 )
             self._results |= known
+        if self._request:
+            # By what is written down, not by times: clocks differ, and jump.
+            done &= self._results.keys()
         todo = {case: files for case, files in cases.items() if case not in done}
         logger.info("%d of %d images have a label map already", len(cases) - len(todo), len(cases))
         return todo
-
-    @staticmethod
-    def _is_made(label_map: Path, since_s: float) -> bool:
-        return label_map.is_file() and label_map.stat().st_mtime >= since_s
 
     def segment(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
         """Segments all cases; one that can't be does not stop the others."""
         try:
             self._segment_all(cases)
-        finally:
-            self._write_manifest()
+        except BaseException:
+            # What went wrong first is what to tell.
+            with suppress(OSError):
+                self._write_manifest()
+            raise
+        self._write_manifest()
         text = "%d label maps in %s after %s"
         n_done = sum(known.status == DONE for known in self._results.values())
         logger.info(text, n_done, self.folder, format_duration(time.monotonic() - self._started))
@@ -380,22 +391,34 @@ class _Run:
             ThreadPoolExecutor(1, thread_name_prefix="writing") as pool,
             closing(run_ahead(self._open, cases.items(), depth=2)) as opened,
         ):
-            written: Future[None] | None = None
+            written: Callable[[], None] | None = None
             for number, image in enumerate(opened, start=1):
                 with self._scratch() as scratch:
                     segmentation = self._segment(image, scratch)
                     if written is not None:
-                        written.result()
+                        written()
+                        written = None
                     if segmentation is not None:
-                        written = pool.submit(self._write, image, segmentation)
+                        self._writing = image.case, pool.submit(self._write, image, segmentation)
+                        written = partial(self._finish, image, self._writing[1])
                         if scratch is not None:
-                            written.result()
+                            written()
                 now = time.monotonic()
                 self._note(image, segmentation, seconds=now - before, number=number, n_cases=len(cases))
                 before = now
                 advance(1, image.case)
             if written is not None:
-                written.result()
+                written()
+
+    def _finish(self, image: _Opened, written: Future[None]) -> None:
+        """Waits until a label map is written; where it can't be, its case does not count as done."""
+        try:
+            written.result()
+        except Exception as error:
+            told = describe_fault(error) or first_line(error)
+            files = tuple(str(file.absolute()) for file in image.files)
+            self._results[image.case] = CaseResult(status=FAILED, files=files, error=f"could not be written: {told}")
+            raise
 
     def _open(self, item: tuple[str, Sequence[Path | None]]) -> _Opened:
         """Reads an image and brings it to the network's grid."""
@@ -407,17 +430,16 @@ class _Run:
         lacking = [name for name, file in zip(channels, by_channel, strict=False) if file is None]
         try:
             image, geometry = load_image(by_channel, n_channels=len(channels), fix=self._fix)
+            warnings = [f"lacks the channel {name}: it is segmented without" for name in lacking]
+            warnings += find_differences(image, geometry, predictor.plan, predictor.configuration)
+            prepared = predictor.prepare(image, geometry)
         except FormatError as error:
             return _Opened(case=case, files=files, error=error)
-        warnings = [f"lacks the channel {name}: it is segmented without" for name in lacking]
-        warnings += find_differences(image, geometry, predictor.plan, predictor.configuration)
-        return _Opened(
-            case=case,
-            files=files,
-            geometry=geometry,
-            prepared=predictor.prepare(image, geometry),
-            warnings=tuple(warnings),
-        )
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return _Opened(case=case, files=files, error=PredictionError(describe_fault(error)))
+        return _Opened(case=case, files=files, geometry=geometry, prepared=prepared, warnings=tuple(warnings))
 
     def _segment(self, image: _Opened, scratch: Path | None) -> Segmentation | None:
         if image.prepared is None:
@@ -431,10 +453,20 @@ class _Run:
             )
         except PredictionError as error:
             self._fail(image, error)
-            return None
+        except (MemoryError, RuntimeError) as error:
+            if is_device_lost(error):
+                # No other image can be segmented by this process.
+                raise DeviceError(
+                    f"{image.case}: {describe_lost_device(error)}; then give the same command again with --continue"
+                ) from error
+            if not is_out_of_memory(error):
+                raise
+            self._fail(image, PredictionError(describe_fault(error)))
+        return None
 
     def _fail(self, image: _Opened, error: AutosegError | None) -> None:
-        advice = "mend or replace the image, then run the same command again with --continue"
+        again = "run the same command again with --continue"
+        advice = f"mend or replace the image, then {again}" if isinstance(error, FormatError) else f"then {again}"
         self.problems.append(Problem(kind="image cannot be segmented", case=image.case, text=str(error), advice=advice))
         logger.warning("%s: could not be segmented: %s", image.case, error)
 
@@ -444,9 +476,13 @@ class _Run:
         if not self._probabilities:
             yield None
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".probabilities-", dir=self.folder) as folder:
-            yield Path(folder)
+        # Of a name by which it is removed should this process be killed.
+        folder = temporary_path(self.folder / "probabilities")
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, image: _Opened, segmentation: Segmentation) -> None:
         geometry, like = image.geometry, image.files[0]
@@ -525,7 +561,9 @@ class _Run:
     def _record(self) -> PredictionRecord:
         import torch
 
-        predictor = self.predictor
+        predictor, cases = self.predictor, dict(self._results)
+        if self._writing is not None and not _is_well(self._writing[1]):
+            cases.pop(self._writing[0], None)
         on_gpu = predictor.device.type == "cuda"
         return PredictionRecord(
             autoseg=__version__,
@@ -545,8 +583,13 @@ class _Run:
             seconds=round(time.monotonic() - self._started, 1),
             peak_memory_gib=round(peak_memory_gib(), 2),
             peak_gpu_memory_gib=round(torch.cuda.max_memory_allocated(predictor.device) / 2**30, 2) if on_gpu else None,
-            cases=self._results,
+            cases=cases,
+            request=self._request,
         )
+
+
+def _is_well(written: Future[None]) -> bool:
+    return written.done() and not written.cancelled() and written.exception() is None
 
 
 def _measure_volumes(segmentation: Segmentation, geometry: Geometry, labels: LabelSpec) -> dict[str, float]:

@@ -37,6 +37,7 @@ class Learner:
         precision: of the network's arithmetic.
         scaler: of the loss, in use in float16 only, whose small gradients would be zero without.
         outputs: what the channels of the network's output mean; None for classes that exclude each other.
+        is_changing: whether the weights are being changed: an error that comes meanwhile leaves them half changed.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Learner:
         self.network = network.to(device)
         self.optimizer = make_optimizer(self.network, recipe, device)
         self.device, self.outputs = device, outputs
+        self.is_changing = False
         self.use_precision(precision)
         self._forward: nn.Module = self.network
         self._ranks = ALONE
@@ -155,8 +157,10 @@ class Learner:
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             # One such step would make every weight NaN; the scaler of float16 training skips it by itself.
             return norm
+        self.is_changing = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.is_changing = False
         return value
 
     def time_step(self, images: Tensor, classes: Tensor) -> float:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from autoseg import __version__
-from autoseg.core.errors import TrainingError
+from autoseg.core.errors import TrainingError, first_line
+from autoseg.core.faults import DeviceError, describe_lost_device, is_device_lost, is_device_memory, is_out_of_memory
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import computing, derive_seed, format_duration, n_cpus, run_ahead, track
 from autoseg.core.serialize import digest, write_json
@@ -26,6 +27,7 @@ from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.augment import apply_parameters
 from autoseg.training.checkpoint import (
+    DamagedError,
     RunState,
     load_checkpoint,
     load_weights,
@@ -44,6 +46,7 @@ from autoseg.training.record import (
     TrainingChoices,
     TrainingRecord,
     ValidationSlice,
+    describe_environment,
     read_log,
     write_log,
 )
@@ -111,8 +114,9 @@ def train_fold(
         The trained network, in evaluation mode, on `device`.
 
     Raises:
-        TrainingError: the checkpoint is of another run or not there for all processes, or the loss is not finite again
-            and again.
+        TrainingError: the checkpoint is of another run or not there for all processes, the loss is not finite again and
+            again, or memory is short.
+        DeviceError: the GPU has failed.
         TrainingInterrupted: `stop` said so.
     """
     run = _Run(
@@ -125,8 +129,15 @@ def train_fold(
         run.discard()
     run.check_together()
     if not run.finished:
-        with computing(device, deterministic=config.deterministic):
-            run.train(stop, on_epoch, checkpoint_interval_s=checkpoint_interval_s)
+        try:
+            with computing(device, deterministic=config.deterministic):
+                run.train(stop, on_epoch, checkpoint_interval_s=checkpoint_interval_s)
+        except (MemoryError, RuntimeError) as error:
+            if is_device_lost(error):
+                raise DeviceError(run.tell_lost_device(error)) from error
+            if is_out_of_memory(error):
+                raise TrainingError(run.tell_no_memory(error)) from error
+            raise
     return run.learner.network.eval()
 
 
@@ -176,6 +187,7 @@ class _Run:
         self.epoch_losses: list[float] = []
         self.epochs: list[EpochFigures] = []
         self.n_bad_steps = 0
+        self.saved_at_step: int | None = None
         self.wait_s = 0.0
         self.warned_of_waiting = False
         self.finished = False
@@ -228,6 +240,7 @@ class _Run:
             # What is fastest was measured when the run began, and may come out otherwise on a busy machine.
             self.learner.use_precision(state.precision)
         self.iteration, self.elapsed_s, self.epoch_time_s = state.iteration, state.elapsed_s, state.epoch_time_s
+        self.saved_at_step = state.iteration
         self.epoch_losses = list(state.epoch_losses)
         if state.loss_scale is not None and self.learner.scaler.is_enabled():
             self.learner.scaler.update(state.loss_scale)
@@ -235,7 +248,12 @@ class _Run:
         done = self.budget.fraction_done(self.iteration, self.elapsed_s)
         self.finished = done >= 1 and self.files.weights.exists()
         if self.finished:
-            load_weights(self.files.weights, self.learner.network)
+            try:
+                load_weights(self.files.weights, self.learner.network)
+            except DamagedError as error:
+                # The checkpoint holds the same; what is left of the training is to write them.
+                self._say(logging.WARNING, "%s; they are made again from the checkpoint", error)
+                self.finished = False
         state_told = "already trained" if self.finished else "resuming"
         self._say(logging.INFO, "%s at step %d after %s", state_told, self.iteration, format_duration(self.elapsed_s))
 
@@ -270,6 +288,45 @@ class _Run:
         )
         write_log(self.files.log, self.epochs)
         save_checkpoint(self.files.checkpoint, self.learner.network, self.learner.optimizer, state)
+        self.saved_at_step = self.iteration
+
+    # -- faults --------------------------------------------------------------------------------------------------------
+
+    def save_after(self, error: Exception) -> None:
+        """Saves the state before a step that memory was short for, where that is whole and can still be read."""
+        is_alone = self.ranks.count == 1
+        if self.learner.is_changing or self.iteration == 0 or not is_alone or not is_out_of_memory(error):
+            return
+        try:
+            self.save()
+        except (TrainingError, OSError, MemoryError, RuntimeError) as another:
+            self._say(logging.WARNING, "the state could not be saved either (%s)", first_line(another))
+
+    def tell_no_memory(self, error: Exception) -> str:
+        """Where memory was short, and what to do."""
+        size = f"a batch of {self.choices.batch_size} patches of {join_numbers(self.configuration.patch_size)} voxels"
+        if is_device_memory(error):
+            what = f"the memory of {self.device} is full"
+            advice = "end what else runs on the GPU ('nvidia-smi' shows that)"
+            less = "train anew with a smaller --batch-size and --no-resume, or plan again with less --gpu-memory"
+        else:
+            what = "the memory of this machine, or what may be used of it, is full"
+            advice = "end what else runs here, or ask for more (--memory on a cluster)"
+            less = "train anew with a smaller --batch-size and --no-resume"
+        return (
+            f"{self.files.folder}: {what} at step {self.iteration + 1}, with {size} ({first_line(error)}). What to do: "
+            f"{advice}, then {self._tell_saved()}; or {less}"
+        )
+
+    def tell_lost_device(self, error: Exception) -> str:
+        """That the GPU has failed, and what to do."""
+        where = f"{self.files.folder}: at step {self.iteration + 1}"
+        return f"{where} {describe_lost_device(error)}; then {self._tell_saved()}"
+
+    def _tell_saved(self) -> str:
+        if self.saved_at_step is None:
+            return "the same command begins again: nothing was saved yet"
+        return f"the same command goes on from step {self.saved_at_step}"
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -290,7 +347,11 @@ class _Run:
             shown = 0
             # Choosing a network may have taken all of a tiny budget.
             while self.fraction_done < 1 or self.iteration == 0:
-                self._timed_step(batches)
+                try:
+                    self._timed_step(batches)
+                except (MemoryError, RuntimeError) as error:
+                    self.save_after(error)
+                    raise
                 if self.budget.epoch_is_over(len(self.epoch_losses), self.epoch_time_s) or self.fraction_done >= 1:
                     slices = self._end_epoch()
                     if self.ranks.is_first:
@@ -352,6 +413,7 @@ class _Run:
             training_cases=tuple(case.id for case in self.cases["training"]),
             validation_cases=tuple(case.id for case in self.cases["validation"]),
             n_processes=self.ranks.count,
+            environment=describe_environment(),
         )
         write_json(self.files.training, record)
         n_weights = sum(parameter.numel() for parameter in self.learner.network.parameters())
