@@ -1,7 +1,7 @@
 """autoseg: the best segmentation network for a folder of medical scans, without configuring anything.
 
-The whole interface: `plan` (with `Choices` and `SplitChoices`), `train`, `select`, `predict`, `evaluate`, `report`,
-`export` and `Predictor`. Names are loaded when they are first used, so that importing the package is quick.
+The whole interface: `check`, `plan` (with `Choices` and `SplitChoices`), `train`, `select`, `predict`, `evaluate`,
+`report`, `export` and `Predictor`. Names are loaded when they are first used, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autoseg.data.splits import SplitChoices as SplitChoices
     from autoseg.inference.predictor import Predictor as Predictor
+    from autoseg.pipeline import check as check
     from autoseg.pipeline import evaluate as evaluate
     from autoseg.pipeline import export as export
     from autoseg.pipeline import plan as plan
@@ -27,6 +28,7 @@ __all__ = [
     "Predictor",
     "SplitChoices",
     "__version__",
+    "check",
     "evaluate",
     "export",
     "plan",
@@ -40,6 +42,7 @@ _HOMES = {
     "Choices": "autoseg.planning.choices",
     "Predictor": "autoseg.inference.predictor",
     "SplitChoices": "autoseg.data.splits",
+    "check": "autoseg.pipeline",
     "evaluate": "autoseg.pipeline",
     "export": "autoseg.pipeline",
     "plan": "autoseg.pipeline",

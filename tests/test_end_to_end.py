@@ -248,12 +248,14 @@ def as_folders(source: Path, target: Path) -> Path:
 
 def as_csv(source: Path, target: Path) -> Path:
     target.mkdir()
+    # Paths must not lead out of the manifest's folder, links may.
+    (target / "scans").symlink_to(source)
     with (target / "cases.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["case", "image_CT", "label"])
         for label in sorted((source / "labelsTr").iterdir()):
-            image = source / "imagesTr" / label.name.replace(".nii", "_0000.nii")
-            writer.writerow([label.name.split(".")[0], image, label])
+            image = label.name.replace(".nii", "_0000.nii")
+            writer.writerow([label.name.split(".")[0], f"scans/imagesTr/{image}", f"scans/labelsTr/{label.name}"])
     return target / "cases.csv"
 
 
@@ -322,7 +324,8 @@ def test_bad_cases_are_all_listed_in_one_error(data: Path, tmp_path: Path, name:
     assert all(case in message for case in broken)
     assert "What to do:" in message
     assert "phantom_002" not in message
-    assert not (tmp_path / "autoseg-work").exists()
+    kept = {file.name for file in (tmp_path / "autoseg-work").iterdir() if not file.name.startswith(".")}
+    assert kept == {"check.json"}
 
 
 def test_one_case_only(data: Path, tmp_path: Path) -> None:

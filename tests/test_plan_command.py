@@ -174,7 +174,7 @@ def test_folds_as_the_user_asks_for_them(tiny_dataset: Path, tmp_path: Path) -> 
         for number, (name, file) in enumerate(zip(names, labels, strict=True))
     ]
     (tmp_path / "scans.csv").write_text("\n".join(["image,label,patient,site", *rows]))
-    work, options = tmp_path / "autoseg-work", ("--no-preprocess", "-c", "3d_fullres")
+    work, options = tmp_path / "autoseg-work", ("--no-preprocess", "-c", "3d_fullres", "--allow-outside")
 
     def read_folds() -> list[dict[str, list[str]]]:
         folds: list[dict[str, list[str]]] = read_json((work / "splits.json").read_text())["folds"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoseg.cli.options import DEFAULT_WORK, Configuration, Work, stopping_on_signals, work_option
+from autoseg.cli.options import DEFAULT_WORK, Configuration, Work, say, say_json, stopping_on_signals, work_option
 
 if TYPE_CHECKING:
     from autoseg.pipeline.jobs.status import JobStatus
@@ -32,16 +32,15 @@ def status(
 
     It is told from files in the work folder and from Slurm's queue, so it is right on any machine that sees both.
     """
-    from autoseg.core.serialize import dump_json
     from autoseg.pipeline.jobs.status import status as ask
 
     known = ask(work)
     if as_json:
-        typer.echo(dump_json(known))
+        say_json(known)
     elif known:
-        typer.echo(describe_status(known))
+        say(describe_status(known))
     else:
-        typer.echo(f"Nothing has been trained in {work} yet.\nNext: autoseg train{work_option(work)}")
+        say(f"Nothing has been trained in {work} yet.\nNext: autoseg train{work_option(work)}")
 
 
 @commands.command()
@@ -50,7 +49,7 @@ def cancel(work: Work = DEFAULT_WORK) -> None:
     from autoseg.pipeline.jobs.status import cancel as end_all
 
     ended = end_all(work)
-    typer.echo(f"cancelled: {', '.join(ended)}" if ended else "no job waits or runs")
+    say(f"cancelled: {', '.join(ended)}" if ended else "no job waits or runs")
 
 
 @commands.command()
@@ -70,17 +69,17 @@ def logs(
     assert known.log is not None, "jobs of a batch have one"
     log = LogFollower(known.log)
     if not known.log.exists():
-        typer.echo(f"{known.name} has not begun ({known.status}).", err=True)
+        say(f"{known.name} has not begun ({known.status}).", err=True)
     asked_at = time.monotonic()
     try:
         while follow and known.is_on_its_way:
-            typer.echo(log.read_new(), nl=False)
+            say(log.read_new(), nl=False)
             time.sleep(FOLLOW_INTERVAL_S)
             if time.monotonic() - asked_at > STATUS_INTERVAL_S:
                 known, asked_at = find_log(work, known.name), time.monotonic()
     except KeyboardInterrupt:
         return
-    typer.echo(log.read_new(), nl=False)
+    say(log.read_new(), nl=False)
 
 
 @commands.command(hidden=True)

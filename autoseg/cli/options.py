@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoseg.core.errors import AutosegError
+from autoseg.core.text import printable, printable_json
 
 if TYPE_CHECKING:
     from autoseg.cluster.slurm import SlurmOptions
@@ -53,6 +54,18 @@ Sbatch = Annotated[
 ]
 # Of a model, whose folds are known only when it is loaded.
 MAX_FOLDS = 1000
+
+
+def say(message: str, *, err: bool = False, nl: bool = True) -> None:
+    """Prints a message of ours; what names from outside would do to a terminal is spelled out."""
+    typer.echo(printable(message), err=err, nl=nl)
+
+
+def say_json(value: Any) -> None:
+    """Prints a dataclass or plain value as JSON."""
+    from autoseg.core.serialize import dump_json
+
+    typer.echo(printable_json(dump_json(value)))
 
 
 def parse_duration(text: str) -> float:
@@ -98,7 +111,7 @@ def stopping_on_signals() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(received)
     except TrainingInterrupted as error:
-        typer.echo(str(error), err=True)
+        say(str(error), err=True)
         # Where several processes train together, another one may have been asked.
         raise typer.Exit(128 + (received[0] if received else signal.SIGTERM)) from error
     finally:

@@ -8,10 +8,53 @@ from typing import Annotated
 
 import typer
 
-from autoseg.cli.options import DEFAULT_WORK, Device, Work, work_option
+from autoseg.cli.options import DEFAULT_WORK, Device, Work, say, say_json, work_option
 from autoseg.core.errors import AutosegError
 
 commands = typer.Typer()
+
+Fix = Annotated[
+    bool,
+    typer.Option(
+        "--fix",
+        help="Mend what is safe, in memory and never in your files: channels on another grid than the first, label "
+        "values near whole numbers, masks of 0 and 255.",
+    ),
+]
+AllowOutside = Annotated[
+    bool, typer.Option("--allow-outside", help="Read files that a manifest names outside of its folder.")
+]
+
+
+@commands.command()
+def check(
+    dataset: Annotated[Path, typer.Argument(help="A folder or manifest; the layout is recognised.")],
+    work: Work = DEFAULT_WORK,
+    fix: Fix = False,
+    test_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Images that must not be among those to train on; default: imagesTs beside them."
+        ),
+    ] = None,
+    allow_outside: AllowOutside = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON, and nothing else.")] = False,
+) -> None:
+    """Look for everything that is wrong with a dataset. The exit code is 0 where a plan can be made of it, otherwise 2.
+
+    What is found is kept in check.json of the work folder too; 'autoseg plan' then reads no scan again.
+    """
+    from autoseg import pipeline
+    from autoseg.core.errors import ERROR
+    from autoseg.reporting.text import describe_check
+
+    result = pipeline.check(dataset, work, fix=fix, test_folder=test_images, allow_outside=allow_outside)
+    if as_json:
+        say_json(result)
+    else:
+        say(describe_check(result))
+    if result.count(ERROR):
+        raise typer.Exit(AutosegError.exit_code)
 
 
 @commands.command()
@@ -82,9 +125,8 @@ def plan(
         Path | None,
         typer.Option(metavar="FILE", help="Folds from nnU-Net's splits_final.json or a work folder's splits.json."),
     ] = None,
-    fix: Annotated[
-        bool, typer.Option("--fix", help="Resample channels that lie on another grid than the first; never your files.")
-    ] = False,
+    fix: Fix = False,
+    allow_outside: AllowOutside = False,
     preprocess: Annotated[bool, typer.Option(help="Preprocess the cases now.")] = True,
     explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
@@ -106,7 +148,6 @@ def plan(
     Without DATASET, --explain, --json and --measure are about the plan in the work folder.
     """
     from autoseg import pipeline
-    from autoseg.core.serialize import dump_json
     from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices
     from autoseg.planning.choices import Choices, parse_choices, split_names
 
@@ -148,6 +189,7 @@ def plan(
             n_folds=folds,
             splits=split_choices,
             fix=fix,
+            allow_outside=allow_outside,
             preprocess="none" if not preprocess else "all" if "all" in split_names(configurations or ()) else "chosen",
             measure_on=device if measure else None,
         )
@@ -165,18 +207,18 @@ def plan(
             made = pipeline.measure(work, configurations=choices.configurations, device=device)
         seen = workspace.read_fingerprint()
     if as_json:
-        typer.echo(dump_json(made))
+        say_json(made)
         return
     if explain:
         from autoseg.planning.estimates import estimate
         from autoseg.reporting.text import explain_plan
 
-        typer.echo(explain_plan(made, estimate(seen, made)))
+        say(explain_plan(made, estimate(seen, made)))
     else:
         from autoseg.reporting.text import describe_plan
 
-        typer.echo(describe_plan(made))
+        say(describe_plan(made))
     if fingerprint is None:
-        typer.echo(f"\nThe plan with all reasons: {workspace.plan_file}, and as a page: {workspace.plan_page}")
+        say(f"\nThe plan with all reasons: {workspace.plan_file}, and as a page: {workspace.plan_page}")
         folds_to_train = f"0..{made.n_folds - 1}" if made.n_folds > 1 else "0"
-        typer.echo(f"Next: autoseg train --fold {folds_to_train}{work_option(work)}")
+        say(f"Next: autoseg train --fold {folds_to_train}{work_option(work)}")

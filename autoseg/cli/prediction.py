@@ -25,6 +25,7 @@ from autoseg.cli.options import (
     Work,
     parse_executor,
     parse_model_folds,
+    say,
     slurm_options,
     work_option,
 )
@@ -154,7 +155,7 @@ def predict(
             )
         folder = work or (DEFAULT_WORK if model is None else output)
         ids = submit_prediction(folder, request, n_jobs=jobs or 1, options=options)
-        typer.echo(f"{len(ids)} jobs submitted\nNext: autoseg status{work_option(folder)}")
+        say(f"{len(ids)} jobs submitted\nNext: autoseg status{work_option(folder)}")
         return
     if options != SlurmOptions() or jobs is not None:
         raise AutosegError(
@@ -162,7 +163,7 @@ def predict(
             "--executor slurm"
         )
     files = predict_as_asked(request, work or DEFAULT_WORK, part=_parse_part(part))
-    typer.echo(f"{len(files)} label maps in {output}")
+    say(f"{len(files)} label maps in {output}")
 
 
 @commands.command()
@@ -182,7 +183,7 @@ def export(
     from autoseg import pipeline
 
     file = pipeline.export(work, target, configuration=configuration, folds=parse_model_folds(folds))
-    typer.echo(f"Written to {file}\nNext: autoseg predict IN OUT --model {shlex.quote(str(file))}")
+    say(f"Written to {file}\nNext: autoseg predict IN OUT --model {shlex.quote(str(file))}")
 
 
 def _parse_part(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autoseg.cli.options import DEFAULT_WORK, Device, Work, parse_duration
+from autoseg.cli.options import DEFAULT_WORK, Device, Work, parse_duration, say
 
 commands = typer.Typer()
 
@@ -24,7 +24,7 @@ def report(
     from autoseg import pipeline
 
     page = pipeline.report(work) if predictions is None else pipeline.report_predictions(predictions)
-    typer.echo(f"Written to {page}")
+    say(f"Written to {page}")
 
 
 @commands.command()
@@ -59,11 +59,11 @@ def evaluate(
     settings = ScoreSettings(beta=beta, tolerance_mm=tolerance, min_lesion_iou=lesion_iou, ignore=ignore)
     regions = parse_regions(region or ())
     evaluation = pipeline.evaluate(prediction, reference, regions=regions, settings=settings)
-    typer.echo(f"{describe_case_dice(evaluation)}\n\n{describe_scores(evaluation)}")
+    say(f"{describe_case_dice(evaluation)}\n\n{describe_scores(evaluation)}")
     if evaluation.not_scored:
-        typer.echo(f"\n{len(evaluation.not_scored)} references have no prediction and are not scored.")
+        say(f"\n{len(evaluation.not_scored)} references have no prediction and are not scored.")
     if prediction.is_dir():
-        typer.echo(f"\nAll scores: {prediction / 'evaluation.json'}, and as a table: {prediction / 'evaluation.csv'}")
+        say(f"\nAll scores: {prediction / 'evaluation.json'}, and as a table: {prediction / 'evaluation.csv'}")
 
 
 @commands.command()
@@ -78,5 +78,5 @@ def demo(
     from autoseg.reporting.text import describe_case_dice
 
     evaluation, picture = pipeline.run_demo(folder, max_time_s=parse_duration(max_time), device=device, seed=seed)
-    typer.echo(describe_case_dice(evaluation))
-    typer.echo(f"\nReference (green) and prediction (red) on slices: {picture}")
+    say(describe_case_dice(evaluation))
+    say(f"\nReference (green) and prediction (red) on slices: {picture}")

@@ -23,6 +23,7 @@ from autoseg.cli.options import (
     Work,
     parse_duration,
     parse_executor,
+    say,
     slurm_options,
     stopping_on_signals,
     work_option,
@@ -200,7 +201,7 @@ def train(
             n_preprocessing=preprocess_jobs,
             resume=resume,
         )
-        typer.echo(f"{len(ids)} jobs submitted\nNext: autoseg status{work_option(work)}")
+        say(f"{len(ids)} jobs submitted\nNext: autoseg status{work_option(work)}")
         return
     devices = local.choose_devices(device, gpus, n_jobs=len(names) * len(folds), gpus_per_fold=gpus_per_fold)
     with stopping_on_signals() as stop:
@@ -223,7 +224,7 @@ def train(
     if validate:
         for name in names:
             _tell_scores(workspace, name, folds)
-    typer.echo(f"\nNext: autoseg predict IN OUT{work_option(work)}")
+    say(f"\nNext: autoseg predict IN OUT{work_option(work)}")
 
 
 def _train_one_by_one(
@@ -243,6 +244,7 @@ def _train_one_by_one(
     """
     from autoseg import pipeline
     from autoseg.core.errors import TrainingError, describe_problems
+    from autoseg.core.faults import describe_fault
     from autoseg.pipeline.jobs.start import discard_folds
     from autoseg.training.trainer import TrainingInterrupted
 
@@ -269,8 +271,9 @@ def _train_one_by_one(
             except (TrainingError, OSError) as error:
                 if len(configurations) * len(folds) == 1:
                     raise
-                logger.warning("%s, fold %d: failed: %s", name, fold, error)
-                problems.append(Problem(kind="fold failed", case=f"{name}, fold {fold}", text=str(error)))
+                told = describe_fault(error) or str(error)
+                logger.warning("%s, fold %d: failed: %s", name, fold, told)
+                problems.append(Problem(kind="fold failed", case=f"{name}, fold {fold}", text=told))
     if problems:
         n_all = len(configurations) * len(folds)
         raise TrainingError(
@@ -289,7 +292,7 @@ def _tell_jobs(work: Path, not_done: list[str]) -> None:
     from autoseg.pipeline.jobs.status import status
 
     known = status(work)
-    typer.echo(describe_status(known))
+    say(describe_status(known))
     if not_done:
         logs = "\n".join(
             f"  {one.log}" for one in known if one.name in not_done and one.log is not None and one.log.exists()
@@ -307,8 +310,8 @@ def _tell_scores(workspace: Workspace, configuration: str, folds: Sequence[int])
     for fold in folds:
         evaluation = pipeline.read_scores(workspace, configuration, fold)
         if evaluation is not None:
-            typer.echo(f"\n{configuration}, fold {fold}, {len(evaluation.cases)} validation cases")
-            typer.echo(describe_label_dice(evaluation))
+            say(f"\n{configuration}, fold {fold}, {len(evaluation.cases)} validation cases")
+            say(describe_label_dice(evaluation))
 
 
 @commands.command()
@@ -325,5 +328,5 @@ def select(
 
     with stopping_on_signals() as stop:
         selection = pipeline.select(work, device=device, ensembles=ensembles, stop=stop)
-    typer.echo(describe_selection(selection))
-    typer.echo(f"\nNext: autoseg report{work_option(work)}")
+    say(describe_selection(selection))
+    say(f"\nNext: autoseg report{work_option(work)}")

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+from autoseg.core.text import spell_out
 
 MAX_SHOWN_PER_KIND = 20
 
+E = TypeVar("E", bound="AutosegError")
+
+ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
+"""With an error nothing can be done; a warning deserves a look; a note says what was mended or taken as it is."""
+
 
 class AutosegError(Exception):
-    """Anything a user can mend. The command line prints its message and exits with `exit_code`."""
+    """Anything a user can mend. The command line prints its message and exits with `exit_code`.
+
+    Attributes:
+        problems: what it lists, one by one; empty for an error about one thing, which its message tells.
+    """
 
     exit_code = 2
+    problems: tuple[Problem, ...] = ()
+
+    @classmethod
+    def listing(cls: type[E], headline: str, problems: Sequence[Problem]) -> E:
+        """An error about many things, whose message lists them all below a first line."""
+        error = cls(describe_problems(headline, problems))
+        error.problems = tuple(problems)
+        return error
 
 
 class DatasetError(AutosegError):
@@ -50,6 +70,7 @@ class Problem:
         found: what is there.
         expected: what should be there.
         advice: what to do about it.
+        severity: an error, a warning or a note, see `SEVERITIES`.
     """
 
     kind: str
@@ -59,13 +80,15 @@ class Problem:
     found: str = ""
     expected: str = ""
     advice: str = ""
+    severity: str = ERROR
 
     def describe(self) -> str:
         """The problem without its kind and advice, on one line."""
-        where = ": ".join(part for part in (self.case, self.file) if part)
-        facts = [self.text] if self.text else []
-        facts += [f"found {self.found}"] if self.found else []
-        facts += [f"expected {self.expected}"] if self.expected else []
+        where = ": ".join(spell_out(part) for part in (self.case, self.file) if part)
+        # Further lines are set in, so that no name in them begins a line of its own.
+        facts = [self.text.replace("\n", "\n    ")] if self.text else []
+        facts += [f"found {spell_out(self.found)}"] if self.found else []
+        facts += [f"expected {spell_out(self.expected)}"] if self.expected else []
         return ": ".join(part for part in (where, ", ".join(facts)) if part)
 
 

@@ -14,6 +14,9 @@ Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
 Affine = tuple[tuple[float, ...], ...]
 
+SMALLEST_SPACING_MM = 1e-7
+"""Spacings are rounded to as much."""
+
 ANISOTROPY_THRESHOLD = 3.0
 """An axis is coarse where its spacing is more than this factor above the others'."""
 
@@ -86,10 +89,15 @@ def make_geometry(file_shape: Sequence[int], affine: NDArray, *, header_spacing_
     affine = np.asarray(affine, np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise FormatError(f"found the affine {affine.tolist()}, expected a finite, invertible 4x4 matrix")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    # Sizes whose squares no number holds become infinite, and are refused.
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     # Relative to the voxel, so that microscopic voxels are not mistaken for a singular matrix.
-    if not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * np.prod(lengths):
+    is_usable = np.isfinite(lengths).all() and lengths.all()
+    if not is_usable or not abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6:
         raise FormatError(f"found the affine {affine.tolist()}, expected a finite, invertible 4x4 matrix")
+    if lengths.min() < SMALLEST_SPACING_MM:
+        raise FormatError(f"found the affine {affine.tolist()}, expected voxels of {SMALLEST_SPACING_MM} mm and more")
     axcodes = _nearest_axcodes(affine)
     header = np.abs(np.asarray(header_spacing_mm, np.float64))
     agrees = np.abs(lengths - header) <= 1e-4 * lengths

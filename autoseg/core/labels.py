@@ -61,11 +61,12 @@ class LabelSpec:
                 "each with its value"
             )
         if any(not 0 < value < 2**16 for value in self.values):
-            raise DatasetError(f"labels: values are {list(self.values)}, expected whole numbers from 1 to 65535")
+            wrong = [str(value) for value in self.values if not 0 < value < 2**16]
+            raise DatasetError(f"labels: found the values {list_some(wrong)}, expected whole numbers from 1 to 65535")
         if len(set(self.values)) != len(self.values) or len(set(self.names)) != len(self.names):
-            raise DatasetError(
-                f"labels: {dict(zip(self.names, self.values, strict=True))} names a label or a value twice"
-            )
+            pairs = zip(self.names, self.values, strict=True)
+            named = list_some([f"{name} = {value}" for name, value in pairs])
+            raise DatasetError(f"labels: {named}: a name or a value is there twice")
         if self.ignore is not None and (self.ignore in self.values or not 0 < self.ignore < 2**16):
             raise DatasetError(
                 f"labels: the value to ignore is {self.ignore}, expected one from 1 to 65535 that no label has"
@@ -81,7 +82,7 @@ class LabelSpec:
         for region in self.regions:
             unknown = sorted(set(region.values) - set(self.values))
             if not region.values or unknown:
-                expected = f"some of {list(self.values)}"
+                expected = f"some of {list_some([str(value) for value in self.values])}"
                 raise DatasetError(f"region '{region.name}': its values are {list(region.values)}, expected {expected}")
             if region.written not in region.values:
                 raise DatasetError(

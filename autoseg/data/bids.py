@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.core.errors import DatasetError, Problem, describe_problems, list_some
+from autoseg.core.errors import DatasetError, Problem, list_some
 from autoseg.core.geometry import grid_difference
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.files import by_name, list_folders, list_images
@@ -192,7 +192,7 @@ def _refuse_unmatched(labels: Sequence[_Label], images: Images, *, where: Path) 
             found = f"{other.file.name} too"
             problems.append(Problem(kind=kind, case=session, file=file, found=found, advice=advice))
     if problems:
-        raise DatasetError(describe_problems(f"{where}: images and label maps do not match.", problems))
+        raise DatasetError.listing(f"{where}: images and label maps do not match.", problems)
 
 
 def _choose_structures(labels: Sequence[_Label], *, where: Path) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.core.errors import DatasetError, Problem, describe_problems, list_some
+from autoseg.core.errors import DatasetError, Problem, list_some
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.files import by_name, list_case_folders, list_images
@@ -175,7 +175,7 @@ def _refuse_incomplete(found: Sequence[_CaseFolder], channels: Sequence[str], *,
         where_found, others = str(case.folder), ", ".join(case.others)
         problems.append(Problem(kind=kind, file=where_found, found=others, expected=expected, advice=advice))
     if problems:
-        raise DatasetError(describe_problems(f"{where}: some BraTS cases are not complete.", problems))
+        raise DatasetError.listing(f"{where}: some BraTS cases are not complete.", problems)
 
 
 def _patient(case: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.core.errors import DatasetError, Problem, describe_problems, list_some
+from autoseg.core.errors import DatasetError, Problem, list_some
 from autoseg.data.dataset import Case
 from autoseg.data.files import read_csv
 
@@ -127,7 +127,7 @@ def _read_table(file: Path, column: str) -> dict[str, str]:
             kind, advice = f"case with more than one {column}", "keep one of the rows"
             problems.append(Problem(kind=kind, case=row["case"], found=found, advice=advice))
     if problems:
-        raise DatasetError(describe_problems(f"{file}: some cases are listed twice.", problems))
+        raise DatasetError.listing(f"{file}: some cases are listed twice.", problems)
     return values
 
 
@@ -145,7 +145,7 @@ def _compile(by: str) -> re.Pattern[str]:
 def _refuse_missing(found: Mapping[str, str], headline: str, *, kind: str, advice: str) -> None:
     problems = [Problem(kind=kind, case=case, advice=advice) for case, value in found.items() if not value]
     if problems:
-        raise DatasetError(describe_problems(headline, problems))
+        raise DatasetError.listing(headline, problems)
 
 
 def _as_number(text: str) -> float | None:

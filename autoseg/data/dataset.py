@@ -9,6 +9,19 @@ from autoseg.core.labels import LabelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelMend:
+    """How a label map is read that is not quite in order; the file stays as it is.
+
+    Attributes:
+        rounded: its values lie near whole numbers, and are rounded.
+        values: what a value of the file stands for, such as 255 for 1.
+    """
+
+    rounded: bool = False
+    values: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One examination.
 
@@ -20,6 +33,7 @@ class Case:
         masks: the file of each structure, by name, where there is no label map.
         annotated: structures that were looked for in this case; None for all, or for those that have a mask.
         attributes: what else a manifest tells of it, by column.
+        mend: how its label map is read; None as it is.
     """
 
     id: str
@@ -29,6 +43,7 @@ class Case:
     masks: dict[str, Path] = field(default_factory=dict)
     annotated: tuple[str, ...] | None = None
     attributes: dict[str, str] = field(default_factory=dict)
+    mend: LabelMend | None = None
 
     @property
     def image_files(self) -> tuple[Path, ...]:
@@ -62,7 +77,8 @@ class Dataset:
         channels: names, in order.
         labels: the classes; None where the layout does not say and the label maps have to be asked.
         cases: sorted by id.
-        fix: channels on another grid than the first are resampled onto it.
+        fix: what can be mended safely is mended in memory: channels on another grid than the first are resampled onto
+            it, and label maps are read with a `LabelMend`.
     """
 
     name: str

@@ -10,11 +10,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.core.errors import DatasetError, Problem, describe_problems, list_some
+from autoseg.core.errors import DatasetError, Problem, list_some
 from autoseg.data.dataset import Case
 from autoseg.data.io import case_name, is_image, read_raw
 
 logger = logging.getLogger(__name__)
+
+MAX_CSV_BYTES = 256 * 2**20
+MAX_SHOWN = 200
 
 _MARK = "(?:masks?|seg|segmentation|labels?)"
 # How the name of an image is made from that of its mask; those that come first win where several fit as well.
@@ -26,12 +29,12 @@ _IMAGE_NAMES = tuple(
     )
     for replacement in replacements
 )
-_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+_CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})", re.DOTALL)
 
 
 def split_channel(file: Path) -> tuple[str, str] | None:
     """CASE_0001.nii.gz as ("CASE", "0001"); None for a name without a channel."""
-    match = _CHANNEL_SUFFIX.match(case_name(file))
+    match = _CHANNEL_SUFFIX.fullmatch(case_name(file))
     return (match["case"], match["channel"]) if match else None
 
 
@@ -56,12 +59,23 @@ def list_case_folders(folder: Path) -> list[Path]:
 def list_folders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones and those that may not be opened."""
     with os.scandir(folder) as entries:
-        found = sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        found = sorted(Path(entry.path) for entry in entries if _is_below(entry) and not entry.name.startswith("."))
     opened = [inner for inner in found if os.access(inner, os.R_OK | os.X_OK)]
     if len(opened) < len(found):
         closed = [inner.name for inner in found if inner not in opened]
         logger.warning("%s: may not be opened, and left out: %s", folder, list_some(closed))
     return opened
+
+
+def _is_below(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, and no link that leads to itself or back to a folder that it is in."""
+    try:
+        if not entry.is_dir():
+            return False
+        above = os.path.realpath(os.path.dirname(entry.path))
+        return not entry.is_symlink() or not Path(above).is_relative_to(os.path.realpath(entry.path))
+    except OSError:
+        return False
 
 
 def channel_names(file: Path) -> tuple[str, ...]:
@@ -84,11 +98,14 @@ def group_channels(files: Sequence[Path], *, folder: Path) -> dict[str, list[Pat
         parts = split_channel(file)
         if parts is None:
             expected = "a name such as CASE_0000.nii.gz with the channel's four digits"
-            problems.append(Problem(kind="image name without a channel", file=str(file), expected=expected))
+            advice = "rename the image, or move what is none elsewhere"
+            problems.append(
+                Problem(kind="image name without a channel", file=str(file), expected=expected, advice=advice)
+            )
             continue
         cases.setdefault(parts[0], []).append(file)
     if problems:
-        raise DatasetError(describe_problems(f"{folder}: images whose channel is not known.", problems))
+        raise DatasetError.listing(f"{folder}: images whose channel is not known.", problems)
     return cases
 
 
@@ -117,6 +134,9 @@ def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:
         DatasetError: there is no such file, or it cannot be read.
     """
     try:
+        size = file.stat().st_size
+        if size > MAX_CSV_BYTES:
+            raise DatasetError(f"{file}: has {size} bytes, expected a table of at most {MAX_CSV_BYTES}")
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             rows = list(reader)
@@ -143,7 +163,7 @@ def by_name(files: Sequence[Path]) -> dict[str, Path]:
     ]
     if problems:
         folder = os.path.commonpath([file.parent for file in files])
-        raise DatasetError(describe_problems(f"{folder}: files with the same name.", problems))
+        raise DatasetError.listing(f"{folder}: files with the same name.", problems)
     return named
 
 
@@ -238,10 +258,12 @@ def match_labels(
             advice = "add the image, or remove the label map"
             problems.append(Problem(kind="label map without image", case=case, file=str(label), advice=advice))
     if problems:
-        raise DatasetError(describe_problems(f"{where}: images and label maps do not match.", problems))
+        raise DatasetError.listing(f"{where}: images and label maps do not match.", problems)
     return [Case(id=case, group=case, images=tuple(images[case]), label=labels[case]) for case in sorted(images)]
 
 
 def bad_entry(place: str, entry: Any) -> Problem:
     expected = "the paths of an image and a label map"
-    return Problem(kind="entry without image or label map", case=place, found=repr(entry), expected=expected)
+    shown, advice = repr(entry), "complete the entry, or remove it"
+    found = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
+    return Problem(kind="entry without image or label map", case=place, found=found, expected=expected, advice=advice)

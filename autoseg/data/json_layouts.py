@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoseg.core.errors import DatasetError, describe_problems
+from autoseg.core.errors import DatasetError
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.files import bad_entry, by_name, group_channels, list_images, match_labels
 from autoseg.data.io import READERS, case_name, file_ending
@@ -27,7 +27,7 @@ def open_decathlon(path: Path) -> Dataset | None:
         images = _decathlon_images(where.parent / entry["image"], n_channels=len(channels))
         cases.append(Case(id=case_name(label), group=case_name(label), images=images, label=label))
     if problems:
-        raise DatasetError(describe_problems(f"{where}: some entries cannot be read.", problems))
+        raise DatasetError.listing(f"{where}: some entries cannot be read.", problems)
     return Dataset(
         name=str(content.get("name") or where.parent.name),
         layout="Medical Segmentation Decathlon",

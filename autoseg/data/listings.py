@@ -11,6 +11,7 @@ from autoseg.core.errors import DatasetError, FormatError
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.core.serialize import read_json
 
+MAX_DIGITS = 18
 IGNORE = "ignore"
 """What the value of voxels that nobody has annotated is called in a list of labels."""
 
@@ -43,6 +44,8 @@ def labels_of(content: Mapping[str, Any], *, where: Path) -> LabelSpec:
 
 def parse_channels(names: Any, *, where: Path) -> tuple[str, ...]:
     """Channel names from {"0": "T1", "1": "T2"} or ["T1", "T2"]."""
+    if isinstance(names, (Mapping, list)) and not names:
+        raise DatasetError(f"{where}: found no channel, expected at least one, for instance {{'0': 'CT'}}")
     if isinstance(names, Mapping) and all(is_whole(key) for key in names):
         return tuple(str(names[key]) for key in sorted(names, key=int))
     if isinstance(names, list):
@@ -162,7 +165,7 @@ def structure_labels(names: Sequence[str], combinations: Sequence[frozenset[str]
 
 
 def is_whole(item: Any) -> bool:
-    """Whether it is a whole number, or the text of one."""
-    return not isinstance(item, bool) and (
-        isinstance(item, int) or (isinstance(item, str) and item.strip().isdecimal())
-    )
+    """Whether it is a whole number, or the text of one, of no more than `MAX_DIGITS`."""
+    if isinstance(item, str):
+        return item.strip().isdecimal() and len(item.strip()) <= MAX_DIGITS
+    return isinstance(item, int) and not isinstance(item, bool) and abs(item) < 10**MAX_DIGITS

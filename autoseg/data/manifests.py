@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.core.errors import DatasetError, Problem, describe_problems
+from autoseg.core.errors import DatasetError, Problem, list_some
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.files import bad_entry, read_csv
 from autoseg.data.io import case_name
@@ -27,7 +28,8 @@ def open_csv_manifest(path: Path) -> Dataset | None:
             "image (or image_<channel> for each channel) and label (or label_<structure> for each structure), "
             "optionally case, group and annotated"
         )
-        raise DatasetError(f"{path}: found the columns {', '.join(columns)}, expected {expected}")
+        advice = "; separate the columns with commas" if len(columns) == 1 and re.search("[;\t]", columns[0]) else ""
+        raise DatasetError(f"{path}: found the columns {list_some(columns)}, expected {expected}{advice}")
     entries = [
         {
             "images": [row[column] or None for column in image_columns],
@@ -119,7 +121,7 @@ def _manifest_cases(
             )
         )
     if problems:
-        raise DatasetError(describe_problems(f"{where}: some entries cannot be read.", problems))
+        raise DatasetError.listing(f"{where}: some entries cannot be read.", problems)
     return tuple(sorted(cases, key=lambda case: case.id))
 
 

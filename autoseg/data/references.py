@@ -29,7 +29,10 @@ def read_reference(case: Case, labels: LabelSpec) -> tuple[NDArray, Geometry]:
         FormatError: a file is unreadable, or the files of one case do not go together.
     """
     if case.label is not None:
-        return _read_placed(case.label, case)
+        label, geometry = _read_placed(case.label, case)
+        for value, meant in (case.mend.values if case.mend else {}).items():
+            label = np.where(label == value, meant, label)
+        return label, geometry
     masks, geometry = read_masks(case)
     if labels.regions:
         return _combine(case, masks, labels).reshape(geometry.shape), geometry
@@ -51,7 +54,7 @@ def read_shown_reference(case: Case, labels: LabelSpec) -> NDArray:
 
 
 def _read_placed(file: Path, case: Case) -> tuple[NDArray, Geometry]:
-    label, geometry = read_label(file)
+    label, geometry = read_label(file, rounded=case.mend is not None and case.mend.rounded)
     return label, adopt_place(geometry, file, case.image_files[0]) if case.image_files else geometry
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.core.errors import DatasetError, FormatError, Problem, describe_problems, list_some
+from autoseg.core.errors import DatasetError, FormatError, Problem, list_some
 from autoseg.core.serialize import read_json
 from autoseg.data.case_values import describe_source, read_groups, read_rows, read_strata
 from autoseg.data.dataset import Case
@@ -284,7 +284,7 @@ def check_splits(splits: Splits, cases: Sequence[Case], *, where: str = "") -> N
         elif len(set(group_of.values())) > 1:
             problems += _find_leaks(number, fold, group_of)
     if problems:
-        raise DatasetError(describe_problems(f"{where}the folds cannot be used.", problems))
+        raise DatasetError.listing(f"{where}the folds cannot be used.", problems)
     validated = Counter(case for fold in splits.folds for case in fold.validation)
     if never := sorted(group_of.keys() - validated.keys()):
         logger.info("%d of %d cases never validate: no score will tell of them", len(never), len(group_of))

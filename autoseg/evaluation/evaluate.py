@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.core.errors import AutosegError, DatasetError, FormatError, Problem, describe_problems, list_some
+from autoseg.core.errors import AutosegError, DatasetError, FormatError, Problem, list_some
 from autoseg.core.geometry import grid_difference, joint_box
 from autoseg.core.labels import LabelSpec, mask_of
 from autoseg.core.runtime import map_threads, n_cpus
-from autoseg.data.check import label_values
 from autoseg.data.files import by_name, is_called_mask, list_case_files, list_images, masks_among, name_after_images
 from autoseg.data.io import adopt_place, case_name, read_label
+from autoseg.data.load import label_values
 from autoseg.evaluation import surfaces
 from autoseg.evaluation.intervals import bootstrap_interval
 from autoseg.evaluation.lesions import count_lesions
@@ -360,7 +360,7 @@ def _check_targets(targets: Sequence[Target], *, ignore: int | None) -> None:
 def _raise_problems(answers: Sequence[object], folder: Path) -> None:
     problems = [answer for answer in answers if isinstance(answer, Problem)]
     if problems:
-        raise DatasetError(describe_problems(f"{folder}: {len(problems)} cases cannot be scored.", problems))
+        raise DatasetError.listing(f"{folder}: {len(problems)} cases cannot be scored.", problems)
 
 
 def _label_files(path: Path, *, among_images: bool = False) -> dict[str, Path]:

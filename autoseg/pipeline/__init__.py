@@ -4,6 +4,7 @@ from autoseg.pipeline.cascade import force_cascade
 from autoseg.pipeline.choose import select
 from autoseg.pipeline.crossval import cross_validate, read_scores, validate_fold
 from autoseg.pipeline.demo import run_demo
+from autoseg.pipeline.examine import check
 from autoseg.pipeline.explain import measure, require_gpu
 from autoseg.pipeline.fit import train
 from autoseg.pipeline.pages import report, report_predictions
@@ -16,6 +17,7 @@ from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 __all__ = [
     "DEFAULT_WORK",
     "Workspace",
+    "check",
     "cross_validate",
     "evaluate",
     "export",

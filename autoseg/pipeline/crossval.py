@@ -14,7 +14,8 @@ from autoseg.core.serialize import holds_json, read_json, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_label, write_volume
 from autoseg.data.references import read_reference
-from autoseg.pipeline.prepare import file_identity, preprocess_cases
+from autoseg.pipeline.examine import file_identity
+from autoseg.pipeline.prepare import preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 
 if TYPE_CHECKING:

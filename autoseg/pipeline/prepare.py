@@ -11,22 +11,29 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-from autoseg import __version__
-from autoseg.core.errors import AutosegError, DatasetError, PlanError, WorkspaceError, describe_problems
+from autoseg.core.errors import (
+    WARNING,
+    AutosegError,
+    DatasetError,
+    PlanError,
+    WorkspaceError,
+    describe_problems,
+    list_some,
+)
 from autoseg.core.geometry import join_numbers
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import format_duration, format_memory, machine_memory_gib, map_threads, n_cpus
-from autoseg.core.serialize import digest, holds_json, read_json, write_json
-from autoseg.data.check import CheckResult, LoadedCase, discover_labels, load_case, scan_dataset
+from autoseg.core.serialize import digest, holds_json, write_json
 from autoseg.data.dataset import Case, Dataset
-from autoseg.data.io import parts_of
 from autoseg.data.layouts import open_dataset
+from autoseg.data.load import LoadedCase, load_case
 from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
+from autoseg.pipeline.examine import file_identity, look_at, refuse_foreign_folder
 from autoseg.pipeline.explain import measure_plan, write_report
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.choices import Choices
 from autoseg.planning.estimates import GIB, Estimates, estimate
-from autoseg.planning.fingerprint import Fingerprint, intensities_per_case, measure_case, summarise
+from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan, Reason
 
 logger = logging.getLogger(__name__)
@@ -43,6 +50,7 @@ def plan(
     n_folds: int | None = None,
     splits: SplitChoices | None = None,
     fix: bool = False,
+    allow_outside: bool = False,
     preprocess: Literal["chosen", "all", "none"] = "chosen",
     measure_on: str | None = None,
 ) -> Plan:
@@ -62,7 +70,10 @@ def plan(
         like: a ready-made plan or the plan of another dataset, whose grids, patches and networks to take.
         n_folds: of the cross-validation; None for five, or for those of a file.
         splits: what the user says about the folds.
-        fix: resample channels that lie on another grid than the first channel; they are refused otherwise.
+        fix: mend what is safe to mend, in memory: channels on another grid than the first are resampled onto it, label
+            values near whole numbers rounded, and masks of 0 and 255 read as 1 where the list of labels says so. All
+            of them are errors otherwise.
+        allow_outside: a manifest may name files outside of its folder.
         preprocess: "chosen" for the configurations that `choices` names, or else the one that is trained by default;
             "all" for every one; "none" for none. What is missing is preprocessed when it is trained.
         measure_on: the GPU to measure these configurations on, see `measure`; None for none.
@@ -71,48 +82,51 @@ def plan(
         The plan, which is also in `work/plan.json`, and explained in `work/report/plan.html`.
 
     Raises:
-        DatasetError: the layout is not known, or cases cannot be used; all of them are listed, nothing is written.
+        DatasetError: the layout is not known, or cases cannot be used; all are listed, also in `work/check.json`.
         PlanError: a choice is not valid.
     """
     started = time.monotonic()
     workspace = Workspace(root=Path(work))
     source = _read_source(like, choices)
-    index = dataclasses.replace(open_dataset(Path(dataset)), fix=fix)
-    _refuse_foreign_folder(workspace, index.name)
+    index = dataclasses.replace(open_dataset(Path(dataset), allow_outside=allow_outside), fix=fix)
+    refuse_foreign_folder(workspace, index.name)
     # Before any image is read, so that what is wrong with the folds is told at once.
     cases, made_splits = split_dataset(index.cases, splits, n_folds=n_folds, folder=_folder_of(Path(dataset)))
-    index, fingerprint = _look_at(dataclasses.replace(index, cases=cases), workspace)
+    index, fingerprint, check = look_at(dataclasses.replace(index, cases=cases), workspace, _folder_of(Path(dataset)))
     assert index.labels is not None
     if len({case.group for case in cases}) == 1:
         logger.warning(
             "there is one patient only, to train on and to validate on: its scores say nothing about other patients"
         )
-    made = _decide(fingerprint, index.labels, index.name, len(made_splits.folds), choices, source)
-    made = _note_optional_channels(made, index)
-    made = _tell_splits(made, made_splits)
-    made = _keep_measurements(workspace, made)
-    _keep_replaced_plan(workspace, made)
-    write_json(workspace.splits_file, made_splits)
-    write_json(workspace.plan_file, made)
-    logger.info("planned in %s", format_duration(time.monotonic() - started))
+    with workspace.planning():
+        made = _decide(fingerprint, index.labels, index.name, len(made_splits.folds), choices, source)
+        made = _note_optional_channels(made, index)
+        made = _tell_splits(made, made_splits)
+        made = _keep_measurements(workspace, made)
+        _keep_replaced_plan(workspace, made)
+        write_json(workspace.splits_file, made_splits)
+        write_json(workspace.plan_file, made)
+        logger.info("planned in %s", format_duration(time.monotonic() - started))
 
-    names = (choices and choices.configurations) or (default_configuration(made).name,)
-    if preprocess == "all":
-        names = tuple(made.configurations)
-    if measure_on is not None:
-        alone = [name for name in names if made.configuration(name).previous is None]
-        made = measure_plan(workspace, made, alone, device=measure_on)
-    estimates = estimate(fingerprint, made)
-    if estimates.warnings:
-        logger.warning("%s", describe_problems("Some cases deserve a look.", estimates.warnings))
-    write_report(workspace, index, made, fingerprint, estimates)
-    if preprocess != "none":
-        stages = [stage for name in names for stage in (made.configuration(name).previous, name) if stage]
-        grids = dict.fromkeys(made.grid(stage) for stage in stages)
-        _announce_disk(workspace, grids, estimates)
-        for grid in grids:
-            preprocess_cases(workspace, index, made, grid)
-    return made
+        names = (choices and choices.configurations) or (default_configuration(made).name,)
+        if preprocess == "all":
+            names = tuple(made.configurations)
+        if measure_on is not None:
+            alone = [name for name in names if made.configuration(name).previous is None]
+            made = measure_plan(workspace, made, alone, device=measure_on)
+        estimates = estimate(fingerprint, made)
+        found = (problem for problem in check.problems if problem.severity == WARNING)
+        estimates = dataclasses.replace(estimates, warnings=tuple(dict.fromkeys((*found, *estimates.warnings))))
+        if estimates.warnings:
+            logger.warning("%s", describe_problems("Some cases deserve a look.", estimates.warnings))
+        write_report(workspace, index, made, fingerprint, estimates)
+        if preprocess != "none":
+            stages = [stage for name in names for stage in (made.configuration(name).previous, name) if stage]
+            grids = dict.fromkeys(made.grid(stage) for stage in stages)
+            _announce_disk(workspace, grids, estimates)
+            for grid in grids:
+                preprocess_cases(workspace, index, made, grid)
+        return made
 
 
 def plan_from_fingerprint(
@@ -200,40 +214,6 @@ def _note_optional_channels(made: Plan, index: Dataset) -> Plan:
     )
 
 
-def _look_at(index: Dataset, workspace: Workspace) -> tuple[Dataset, Fingerprint]:
-    """Checks and fingerprints the cases, or finds what an earlier look has found where no file has changed since."""
-    logger.info("%s: layout %s, number of cases %d", index.name, index.layout, len(index.cases))
-    files = [file_identity(file) for case in index.cases for file in case.files]
-    # Groups and attributes sort the cases; no scan is read for them.
-    cases = tuple(dataclasses.replace(case, group="", attributes={}) for case in index.cases)
-    key = digest((__version__, dataclasses.replace(index, cases=cases), files))
-    try:
-        check: CheckResult = read_json(workspace.check_file, CheckResult)
-        known, fingerprint = workspace.read_dataset(), workspace.read_fingerprint()
-        names = [case.id for case in index.cases]
-        if check.key == key and names == [case.id for case in known.cases] == [case.case for case in fingerprint.cases]:
-            logger.info("no file has changed since the last time: the fingerprint is still right")
-            pairs = zip(known.cases, index.cases, strict=True)
-            cases = tuple(dataclasses.replace(case, group=now.group, attributes=now.attributes) for case, now in pairs)
-            known = dataclasses.replace(known, cases=cases)
-            write_json(workspace.dataset_file, known)
-            return known, fingerprint
-    except AutosegError:
-        pass  # There was no earlier look, or it was that of another version.
-    labels = index.labels or discover_labels(index, n_threads=n_cpus())
-    index = dataclasses.replace(index, labels=labels)
-    n_intensities = intensities_per_case(len(index.cases))
-    measurements = scan_dataset(
-        index, labels, lambda case: measure_case(case, labels, n_intensities=n_intensities), n_threads=n_cpus()
-    )
-    fingerprint = summarise(measurements, index.channels)
-    write_json(workspace.dataset_file, index)
-    write_json(workspace.fingerprint_file, fingerprint)
-    # Last, because it says that the two others are right.
-    write_json(workspace.check_file, CheckResult(n_cases=len(index.cases), problems=(), key=key))
-    return index, fingerprint
-
-
 def _keep_measurements(workspace: Workspace, made: Plan) -> Plan:
     """The plan with those measurements of the plan before that are still true."""
     try:
@@ -242,24 +222,6 @@ def _keep_measurements(workspace: Workspace, made: Plan) -> Plan:
         return made
     keys = {made.measurement_key(name) for name in made.configurations}
     return dataclasses.replace(made, measurements=tuple(known for known in before.measurements if known.key in keys))
-
-
-def _refuse_foreign_folder(workspace: Workspace, name: str) -> None:
-    """A work folder belongs to one dataset, and is not the folder of somebody's dataset itself."""
-    if not workspace.dataset_file.exists():
-        return
-    try:
-        known = workspace.read_dataset().name
-    except AutosegError as error:
-        if workspace.check_file.exists():
-            return  # It is one of ours that has been damaged, and is made again.
-        raise WorkspaceError(
-            f"{workspace.root}: holds a dataset.json that autoseg has not written; name another work folder with -w"
-        ) from error
-    if known != name:
-        raise WorkspaceError(
-            f"{workspace.root}: holds the dataset '{known}', not '{name}'; name another work folder with -w"
-        )
 
 
 def _announce_disk(workspace: Workspace, grids: Collection[str], estimates: Estimates) -> None:
@@ -288,7 +250,9 @@ def _keep_replaced_plan(workspace: Workspace, made: Plan) -> None:
 def preprocess_cases(
     workspace: Workspace, dataset: Dataset, made: Plan, configuration: str, *, part: tuple[int, int] = (1, 1)
 ) -> str:
-    """Brings every case onto the grid of a configuration; cases that are there already stay.
+    """Brings every case onto the grid of a configuration; cases that are there already stay, if they are whole.
+
+    Processes that do this at the same time wait for each other, but for those that share the cases.
 
     Args:
         workspace: where to.
@@ -301,56 +265,81 @@ def preprocess_cases(
         The name of the grid, see `Plan.grid`.
 
     Raises:
-        WorkspaceError: the files have changed since they were checked.
+        WorkspaceError: the files have changed since they were checked, or have gone.
     """
     started = time.monotonic()
     grid = made.grid(configuration)
     cases = dataset.cases[part[0] - 1 :: part[1]]
-    todo = cases_to_preprocess(workspace, dataclasses.replace(dataset, cases=cases), made, configuration)
+    dataset = dataclasses.replace(dataset, cases=cases)
+    todo = cases_to_preprocess(workspace, dataset, made, configuration, thoroughly=True)
+    n_made = 0
     if todo:
-        map_threads(
-            lambda item: _preprocess_case(workspace, made, grid, *item, fix=dataset.fix),
-            todo,
-            n_threads=n_cpus(),
-            description=f"preprocessing {grid}",
-        )
+        with workspace.preprocessing(grid, part):
+            n_made = sum(
+                map_threads(
+                    lambda item: _preprocess_case(workspace, made, grid, *item, fix=dataset.fix),
+                    todo,
+                    n_threads=n_cpus(),
+                    description=f"preprocessing {grid}",
+                )
+            )
     logger.info(
         "preprocessed %d cases for %s in %s, %d were there already",
-        len(todo),
+        n_made,
         grid,
         format_duration(time.monotonic() - started),
-        len(cases) - len(todo),
+        len(cases) - n_made,
     )
     return grid
 
 
 def cases_to_preprocess(
-    workspace: Workspace, dataset: Dataset, made: Plan, configuration: str
+    workspace: Workspace, dataset: Dataset, made: Plan, configuration: str, *, thoroughly: bool = False
 ) -> list[tuple[Case, str]]:
     """Cases that are not on the grid of a configuration, or not as they are now, each with the key of its store.
+
+    Args:
+        workspace: where they are.
+        dataset: the cases.
+        made: the plan.
+        configuration: its name.
+        thoroughly: also those whose stored files are damaged, for which all of them are read; a warning names these.
 
     Raises:
         WorkspaceError: a file of a case has gone.
     """
-    from autoseg.preprocessing.store import is_current
+    from autoseg.preprocessing.store import find_damage, is_current
 
     grid = made.grid(configuration)
     shared = (made.axis_order, made.configuration(grid).spacing_mm, made.normalization, made.labels)
-    todo = []
+    keys = {}
     for case in dataset.cases:
-        key = digest((shared, _known_outputs(case, made.labels), [file_identity(file) for file in case.files]))
-        if not is_current(workspace.preprocessed(grid, case.id), key):
-            todo.append((case, key))
-    return todo
-
-
-def file_identity(file: Path) -> tuple[str, int, int]:
-    """Name, size and time of change of an image; where it is several files, of all of them together."""
-    try:
-        stats = [part.stat() for part in parts_of(file)]
-    except OSError as error:
-        raise WorkspaceError(f"{file}: the file has gone since 'autoseg plan'; restore it, or plan again") from error
-    return str(file), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+        try:
+            files = [file_identity(file) for file in case.files]
+        except WorkspaceError as error:
+            damaged = find_damage(workspace.preprocessed(grid, case.id))
+            if damaged is None:
+                raise
+            raise WorkspaceError(f"{damaged}: is damaged, and cannot be made again. {error}") from error
+        keys[case.id] = digest((shared, _known_outputs(case, made.labels), files))
+    damage: dict[str, Path] = {}
+    stored = [case.id for case in dataset.cases if workspace.preprocessed(grid, case.id).is_dir()] if thoroughly else []
+    if stored:
+        found = map_threads(
+            lambda case: find_damage(workspace.preprocessed(grid, case), keys[case]),
+            stored,
+            n_threads=n_cpus(),
+            description=f"checking what is preprocessed for {grid}",
+        )
+        damage = {case: file for case, file in zip(stored, found, strict=True) if file is not None}
+    if damage:
+        files_told = list_some([str(file) for file in damage.values()])
+        logger.warning("%d preprocessed cases are damaged, and made again from the scans: %s", len(damage), files_told)
+    return [
+        (case, keys[case.id])
+        for case in dataset.cases
+        if case.id in damage or not is_current(workspace.preprocessed(grid, case.id), keys[case.id])
+    ]
 
 
 def _known_outputs(case: Case, labels: LabelSpec) -> tuple[bool, ...] | None:
@@ -361,14 +350,18 @@ def _known_outputs(case: Case, labels: LabelSpec) -> tuple[bool, ...] | None:
     return tuple(known) if labels.regions else (True, *known)
 
 
-def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, key: str, *, fix: bool) -> None:
+def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, key: str, *, fix: bool) -> bool:
+    """Whether it was made; not where another process has done so since it was looked for."""
     from autoseg.preprocessing.preprocess import preprocess_image, preprocess_label, record_case
-    from autoseg.preprocessing.store import write_case
+    from autoseg.preprocessing.store import find_damage, is_current, write_case
 
+    folder = workspace.preprocessed(grid, case.id)
+    if is_current(folder, key) and find_damage(folder, key) is None:
+        return False
     # Checked once more: files may have been edited since the plan was made.
     loaded = load_case(case, n_channels=len(made.channels), labels=made.labels, fix=fix)
     if not isinstance(loaded, LoadedCase):
-        raise DatasetError(describe_problems("a case cannot be used", loaded))
+        raise DatasetError.listing("a case cannot be used", loaded)
     record = record_case(loaded.image, loaded.geometry, made, grid)
     needed_gib = FLOAT_BYTES * prod(record.shape) * (2 * len(made.channels) + 1) / GIB
     if needed_gib > machine_memory_gib():
@@ -378,7 +371,7 @@ def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, ke
             "--spacing"
         )
     write_case(
-        workspace.preprocessed(grid, case.id),
+        folder,
         preprocess_image(loaded.image, record, made).numpy(),
         preprocess_label(made.labels.values_to_classes(loaded.label), record).numpy(),
         key=key,
@@ -386,3 +379,4 @@ def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, ke
         n_classes=made.labels.n_classes,
         known=_known_outputs(case, made.labels),
     )
+    return True

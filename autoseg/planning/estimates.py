@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import Problem
+from autoseg.core.errors import WARNING, Problem
 from autoseg.core.geometry import inverse_order, join_numbers, permute3
 from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
 from autoseg.planning.grid import AXES, resampled_shapes
@@ -104,6 +104,8 @@ def shapes_on_grid(
 
 def find_spacing_outliers(cases: Sequence[CaseFingerprint]) -> list[Problem]:
     """Cases whose spacing along an axis is far from that of the others."""
+    if not cases:
+        return []
     spacings_mm = np.array([case.spacing_mm for case in cases])
     logarithms = np.log(spacings_mm)
     distance = np.abs(logarithms - np.median(logarithms, axis=0))
@@ -116,6 +118,7 @@ def find_spacing_outliers(cases: Sequence[CaseFingerprint]) -> list[Problem]:
             found=f"{join_numbers(case.spacing_mm)} mm (z, y, x)",
             expected=f"about the median of the dataset, {usual} mm",
             advice="see whether the header is right; a wrong spacing deforms the case",
+            severity=WARNING,
         )
         for case, is_far in zip(cases, (distance > allowed).any(axis=1), strict=True)
         if is_far
@@ -136,6 +139,7 @@ def _find_other_slices(cases: Sequence[CaseFingerprint], through_plane: int) -> 
                     found=f"{join_numbers(case.spacing_mm)} mm (z, y, x), slices along {AXES[coarsest]}",
                     expected=f"slices along {AXES[through_plane]}",
                     advice="plan scans of different directions as datasets of their own, or train in 3D",
+                    severity=WARNING,
                 )
             )
     return problems
@@ -156,6 +160,7 @@ def _find_growth(fingerprint: Fingerprint, plan: Plan) -> list[Problem]:
                     case=case.case,
                     found=f"{join_numbers(before)} voxels that become {join_numbers(shape)}, {growth:.1f} times more",
                     advice="plan with a coarser --spacing, or leave out cases of such low resolution",
+                    severity=WARNING,
                 )
             )
     return problems

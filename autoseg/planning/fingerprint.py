@@ -10,11 +10,11 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import DatasetError, PlanError, Problem, describe_problems
+from autoseg.core.errors import DatasetError, PlanError, Problem
 from autoseg.core.geometry import bounding_box
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import derive_seed
-from autoseg.data.check import LoadedCase
+from autoseg.data.load import LoadedCase
 
 TOTAL_INTENSITIES = 2_000_000
 MIN_INTENSITIES_PER_CASE = 2_000
@@ -204,7 +204,7 @@ def check_fingerprint(fingerprint: Fingerprint) -> None:
             )
             for case in bad
         ]
-        raise PlanError(describe_problems("no plan can be made from these cases", problems))
+        raise PlanError.listing("no plan can be made from these cases", problems)
 
 
 def _is_possible(case: CaseFingerprint) -> bool:

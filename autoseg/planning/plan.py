@@ -20,6 +20,9 @@ CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 SET_BY_USER = "set by user"
 """How a reason begins where the user has decided."""
 
+MAX_BLOCKS, MAX_FEATURES, MAX_STAGES = 100, 2**16, 32
+"""Far more than any network has; a plan that comes from elsewhere must not keep a machine busy with building one."""
+
 SCHEMES = ("ct", "zscore", "rgb_to_0_1", "rescale_to_0_1", "none")
 """How intensities can be scaled; `autoseg.preprocessing.normalize.NORMALIZERS` does it."""
 
@@ -54,6 +57,10 @@ class NetworkPlan:
                 "network: features, strides, kernel_sizes and encoder_blocks need one entry per stage, "
                 "decoder_blocks one fewer"
             )
+        if len(self.features) > MAX_STAGES or max(self.features, default=0) > MAX_FEATURES:
+            raise PlanError(f"network: at most {MAX_STAGES} stages of at most {MAX_FEATURES} features are possible")
+        if max((*self.encoder_blocks, *self.decoder_blocks), default=0) > MAX_BLOCKS:
+            raise PlanError(f"network: at most {MAX_BLOCKS} blocks per stage are possible")
         if len(self.features) < 2 or min(*self.encoder_blocks, *self.decoder_blocks) < 1:
             raise PlanError("network: at least 2 stages are needed, each with at least 1 block")
         if min(self.features) < 1 or min(min(stride) for stride in self.strides) < 1 or set(self.strides[0]) != {1}:

@@ -120,7 +120,9 @@ def choose_training(
     budget = config.budget or full_training(recipe, n_cases=n_cases, batch_size=batch_size)[0]
     network, n_steps = configuration, budget.iterations or 0
     adapts = recipe.adapts and config.network == "auto" and not plan.is_edited
-    must_time = adapts or (config.mirror is None and config.augment != "none" and recipe.patches_per_label_to_mirror > 0)
+    must_time = adapts or (
+        config.mirror is None and config.augment != "none" and recipe.patches_per_label_to_mirror > 0
+    )
     if budget.max_time_s is not None and must_time:
         known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
         if adapts:

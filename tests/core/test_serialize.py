@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_named_with_its_place(data: Any, message: str, tmp_
 
 def test_a_value_that_the_class_refuses_is_named_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"names": ["a"], "values": [0]}')
-    with pytest.raises(DatasetError, match=r"a\.json: labels: values are \[0\]"):
+    with pytest.raises(DatasetError, match=r"a\.json: labels: found the values 0"):
         read_json(tmp_path / "a.json", LabelSpec)
 
 

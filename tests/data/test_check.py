@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 
 from autoseg.core.errors import DatasetError
 from autoseg.core.labels import LabelSpec
-from autoseg.data.check import LoadedCase, discover_labels, load_image, scan_dataset
+from autoseg.data.check import discover_labels, refuse_errors, scan_dataset
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.layouts import open_dataset
+from autoseg.data.load import LoadedCase, load_image
 
 LABELS = LabelSpec(names=("liver", "lesion"), values=(1, 2))
 AFFINE = np.diag([-0.8, -0.9, 3.0, 1.0])
@@ -130,19 +132,26 @@ BAD: dict[str, tuple[Spoil, tuple[str, ...]]] = {
 }
 
 
+def measured(dataset: Dataset, measure: Callable[[LoadedCase], Any]) -> list[Any]:
+    """Of every case; an error where any cannot be used."""
+    found = scan_dataset(dataset, LABELS, measure, n_threads=2)
+    refuse_errors(dataset.name, found.problems, n_cases=len(dataset.cases))
+    return found.measured
+
+
 def scan(dataset: Dataset) -> list[str]:
-    return scan_dataset(dataset, LABELS, lambda loaded: loaded.case.id, n_threads=2)
+    return measured(dataset, lambda loaded: loaded.case.id)
 
 
 def test_cases_in_order_are_measured_in_order(tmp_path: Path) -> None:
     for case in ("c", "a", "b"):
         add_case(tmp_path, case)
-    measured: list[LoadedCase] = scan_dataset(open_dataset(tmp_path), LABELS, lambda loaded: loaded, n_threads=2)
-    assert [loaded.case.id for loaded in measured] == ["a", "b", "c"]
-    assert measured[0].image.shape == (1, 5, 7, 6)
-    assert measured[0].image.dtype == np.float32
-    assert measured[0].geometry.spacing_mm == pytest.approx((3.0, 0.9, 0.8))
-    assert np.array_equal(measured[0].label, nib.as_closest_canonical(nib.load(measured[0].case.label)).dataobj[:].T)
+    loaded: list[LoadedCase] = measured(open_dataset(tmp_path), lambda loaded: loaded)
+    assert [case.case.id for case in loaded] == ["a", "b", "c"]
+    assert loaded[0].image.shape == (1, 5, 7, 6)
+    assert loaded[0].image.dtype == np.float32
+    assert loaded[0].geometry.spacing_mm == pytest.approx((3.0, 0.9, 0.8))
+    assert np.array_equal(loaded[0].label, nib.as_closest_canonical(nib.load(loaded[0].case.label)).dataobj[:].T)
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -155,7 +164,7 @@ def test_one_bad_case(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         scan(dataset)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path.name}: 1 of 3 cases cannot be used. Nothing was written.")
+    assert message.startswith(f"{tmp_path.name}: 1 of 3 cases cannot be used. Nothing was planned.")
     assert f"- {kind}: " in message
     assert "- first" not in message
     for part in (*expected, "What to do: "):
@@ -200,7 +209,7 @@ def test_many_unknown_values_are_counted(tmp_path: Path) -> None:
 def test_one_case_is_read_too(tmp_path: Path) -> None:
     add_case(tmp_path, "a")
     dataset = open_dataset(tmp_path)
-    (name,) = scan_dataset(dataset, LABELS, lambda loaded: loaded.case.id, n_threads=2)
+    (name,) = scan(dataset)
     assert name == "a"
 
 
@@ -213,7 +222,7 @@ def test_a_time_series_is_told_from_channels_before_it_is_read(tmp_path: Path) -
     with pytest.raises(
         DatasetError, match="found 30 channels, expected 1; if these are time points, save each as a case"
     ):
-        scan_dataset(open_dataset(tmp_path), LABELS, lambda loaded: loaded, n_threads=1)
+        scan(open_dataset(tmp_path))
 
 
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR", "PIL"])
@@ -225,7 +234,7 @@ def test_label_stored_in_another_orientation_at_the_same_place_is_accepted(axcod
     turned = label.as_reoriented(change)
     nib.save(turned, tmp_path / "labels/b.nii.gz")
     assert nib.aff2axcodes(nib.load(tmp_path / "labels/b.nii.gz").affine) == tuple(axcodes)
-    labels = scan_dataset(open_dataset(tmp_path), LABELS, lambda loaded: loaded.label, n_threads=1)
+    labels = measured(open_dataset(tmp_path), lambda loaded: loaded.label)
     assert np.array_equal(labels[0], labels[1])
 
 

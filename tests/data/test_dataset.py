@@ -19,12 +19,14 @@ LABELS = {"background": 0, "liver": 1, "lesion": 2}
 
 
 def touch(root: Path, *names: str) -> None:
-    """Small real images; the last axis of 4D names such as "a.nii.gz*2" is the channel."""
+    """Small real images of ones and a zero; the last axis of 4D names such as "a.nii.gz*2" is the channel."""
     for name in names:
         path, _, n_channels = name.partition("*")
         shape = (4, 4, 4, int(n_channels)) if n_channels else (4, 4, 4)
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(np.ones(shape, np.uint8), np.eye(4)), root / path)
+        voxels = np.ones(shape, np.uint8)
+        voxels[0, 0, 0] = 0
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / path)
 
 
 def write(path: Path, content: Any) -> Path:
@@ -40,7 +42,7 @@ def ids(dataset: Dataset) -> list[str]:
 def count_channels(dataset: Dataset) -> list[int]:
     """Opens every case as planning does, so that a wrong channel or file would show."""
     assert dataset.labels is not None
-    return scan_dataset(dataset, dataset.labels, lambda loaded: loaded.image.shape[0], n_threads=1)
+    return scan_dataset(dataset, dataset.labels, lambda loaded: loaded.image.shape[0], n_threads=1).measured
 
 
 def fail(path: Path) -> str:
@@ -360,7 +362,11 @@ def test_csv_manifest_with_channels_groups_and_a_byte_order_mark(tmp_path: Path)
         "\r\n",
         encoding="utf-8-sig",
     )
-    dataset = open_dataset(manifest)
+    with pytest.raises(
+        DatasetError, match=rf"file outside of the dataset \(2\)(?s:.*){elsewhere}/b(?s:.*)--allow-outside"
+    ):
+        open_dataset(manifest)
+    dataset = open_dataset(manifest, allow_outside=True)
     assert (dataset.layout, dataset.name, dataset.channels) == ("CSV manifest", "scans", ("T1", "T2"))
     assert dataset.labels is None
     assert [(case.id, case.group) for case in dataset.cases] == [("007", "p1"), ("b, second", "0")]

@@ -23,13 +23,15 @@ GLIOMA_2023 = ("t1c", "t1n", "t2f", "t2w")
 
 
 def touch(root: Path, *names: str, shape: tuple[int, ...] = (4, 4, 4)) -> None:
-    """Small real files of ones, NIfTI or pictures; of "a.jpg*3" the pixels are colours."""
+    """Small real files of ones and zeros, NIfTI or pictures; of "a.jpg*3" the pixels are colours."""
     for name in names:
         path, _, n_channels = name.partition("*")
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         if path.endswith((".nii", ".nii.gz")):
-            nib.save(nib.Nifti1Image(np.ones(shape, np.uint8), np.eye(4)), file)
+            voxels = np.ones(shape, np.uint8)
+            voxels.flat[0] = 0
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), file)
             continue
         pixels = np.zeros((8, 6, 3) if n_channels else (8, 6), np.uint8)
         pixels[2:5, 1:4] = 255
@@ -51,7 +53,7 @@ def groups(dataset: Dataset) -> dict[str, str]:
 def count_channels(dataset: Dataset) -> list[int]:
     """Opens every case as planning does, so that a wrong channel or file would show."""
     labels = dataset.labels or discover_labels(dataset, n_threads=1)
-    return scan_dataset(dataset, labels, lambda loaded: loaded.image.shape[0], n_threads=1)
+    return scan_dataset(dataset, labels, lambda loaded: loaded.image.shape[0], n_threads=1).measured
 
 
 def check_folds(dataset: Dataset) -> None:

@@ -35,7 +35,7 @@ def test_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) 
 
 
 def test_public_names_are_listed_and_others_are_not() -> None:
-    stages = {"plan", "train", "select", "predict", "evaluate", "report", "export"}
+    stages = {"check", "plan", "train", "select", "predict", "evaluate", "report", "export"}
     assert set(autoseg.__all__) == {"Choices", "Predictor", "SplitChoices", "__version__", *stages}
     with pytest.raises(AttributeError, match="nonsense"):
         _ = autoseg.nonsense

@@ -13,8 +13,8 @@ from autoseg.core.errors import DatasetError
 from autoseg.core.geometry import make_geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
-from autoseg.data.check import LoadedCase
 from autoseg.data.dataset import Case
+from autoseg.data.load import LoadedCase
 from autoseg.planning.fingerprint import Fingerprint, intensities_per_case, measure_case, summarise
 
 LABELS = LabelSpec(names=("vessel", "organ"), values=(3, 117))
@@ -27,6 +27,7 @@ def load(image: NDArray, label: NDArray, *, name: str = "case") -> LoadedCase:
         case=Case(id=name, group=name, images=(Path("image.nii.gz"),), label=Path("label.nii.gz")),
         image=image.astype(np.float32),
         label=label,
+        values=frozenset(np.unique(label).tolist()),
         geometry=make_geometry(image.shape[:0:-1], np.diag([*spacing_xyz, 1]), header_spacing_mm=spacing_xyz),
     )
 
