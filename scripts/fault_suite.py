@@ -75,8 +75,10 @@ class Done:
         """Itself, where it ended with one of these exit codes, without a traceback."""
         if self.code not in codes:
             raise Broken(f"exit code {self.code}, expected {' or '.join(map(str, codes))}: {self.tail}")
-        if "Traceback" in self.told or "Fatal Python error" in self.told:
-            raise Broken(f"a traceback: {self.tail}")
+        for sign in ("Traceback", "Fatal Python error"):
+            if sign in self.told:
+                place = self.told.index(sign)
+                raise Broken(f"a traceback: {' | '.join(self.told[max(0, place - 200) : place + 1500].splitlines())}")
         return self
 
     def expect_words(self, *words: str) -> Done:
@@ -146,7 +148,7 @@ def run_inside(spec: dict[str, Any], arguments: list[str]) -> None:
     from autoseg.cli import main
 
     if "changes" in spec:
-        watch_changes(Path(spec["folder"]), spec["changes"], spec.get("count_to"))
+        watch_changes(Path(spec["folder"]), spec["changes"], spec.get("signal", signal.SIGKILL), spec.get("count_to"))
     if "memory_mib" in spec:
         limit_memory(spec["memory_mib"])
     if "open_files" in spec:
@@ -163,8 +165,8 @@ def run_inside(spec: dict[str, Any], arguments: list[str]) -> None:
     main()
 
 
-def watch_changes(folder: Path, kill_at: int | None, count_to: str | None) -> None:
-    """Kills this process before the n-th time that it makes, renames or deletes a file in a folder; or counts them."""
+def watch_changes(folder: Path, at: int | None, number: int, count_to: str | None) -> None:
+    """Sends itself a signal before the n-th file that it makes, renames or deletes in a folder; or counts them."""
     prefix, seen = str(folder), [0]
     kinds = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
@@ -178,8 +180,8 @@ def watch_changes(folder: Path, kill_at: int | None, count_to: str | None) -> No
             descriptor = os.open(count_to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.write(descriptor, str(seen[0]).encode())
             os.close(descriptor)
-        if seen[0] == kill_at:
-            os.killpg(0, signal.SIGKILL)
+        if seen[0] == at:
+            os.killpg(0, number)
 
     sys.addaudithook(look)
 
@@ -285,6 +287,7 @@ class Stage:
         first_s: when it first changes a file; seconds since its start.
         seconds: that it takes.
         n_changes: of files.
+        after_kib: that all files take then.
     """
 
     arguments: tuple[str, ...]
@@ -293,6 +296,7 @@ class Stage:
     first_s: float = 0.0
     seconds: float = 0.0
     n_changes: int = 0
+    after_kib: int = 0
 
 
 @dataclass(kw_only=True)
@@ -418,7 +422,7 @@ def make_world(scratch: Path, *, stages: Sequence[str] = STAGES, n_steps: int = 
         inside = {"changes": None, "folder": str(line), "count_to": str(count)}
         stage.first_s, stage.seconds = time_of(told, line, inside)
         stage.n_changes = int(count.read_text())
-        stage.result = contents(line)
+        stage.result, stage.after_kib = contents(line), used_kib(line)
         if checked:
             # Were this not so, no fault could be judged.
             with world.copy(name) as one:
@@ -490,8 +494,13 @@ def ask_to_stop(stage: str, number: int) -> Attempt:
 
     def attempt(world: World, rng: random.Random) -> str:
         with world.copy(stage) as one:
-            # Before Python listens, and when it listens no more, the signal itself ends it.
-            done = run_until(one.arguments, one.moment(rng), number).expect(0, 128 + number, -number)
+            if rng.random() < 0.5:
+                # Before Python listens, and when it listens no more, the signal itself ends it.
+                done = run_until(one.arguments, one.moment(rng), number).expect(0, 128 + number, -number)
+            else:
+                change = rng.randint(1, one.stage.n_changes)
+                inside = {"changes": change, "folder": str(one.folder), "signal": number}
+                done = run(one.arguments, inside).expect(0, 128 + number)
             if left := leftovers(one.folder):
                 raise Broken(f"temporary files stay: {', '.join(left[:3])}")
             one.again()
@@ -528,8 +537,8 @@ def full_disk(stage: str) -> Attempt:
 
     def attempt(world: World, rng: random.Random) -> str:
         before = used_kib(world.stages[stage].before)
-        needed = used_kib(world.scratch / "line") if stage != "predict" else before + 16
-        size = before + int(rng.uniform(0.05, 0.9) * (needed - before)) // 4 * 4
+        needed = world.stages[stage].after_kib
+        size = before + int(rng.uniform(0, 0.8) * (needed - before)) // 4 * 4
         with small_disk(world, max(4, size)) as disk, world.copy(stage, at=disk) as one:
             done = one.run().expect(0, 2)
             if done.code:
@@ -653,7 +662,7 @@ def little_memory(stage: str) -> Attempt:
 def few_open_files(stage: str) -> Attempt:
     def attempt(world: World, rng: random.Random) -> str:
         with world.copy(stage) as one:
-            done = one.run({"open_files": rng.randint(4, 9)}).expect(0, 2)
+            done = one.run({"open_files": rng.randint(4, 6)}).expect(0, 2)
             if done.code:
                 done.expect_words("too many open files", "too many files")
             one.again()
@@ -926,7 +935,7 @@ def make_faults() -> list[Fault]:
         *in_stages("folder of somebody else in {}", no_rights, {"plan": (1, 0), "train": (1, 0), "predict": (1, 0)}),
         Fault(name="a file where a folder is to be, or missing folders", attempt=in_the_way, n=4),
         *in_stages("memory of the machine in {}", little_memory, {"plan": (3, 0), "train": (3, 1), "predict": (3, 0)}),
-        *in_stages("too many open files in {}", few_open_files, {"plan": (2, 0), "train": (1, 0), "predict": (2, 0)}),
+        *in_stages("too many open files in {}", few_open_files, {"plan": (2, 0), "train": (1, 0)}),
         *in_stages(
             "memory of the GPU in {} (simulated)",
             lambda stage: broken_gpu(stage, "memory"),
@@ -1076,6 +1085,8 @@ def main() -> None:
     if arguments.quick and not arguments.only:
         faults = [one for one in faults if one.n_quick]
     enter_namespace()
+    # Started in the background it may be ignored, which is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         world = make_world(Path(name).resolve(), checked=not arguments.quick)

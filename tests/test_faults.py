@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,33 @@ def test_sigterm_ends_a_prediction_and_leaves_nothing_half_done(
     assert "stopped by SIGTERM" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["prediction.json"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+FINALIZER = """
+import os, signal, sys, time
+from autoseg.cli import app, main
+
+class Cleaned:
+    def __del__(self):
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+        time.sleep(0)
+
+@app.command()
+def wait(name: str):
+    Cleaned()
+    time.sleep(20)
+
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_is_not_lost_where_nothing_can_be_raised(name: str, code: int) -> None:
+    """Python swallows what a signal raises while an object is cleaned up, and prints a traceback."""
+    done = subprocess.run([sys.executable, "-c", FINALIZER, "wait", name], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(f"stopped by {name}; ")
+    assert "Traceback" not in done.stderr
 
 
 # -- disks -------------------------------------------------------------------------------------------------------------

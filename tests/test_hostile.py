@@ -100,6 +100,15 @@ def changed_tiff(**tags: int) -> Maker:
     return make
 
 
+def jpeg_of_many_pixels(folder: Path) -> Path:
+    path = folder / "a.jpg"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+    data = path.read_bytes()
+    place = data.index(b"\xff\xc0")
+    path.write_bytes(data[: place + 5] + struct.pack(">HH", 9000, 9000) + data[place + 9 :])
+    return path
+
+
 def big_tiff_of_tags(folder: Path) -> Path:
     path = folder / "a.tif"
     path.write_bytes(b"II" + struct.pack("<HHHQQ", 43, 8, 0, 16, 2**59) + bytes(64))
@@ -253,6 +262,8 @@ IMAGES: dict[str, tuple[Maker, str]] = {
     "GIF": (write("a.gif", b"GIF89a" + struct.pack("<HHBBB", 12000, 12000, 0, 0, 0) + b",;"), f"{CLAIMS}|as a picture"),
     "TIFF": (changed_tiff(ImageWidth=2**31 - 1, ImageLength=2**31 - 1, RowsPerStrip=2**31 - 1), CLAIMS),
     "TIFF of deflated strips": (changed_tiff(ImageWidth=10**5, ImageLength=10**5, Compression=8), CLAIMS),
+    "TIFF of an unknown compression": (changed_tiff(ImageWidth=2**30, Compression=13825), CLAIMS),
+    "JPEG": (jpeg_of_many_pixels, CLAIMS),
     "BigTIFF of 2^59 tags": (big_tiff_of_tags, "cannot be read as TIFF"),
     "OME of files elsewhere": (ome_elsewhere, "says that a part of it is in '../../other.ome.tif'"),
     "NRRD": (itk("a.nrrd", sizes="30000 30000 30000"), CLAIMS),
@@ -472,6 +483,16 @@ def test_tiff_of_fewer_pixels_than_its_description_tells(tmp_path: Path) -> None
     """The array that tifffile returned was empty, and could not be given its shape."""
     (tmp_path / "a.tif").write_bytes(zlib.decompress(bytes.fromhex(NO_PIXELS)))
     with pytest.raises(FormatError, match=r"a\.tif: cannot be read as TIFF"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_tiff_of_samples_of_different_bits(tmp_path: Path) -> None:
+    """Their numbers of bits are a tuple, which was repeated as often as the image has pixels."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5, 3), np.uint8), photometric="rgb", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:
+        tiff.pages.first.tags["ImageWidth"].overwrite(2**28)
+        tiff.pages.first.tags["BitsPerSample"].overwrite((8, 8, 4))
+    with pytest.raises(FormatError, match=r"a\.tif: "):
         read_image(tmp_path / "a.tif")
 
 

@@ -115,6 +115,7 @@ def test_five_folds_as_an_array_then_selection(trained: Path) -> None:
     assert pickles <= {"submitit"}, "only submitit pickles, and only in its own folder"
 
 
+@pytest.mark.slow
 def test_whatever_interrupts_a_fold_it_ends_with_the_same_weights(trained: Path, user: Path) -> None:
     """Requeued, killed, its supervisor killed, warned of the time limit: one fold each."""
     autoseg("train", "--fold", "0..4", "--iterations", N_STEPS, "--no-validate", *OPTIONS, cwd=user)
@@ -164,6 +165,7 @@ def warn(pid: int, slurm_id: str) -> None:
     slurm("scancel", "--signal=USR2", slurm_id)
 
 
+@pytest.mark.slow
 def test_a_time_limit_shorter_than_the_training(trained: Path, user: Path) -> None:
     """A minute is the shortest limit that Slurm knows, and it warns as early as 15 s after the beginning."""
     more = ("--time", "1m", "--sbatch", "signal=USR2@40", "--no-validate", "--max-time", "30s", "--network", "planned")
@@ -178,6 +180,7 @@ def test_a_time_limit_shorter_than_the_training(trained: Path, user: Path) -> No
     assert 30 <= seconds[-1] < 40, "what was trained before counts"
 
 
+@pytest.mark.slow
 def test_a_fold_that_fails_is_told_of_and_the_others_complete(user: Path) -> None:
     in_the_way = fold_folder(user, 0)
     in_the_way.parent.mkdir(parents=True)
@@ -218,6 +221,7 @@ def test_status_and_cancel(user: Path) -> None:
     assert (user / "autoseg-work/models/3d_fullres/fold_1/checkpoint.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_more_urgent_job_interrupts_a_fold(trained: Path, user: Path) -> None:
     """Preemption as clusters do it: the fold is put back into the queue, and goes on when the urgent job is over."""
     if "urgent" not in slurm("sinfo", "--noheader", "--format=%R"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -22,6 +23,8 @@ from autoseg.core.faults import describe_fault
 from autoseg.core.text import PrintableFormatter, spell_out
 
 __all__ = ["app", "main", "parse_duration"]
+
+SEND_AGAIN_S = 0.05
 
 
 class _Stopped(BaseException):
@@ -111,12 +114,25 @@ def _ending_on_sigterm() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         raise _Stopped(number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    def send_again(unraisable: sys.UnraisableHookArgs) -> None:
+        # It came while Python cleaned up after an object, where nothing can be raised.
+        if isinstance(unraisable.exc_value, (_Stopped, KeyboardInterrupt)):
+            number = signal.SIGINT
+            if isinstance(unraisable.exc_value, _Stopped):
+                number = signal.SIGTERM
+                signal.signal(number, stop)
+            threading.Timer(SEND_AGAIN_S, os.kill, (os.getpid(), number)).start()
+        else:
+            tell_unraisable(unraisable)
+
+    before, tell_unraisable = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     takes_over = before is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
     if takes_over:
+        sys.unraisablehook = send_again
         signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
         if takes_over:
             signal.signal(signal.SIGTERM, before)
+            sys.unraisablehook = tell_unraisable

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import shutil
-import time
 import uuid
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from autoseg.core.machine import is_running, machine_name
+
 ABANDONED_AFTER_S = 7 * 24 * 3600.0
-"""Nobody writes one file for a week: what is older is of a process that has ended, on whatever machine that was."""
+"""Nobody writes one file for a week: what is older is of a process that has ended, on whatever machine that was.
+
+By the time of the last change in its folder, which the same clock has set: that of the machine here may be wrong."""
 
 _NAME = re.compile(r"\.([0-9a-f]{8})([0-9a-f]{8})([0-9a-f]{6})-.+")
 _looked_at: set[tuple[int, Path]] = set()
@@ -38,10 +40,11 @@ def remove_leftovers(folder: Path) -> None:
     try:
         with os.scandir(folder) as entries:
             found = [(entry.name, entry.stat(follow_symlinks=False).st_mtime) for entry in entries if _is_ours(entry)]
+        changed_s = folder.stat().st_mtime
     except OSError:
         return  # There is no such folder yet, or it changes meanwhile.
     for name, modified_s in found:
-        if _is_abandoned(name, modified_s):
+        if _is_abandoned(name, changed_s - modified_s):
             left = folder / name
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
@@ -55,32 +58,14 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
     return _NAME.fullmatch(entry.name) is not None
 
 
-def _is_abandoned(name: str, modified_s: float) -> bool:
+def _is_abandoned(name: str, age_s: float) -> bool:
     match = _NAME.fullmatch(name)
     assert match is not None
     if match[1] == _machine():
-        return not _is_running(int(match[2], 16))
-    return time.time() - modified_s > ABANDONED_AFTER_S
-
-
-def _is_running(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # Signal 0 ends a process on Windows.
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True  # It is somebody else's.
-    return True
+        return not is_running(int(match[2], 16))
+    return age_s > ABANDONED_AFTER_S
 
 
 @cache
 def _machine() -> str:
-    """Where numbers of processes are unique: a machine, or a container on it."""
-    known = [platform.node()]
-    with suppress(OSError):
-        known.append(Path("/etc/machine-id").read_text())
-    with suppress(OSError):
-        known.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256("/".join(known).encode()).hexdigest()[:8]
+    return hashlib.sha256(machine_name().encode()).hexdigest()[:8]

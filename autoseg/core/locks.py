@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
+
+from autoseg.core.machine import is_running, machine_name
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Holder:
     @property
     def has_ended(self) -> bool:
         """Whether it is known that it does not run any more."""
-        return self.machine == _machine() and (not _is_running(self.pid) or _began(self.pid) != self.began)
+        return self.machine == machine_name() and (not is_running(self.pid) or _began(self.pid) != self.began)
 
 
 class LockFile:
@@ -176,7 +177,7 @@ class LockFile:
             self._remove_where_abandoned()
             return False
         with os.fdopen(descriptor, "w") as file:
-            me = Holder(host=platform.node(), machine=_machine(), pid=os.getpid(), began=_began(os.getpid()))
+            me = Holder(host=platform.node(), machine=machine_name(), pid=os.getpid(), began=_began(os.getpid()))
             json.dump(asdict(me), file)
         return True
 
@@ -206,18 +207,6 @@ class LockFile:
             return None
 
 
-def _is_running(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # Signal 0 ends a process on Windows.
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True  # It is somebody else's.
-    return True
-
-
 def _began(pid: int) -> str:
     """When a process began, in ticks since the machine did; empty where the system does not tell."""
     try:
@@ -225,12 +214,3 @@ def _began(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError, UnicodeDecodeError):
         return ""
-
-
-@cache
-def _machine() -> str:
-    try:
-        container = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        container = ""
-    return f"{platform.node()} {container}".strip()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import FormatError, list_some
 from autoseg.core.geometry import Geometry, to_canonical
 from autoseg.data.itk import ItkHeader, make_affine, read_header, read_voxels, why
-from autoseg.data.raw import MOST_DEFLATED, RawImage, check_claim, check_memory, locate
+from autoseg.data.raw import MOST_COMPRESSED, MOST_DEFLATED, RawImage, check_claim, check_memory, locate
 
 _READER = "GDCMImageIO"
 _SERIES, _SERIES_NUMBER, _DESCRIPTION = "0020|000e", "0020|0011", "0008|103e"
@@ -160,9 +160,7 @@ def _read_header(file: Path) -> ItkHeader:
     n_bytes = math.prod(header.size) * header.n_repeats
     if samples.isdecimal() and bits.isdecimal():
         n_bytes = n_bytes * int(samples) * int(bits) // 8
-    # Nothing is known of other compressions; memory alone bounds these.
-    if syntax in _MOST:
-        check_claim(file, n_bytes, held=file.stat().st_size, most=_MOST[syntax])
+    check_claim(file, n_bytes, held=file.stat().st_size, most=_MOST.get(syntax, MOST_COMPRESSED))
     return header
 
 

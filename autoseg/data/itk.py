@@ -21,6 +21,7 @@ from autoseg.core.geometry import Geometry, from_canonical, to_canonical
 from autoseg.core.serialize import atomic_path
 from autoseg.data.raw import (
     LPS_TO_RAS,
+    MOST_COMPRESSED,
     MOST_DEFLATED,
     RawImage,
     check_claim,
@@ -212,7 +213,7 @@ def read_itk(path: Path) -> RawImage:
     return RawImage(geometry=geometry, n_channels=header.n_repeats * header.n_components, load=load)
 
 
-def _meta_data(path: Path) -> tuple[list[Path], float]:
+def _meta_data(path: Path) -> tuple[list[Path], int]:
     """The files with the voxels of a MetaImage, and what one of their bytes can become; 0 where they are written out.
 
     Raises:
@@ -226,7 +227,7 @@ def _meta_data(path: Path) -> tuple[list[Path], float]:
     return [path] if name.upper() == "LOCAL" else _data_files(path, name, end), most
 
 
-def _nrrd_data(path: Path) -> tuple[list[Path], float]:
+def _nrrd_data(path: Path) -> tuple[list[Path], int]:
     """The files with the voxels of an NRRD file, and what one of their bytes can become; 0 where they are written out.
 
     Raises:
@@ -237,8 +238,7 @@ def _nrrd_data(path: Path) -> tuple[list[Path], float]:
     name = fields.get("data file", "")
     encoding = fields.get("encoding", "").lower()
     most = {"raw": 1, "hex": 1, "gzip": MOST_DEFLATED, "gz": MOST_DEFLATED, "txt": 0, "text": 0, "ascii": 0}
-    # Nothing is known of other compressions than gzip; memory alone bounds these.
-    return _data_files(path, name, end) if name else [path], most.get(encoding, math.inf)
+    return _data_files(path, name, end) if name else [path], most.get(encoding, MOST_COMPRESSED)
 
 
 def _data_files(path: Path, value: str, end: int) -> list[Path]:

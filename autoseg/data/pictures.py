@@ -9,7 +9,6 @@ about how it was held.
 
 from __future__ import annotations
 
-import math
 import struct
 import warnings
 import zlib
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import FormatError, first_line, list_some
 from autoseg.core.geometry import Geometry, from_canonical, to_canonical
 from autoseg.core.serialize import atomic_path
-from autoseg.data.raw import MOST_DEFLATED, RawImage, check_claim, check_memory, locate, storable
+from autoseg.data.raw import MOST_DEFLATED, MOST_JPEG, RawImage, check_claim, check_memory, locate, storable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,8 +35,8 @@ _GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _COLOUR_MODES = ("P", "RGB")
 _WRITTEN_AS = {".png": ("PNG", 2**16 - 1), ".bmp": ("BMP", 255), ".gif": ("GIF", 255)}
-# What a byte of a picture can become: runs of BMP, codes of GIF. Nothing is known of JPEG.
-_MOST = {"PNG": MOST_DEFLATED, "BMP": 128, "GIF": 3640}
+# What a byte of a picture can become: runs of BMP, codes of GIF.
+_MOST = {"PNG": MOST_DEFLATED, "BMP": 128, "GIF": 3640, "JPEG": MOST_JPEG, "MPO": MOST_JPEG}
 _ADVICE = "copy it again from where it came from, or save it anew as PNG"
 
 
@@ -104,7 +103,7 @@ def read_picture(path: Path) -> RawImage:
             _check_chunks(path)
         n_bits = _png_bits(path) if picture.format == "PNG" else 1 if picture.mode == "1" else 8
         n_values = picture.width * picture.height * len(picture.getbands())
-        most = _MOST.get(str(picture.format), math.inf)
+        most = _MOST[str(picture.format)]
         check_claim(path, n_values * n_bits // 8, held=path.stat().st_size, most=most)
         # Of a palette, this reads the pixels.
         check_memory(path, n_values if picture.mode == "P" else 0)

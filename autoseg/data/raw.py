@@ -19,6 +19,10 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 MOST_DEFLATED = 1032
 """Bytes that one compressed byte of gzip, zip or PNG can become at most."""
+MOST_JPEG = 2048
+"""Likewise: a block of 8 x 8 pixels takes one bit at least."""
+MOST_COMPRESSED = 100_000
+"""Likewise, of compressions that are not looked into; bzip2 comes to 46,000, Zstandard to 33,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ def locate(path: Path, file_shape: Sequence[int], affine: NDArray, *, spacing_mm
         raise FormatError(f"{path}: {error}; correct the header, or convert the image anew") from error
 
 
-def check_claim(path: Path, n_bytes: int, *, held: int, most: float = 1) -> None:
+def check_claim(path: Path, n_bytes: int, *, held: int, most: int = 1) -> None:
     """Refuses a header that tells of more voxels than there can be, before anything is allocated for them.
 
     Args:
@@ -78,7 +82,7 @@ def check_claim(path: Path, n_bytes: int, *, held: int, most: float = 1) -> None
     """
     if n_bytes <= held * most:
         return
-    compressed = "" if most == 1 else f", which can hold {_describe_bytes(int(held * most))}"
+    compressed = "" if most == 1 else f", which can hold {_describe_bytes(held * most)}"
     raise FormatError(
         f"{path}: its header claims {_describe_bytes(n_bytes)} of voxels, the file has {_describe_bytes(held)}"
         f"{compressed}: it is cut off, or its header is damaged; copy it again from where it came from"

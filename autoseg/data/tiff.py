@@ -26,7 +26,16 @@ from autoseg.core.errors import FormatError, first_line
 from autoseg.core.geometry import Geometry, Spacing3, from_canonical, to_canonical
 from autoseg.core.serialize import atomic_path, read_json
 from autoseg.data.pictures import import_pillow, locate_picture, one_number_per_pixel
-from autoseg.data.raw import MOST_DEFLATED, RawImage, check_claim, check_memory, file_spacing_mm, storable
+from autoseg.data.raw import (
+    MOST_COMPRESSED,
+    MOST_DEFLATED,
+    MOST_JPEG,
+    RawImage,
+    check_claim,
+    check_memory,
+    file_spacing_mm,
+    storable,
+)
 
 _ADVICE = "copy it again from where it came from, or save it anew"
 _SLICE_AXES, _CHANNEL_AXES = "ZIQ", "TCS"
@@ -49,9 +58,9 @@ _UNITS_MM = {
 }
 _MINISWHITE, _PALETTE, _CENTIMETER = 0, 3, 3
 _ALPHA_SAMPLES = (1, 2)
-# By the number of a compression (none, LZW, deflate, packed bits), what one of its bytes can become; nothing is known
-# of others. A code of LZW has 9 bits and more, and stands for 4095 bytes at most.
-_MOST = {1: 1, 5: 3640, 8: MOST_DEFLATED, 32946: MOST_DEFLATED, 32773: 64}
+# By the number of a compression (none, LZW, JPEG, deflate, packed bits), what one of its bytes can become. A code of
+# LZW has 9 bits and more, and stands for 4095 bytes at most.
+_MOST = {1: 1, 5: 3640, 6: MOST_JPEG, 7: MOST_JPEG, 8: MOST_DEFLATED, 32946: MOST_DEFLATED, 32773: 64}
 _TAG_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Size of one value by the type of a tag, where it is not 1."""
 
@@ -218,8 +227,10 @@ def _describe(path: Path, tiff: Any) -> _Layout:
     if series.is_multifile:
         files |= {Path(known.parent.filehandle.path) for known in series.pages if known is not None}
     held = sum(file.stat().st_size for file in files)
-    most = _MOST.get(int(page.compression), math.inf)
-    check_claim(path, math.prod(series.shape) * page.bitspersample // 8, held=held, most=most)
+    most = _MOST.get(int(page.compression), MOST_COMPRESSED)
+    # Where samples have different numbers of bits, it is a tuple.
+    n_bits = page.bitspersample if isinstance(page.bitspersample, int) else 8
+    check_claim(path, math.prod(series.shape) * n_bits // 8, held=held, most=most)
     order = tuple(axes.index(axis) for axis in (*channels, *slices, "Y", "X"))
     n_samples = math.prod(size_of[axis] for axis in channels)
     has_samples = channels == ["S"]

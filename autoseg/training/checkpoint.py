@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoseg.core.checksums import hash_bytes
 from autoseg.core.errors import FormatError, TrainingError
 from autoseg.core.runtime import format_memory, n_cpus
-from autoseg.core.serialize import atomic_path, from_plain, to_plain
+from autoseg.core.serialize import atomic_path, from_plain, parse_json, to_plain
 from autoseg.training.record import FoldFiles
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
@@ -149,9 +149,9 @@ def read_network(path: Path) -> tuple[dict[str, Tensor], Progress]:
     """
     tensors, metadata = _read(path, prefix=_NETWORK)
     try:
-        state = json.loads(metadata[_STATE])
+        state = parse_json(metadata[_STATE].encode())
         progress = Progress(step=state["iteration"], epoch=state["epoch"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, FormatError) as error:
         raise _damaged(path, error) from error
     return {name[len(_NETWORK) :]: tensor for name, tensor in tensors.items()}, progress
 
@@ -175,9 +175,9 @@ def parse_weights(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
         tensors = load(data)
         # Before the tensors, their places: its length in eight bytes, and JSON.
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = header.get("__metadata__", {})
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError, FormatError) as error:
         raise _damaged(path, error) from error
     _check(path, tensors, metadata, names=tensors)
     return tensors
@@ -237,8 +237,8 @@ def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         return
     texts = {name: text for name, text in metadata.items() if name != _HASHES}
     try:
-        written: dict[str, str] = dict(json.loads(metadata[_HASHES]))
-    except (TypeError, ValueError) as error:
+        written: dict[str, str] = dict(parse_json(metadata[_HASHES].encode()))
+    except (TypeError, ValueError, FormatError) as error:
         raise _damaged(path, error) from error
     found = _hash_all(texts, tensors)
     differing = sorted({*names, *texts} ^ written.keys()) or [name for name in found if found[name] != written[name]]
@@ -264,8 +264,8 @@ def _hash_all(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dic
 
 def _parse_state(path: Path, metadata: dict[str, str]) -> RunState:
     try:
-        return from_plain(RunState, json.loads(metadata[_STATE]))
-    except (KeyError, json.JSONDecodeError, FormatError) as error:
+        return from_plain(RunState, parse_json(metadata[_STATE].encode()))
+    except (KeyError, ValueError, FormatError) as error:
         raise _damaged(path, error) from error
 
 
