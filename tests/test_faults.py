@@ -26,6 +26,8 @@ from autoseg.core.faults import DeviceError
 from autoseg.core.serialize import read_json
 from autoseg.training.config import Budget, TrainConfig
 
+pytestmark = pytest.mark.slow  # Two minutes together, of which making the world takes half a minute.
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 N_STEPS = 6
 CONFIG = TrainConfig(budget=Budget(iterations=N_STEPS), batch_size=1, precision="float32")
