@@ -411,6 +411,7 @@ def uninterrupted(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
     return (folder / "autoseg-work" / "models" / "3d_fullres" / "fold_0" / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_training_that_was_ended_goes_on(
     number: int, code: int, uninterrupted: bytes, tiny_dataset: Path, tmp_path: Path

@@ -97,6 +97,7 @@ def trained(tiny_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_five_folds_as_an_array_then_selection(trained: Path) -> None:
     names = ["preprocess-1", "preprocess-2", *FOLDS, "select"]
     known = {one["name"]: one for one in json.loads(autoseg("status", "--json", cwd=trained))}
@@ -239,6 +240,7 @@ def test_a_more_urgent_job_interrupts_a_fold(trained: Path, user: Path) -> None:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_folder_is_segmented_in_parts(trained: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     cluster = ("--jobs", 3, *CLUSTER, "--device", "cpu")
     images, folder = tiny_dataset / "imagesTr", tmp_path / "out"
