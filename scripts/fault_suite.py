@@ -276,6 +276,12 @@ def leftovers(folder: Path) -> list[str]:
 # -- the undisturbed line ----------------------------------------------------------------------------------------------
 
 
+def refuse_leftovers(folder: Path) -> None:
+    left = leftovers(folder)
+    if left:
+        raise Broken(f"temporary files stay: {', '.join(left[:3])}")
+
+
 @dataclass(kw_only=True)
 class Stage:
     """A command of the line.
@@ -355,9 +361,7 @@ class Try:
         found = differences(self.contents(), self.stage.result)
         if found:
             raise Broken(f"{len(found)} files are not as without the fault: {', '.join(found[:4])}")
-        left = leftovers(self.folder)
-        if left:
-            raise Broken(f"temporary files stay: {', '.join(left[:3])}")
+        refuse_leftovers(self.folder)
         return SAME
 
     def contents(self) -> dict[str, str]:
@@ -501,8 +505,7 @@ def ask_to_stop(stage: str, number: int) -> Attempt:
                 change = rng.randint(1, one.stage.n_changes)
                 inside = {"changes": change, "folder": str(one.folder), "signal": number}
                 done = run(one.arguments, inside).expect(0, 128 + number)
-            if left := leftovers(one.folder):
-                raise Broken(f"temporary files stay: {', '.join(left[:3])}")
+            refuse_leftovers(one.folder)
             one.again()
         return SAME if done.code else f"{SAME} (it was done already)"
 
@@ -543,8 +546,7 @@ def full_disk(stage: str) -> Attempt:
             done = one.run().expect(0, 2)
             if done.code:
                 done.expect_words("disk is full", "No space left").expect_words(str(disk))
-                if left := leftovers(one.folder):
-                    raise Broken(f"temporary files stay: {', '.join(left[:3])}")
+                refuse_leftovers(one.folder)
             remount(disk, "size=200m")
             one.again()
         return TOLD if done.code else f"{SAME} (there was room enough)"
@@ -552,20 +554,36 @@ def full_disk(stage: str) -> Attempt:
     return attempt
 
 
-def limited_files(stage: str) -> Attempt:
-    """A file may not grow beyond a limit; then it may."""
+def limited(
+    stage: str, draw: Callable[[random.Random], Mapping[str, Any]], check: Callable[[Done, Try], None]
+) -> Attempt:
+    """The process may take only so much of something; then it may again.
+
+    Args:
+        stage: whose command it is.
+        draw: the limit, as `run_inside` takes it.
+        check: of what was told where the limit was reached; it raises `Broken`.
+    """
 
     def attempt(world: World, rng: random.Random) -> str:
         with world.copy(stage) as one:
-            done = one.run({"file_bytes": rng.choice([200, 1000, 3000, 20_000])}).expect(0, 2)
+            done = one.run(draw(rng)).expect(0, 2)
             if done.code:
-                done.expect_words("File too large", "disk is full").expect_words(str(one.folder))
-                if left := leftovers(one.folder):
-                    raise Broken(f"temporary files stay: {', '.join(left[:3])}")
+                check(done, one)
             one.again()
         return TOLD if done.code else f"{SAME} (the limit was not reached)"
 
     return attempt
+
+
+def limited_files(stage: str) -> Attempt:
+    """A file may not grow beyond a limit; then it may."""
+
+    def check(done: Done, one: Try) -> None:
+        done.expect_words("File too large", "disk is full").expect_words(str(one.folder))
+        refuse_leftovers(one.folder)
+
+    return limited(stage, lambda rng: {"file_bytes": rng.choice([200, 1000, 3000, 20_000])}, check)
 
 
 def read_only_disk(stage: str) -> Attempt:
@@ -648,27 +666,17 @@ def in_the_way(world: World, rng: random.Random) -> str:
 def little_memory(stage: str) -> Attempt:
     """The process may take a few MiB more than its libraries, then as much as it likes."""
 
-    def attempt(world: World, rng: random.Random) -> str:
-        with world.copy(stage) as one:
-            done = one.run({"memory_mib": 2 ** rng.uniform(-1, 6)}).expect(0, 2)
-            if done.code:
-                done.expect_words("memory", "no more threads")
-            one.again()
-        return TOLD if done.code else f"{SAME} (there was enough)"
+    def check(done: Done, _: Try) -> None:
+        done.expect_words("memory", "no more threads")
 
-    return attempt
+    return limited(stage, lambda rng: {"memory_mib": 2 ** rng.uniform(-1, 6)}, check)
 
 
 def few_open_files(stage: str) -> Attempt:
-    def attempt(world: World, rng: random.Random) -> str:
-        with world.copy(stage) as one:
-            done = one.run({"open_files": rng.randint(4, 6)}).expect(0, 2)
-            if done.code:
-                done.expect_words("too many open files", "too many files")
-            one.again()
-        return TOLD if done.code else f"{SAME} (there were enough)"
+    def check(done: Done, _: Try) -> None:
+        done.expect_words("too many open files", "too many files")
 
-    return attempt
+    return limited(stage, lambda rng: {"open_files": rng.randint(4, 6)}, check)
 
 
 def broken_gpu(stage: str, kind: str) -> Attempt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import random
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fault_suite
 import numpy as np
 import pytest
 import torch
@@ -28,7 +28,6 @@ from autoseg.training.config import Budget, TrainConfig
 
 pytestmark = pytest.mark.slow  # Two minutes together, of which making the world takes half a minute.
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 N_STEPS = 6
 CONFIG = TrainConfig(budget=Budget(iterations=N_STEPS), batch_size=1, precision="float32")
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -37,18 +36,9 @@ LOST = torch.AcceleratorError("CUDA error: unspecified launch failure")
 
 
 @pytest.fixture(scope="module")
-def suite() -> Any:
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module("fault_suite")
-    finally:
-        sys.path.remove(str(SCRIPTS))
-
-
-@pytest.fixture(scope="module")
-def world(suite: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Generated data, and what each command leaves undisturbed."""
-    return suite.make_world(
+    return fault_suite.make_world(
         tmp_path_factory.mktemp("world"), stages=("plan", "train", "select", "predict"), n_steps=6, checked=False
     )
 
@@ -64,22 +54,22 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str |
 
 
 @pytest.mark.parametrize(("stage", "seed"), [("plan", 1), ("train", 3), ("select", 4), ("predict", 5)])
-def test_what_was_killed_ends_as_if_it_had_not_been(suite: Any, world: Any, stage: str, seed: int) -> None:
-    assert suite.kill_often(stage, most=1)(world, random.Random(seed)) == suite.SAME
+def test_what_was_killed_ends_as_if_it_had_not_been(world: Any, stage: str, seed: int) -> None:
+    assert fault_suite.kill_often(stage, most=1)(world, random.Random(seed)) == fault_suite.SAME
 
 
-def test_the_suite_sees_a_wrong_result(suite: Any, world: Any) -> None:
+def test_the_suite_sees_a_wrong_result(world: Any) -> None:
     """A comparison that never fails would show nothing."""
     with world.copy("predict") as one:
-        found = suite.contents(one.folder)
+        found = fault_suite.contents(one.folder)
         weights = next(one.folder.rglob("weights.safetensors"))
-        suite.damage(weights, "a bit flipped", random.Random(1))
+        fault_suite.damage(weights, "a bit flipped", random.Random(1))
         name = str(weights.relative_to(one.folder))
-        assert suite.differences(suite.contents(one.folder), found) == [f"{name} differs"]
-        with pytest.raises(suite.Broken, match="not as without the fault"):
+        assert fault_suite.differences(fault_suite.contents(one.folder), found) == [f"{name} differs"]
+        with pytest.raises(fault_suite.Broken, match="not as without the fault"):
             one.same()
         (one.folder / f".{12 * 'a'}-half").touch()
-        assert suite.leftovers(one.folder)
+        assert fault_suite.leftovers(one.folder)
 
 
 # -- memory and GPU ----------------------------------------------------------------------------------------------------
@@ -243,37 +233,37 @@ def test_a_signal_is_not_lost_where_nothing_can_be_raised(name: str, code: int) 
 
 
 def test_a_full_disk_is_told_and_what_was_begun_goes_on(
-    suite: Any, world: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = world.stages["plan"]
-    half_kib = suite.used_kib(world.stages["train"].before) // 2
+    half_kib = fault_suite.used_kib(world.stages["train"].before) // 2
     try:
-        with suite.small_disk(world, half_kib) as disk:
+        with fault_suite.small_disk(world, half_kib) as disk:
             arguments = [part.format(work=disk / "work", out="") for part in stage.arguments]
             assert run_main(monkeypatch, *arguments) == 2
             told = capsys.readouterr().err
             assert f"Error: {disk / 'work'}" in told
             assert "the disk is full (No space left on device; " in told
             assert "Traceback" not in told
-            assert not suite.leftovers(disk)
-            suite.remount(disk, "size=200m")
+            assert not fault_suite.leftovers(disk)
+            fault_suite.remount(disk, "size=200m")
             assert run_main(monkeypatch, *arguments) == 0
-            assert not suite.differences(suite.contents(disk), stage.result)
-    except suite.NotHere:
-        assert suite.limited_files("plan")(world, random.Random(1)) == suite.TOLD
+            assert not fault_suite.differences(fault_suite.contents(disk), stage.result)
+    except fault_suite.NotHere:
+        assert fault_suite.limited_files("plan")(world, random.Random(1)) == fault_suite.TOLD
 
 
 def test_a_read_only_disk_is_told(
-    suite: Any, world: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = world.stages["predict"]
     try:
-        with suite.small_disk(world, 1000) as disk:
-            suite.remount(disk, "ro")
+        with fault_suite.small_disk(world, 1000) as disk:
+            fault_suite.remount(disk, "ro")
             arguments = [part.format(work=stage.before / "work", out=disk / "out") for part in stage.arguments]
             assert run_main(monkeypatch, *arguments) == 2
             told = capsys.readouterr().err
             assert f"Error: {disk / 'out'}" in told
             assert "the disk is read-only" in told
-    except suite.NotHere:
-        assert suite.no_rights("predict")(world, random.Random(1)) == suite.TOLD
+    except fault_suite.NotHere:
+        assert fault_suite.no_rights("predict")(world, random.Random(1)) == fault_suite.TOLD

@@ -8,21 +8,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import gzip
-import importlib.util
 import json
 import random
-import sys
+import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fuzz
 import nibabel
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz.py"
 
 # The same examples in every run, so that what fails here fails for everybody.
 quick = functools.partial(
@@ -34,21 +31,9 @@ quick = functools.partial(
 )
 
 
-@functools.cache
-def fuzz() -> ModuleType:
-    """scripts/fuzz.py"""
-    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def feed(target: str, data: bytes, folder: Path) -> bool:
     """Whether it was accepted; fails where it was neither that nor refused by an `AutosegError`."""
-    return bool(fuzz().feed(fuzz().TARGETS[target], data, folder / "input"))
+    return bool(fuzz.feed(fuzz.TARGETS[target], data, folder / "input"))
 
 
 # -- strategies --------------------------------------------------------------------------------------------------------
@@ -75,7 +60,7 @@ def changed_json(draw: st.DrawFn, whole: Any) -> Any:
     """A value with up to four places replaced, deleted, or renamed."""
     changed = json.loads(json.dumps(whole))
     for _ in range(draw(st.integers(1, 4))):
-        places = list(fuzz()._places(changed))
+        places = list(fuzz._places(changed))
         if not places:
             return draw(values)
         holder, key = places[draw(st.integers(0, len(places) - 1))]
@@ -131,7 +116,7 @@ def tables(draw: st.DrawFn) -> bytes:
 def datasets(draw: st.DrawFn, folder: Path) -> Path:
     """A small dataset in nnU-Net's layout: names, shapes, types, affines and values of any kind."""
     root = folder / "dataset"
-    fuzz().shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     for inner in ("imagesTr", "labelsTr"):
         (root / inner).mkdir(parents=True)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -226,7 +211,7 @@ def test_datasets(draw: st.DataObject, tmp_path: Path) -> None:
 )
 def test_random_mutations(target: str, n_inputs: int, tmp_path: Path) -> None:
     """What the script does by itself, with inputs that are the same in every run."""
-    result = fuzz().fuzz(target, seconds=60, seed=1, crashes=tmp_path / "crashes", n_most=n_inputs)
+    result = fuzz.fuzz(target, seconds=60, seed=1, crashes=tmp_path / "crashes", n_most=n_inputs)
     shown = "\n".join(file.read_text() for file in sorted((tmp_path / "crashes").glob("*.traceback")))
     assert result.crashes == 0, shown
     assert result.inputs == n_inputs
@@ -241,9 +226,9 @@ def test_a_crash_is_noticed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if len(data) % 2:
             raise IndexError("of an odd length")
 
-    made = fuzz().Target(lambda _: [b"even"], lambda _, rng: b"x" * rng.randrange(9), stumble, "txt")
-    monkeypatch.setitem(fuzz().TARGETS, "made", made)
-    result = fuzz().fuzz("made", seconds=9, seed=0, crashes=tmp_path, n_most=50)
+    made = fuzz.Target(lambda _: [b"even"], lambda _, rng: b"x" * rng.randrange(9), stumble, "txt")
+    monkeypatch.setitem(fuzz.TARGETS, "made", made)
+    result = fuzz.fuzz("made", seconds=9, seed=0, crashes=tmp_path, n_most=50)
     assert result.crashes == len(result.files) == 1
     (kept,) = map(Path, result.files)
     assert len(kept.read_bytes()) % 2
@@ -253,7 +238,7 @@ def test_a_crash_is_noticed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_mutations_are_the_same_for_the_same_seed() -> None:
     data = json.dumps({"a": [1, {"b": 2.5}], "c": "text"}).encode()
-    for mutate in (fuzz().mutate_json_text, fuzz().mutate_manifest):
+    for mutate in (fuzz.mutate_json_text, fuzz.mutate_manifest):
         first, second = ([mutate(data, rng) for _ in range(50)] for rng in (random.Random(3), random.Random(3)))
         assert first == second
         assert len(set(first)) > 25

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import gpu_clock
+import gpu_report
+import gpu_suite
 import pytest
 import torch
 
 from autoseg.pipeline import plan
 from autoseg.planning.choices import Choices
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 LABELS = {"liver", "spleen", "kidneys", "aorta", "lesion"}
 
 
@@ -32,16 +31,9 @@ def work(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports a module of `scripts/`."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module
-
-
 def run_suite(json_file: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     """Exit status, report and standard output of a quick run on the CPU."""
-    command = [sys.executable, str(SCRIPTS / "gpu_suite.py"), "--device", "cpu", "--quick", "--json", str(json_file)]
+    command = [sys.executable, gpu_suite.__file__, "--device", "cpu", "--quick", "--json", str(json_file)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert json_file.is_file(), done.stderr
     return done.returncode, json.loads(json_file.read_text()), done.stdout
@@ -101,27 +93,24 @@ def test_what_does_not_fit_the_time_is_left_out(tmp_path: Path) -> None:
     assert "not done" in output
 
 
-def test_a_process_that_takes_too_long_is_ended_and_its_results_are_kept(script: Callable[[str], ModuleType]) -> None:
-    suite = script("gpu_suite")
-    child = f"import time; print('{suite.RESULT}' + '{{\"found\": 1}}', flush=True); time.sleep(60)"
+def test_a_process_that_takes_too_long_is_ended_and_its_results_are_kept() -> None:
+    child = f"import time; print('{gpu_clock.RESULT}' + '{{\"found\": 1}}', flush=True); time.sleep(60)"
     # It leaves another process behind, which would hold the output open.
     text = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]).wait()"
-    job = suite.Job(section="speed", name="sleeps", command=(sys.executable, "-c", text), n_cpus=1)
-    outcome = suite.run_process(job, 2.0)
+    job = gpu_suite.Job(section="speed", name="sleeps", command=(sys.executable, "-c", text), n_cpus=1)
+    outcome = gpu_suite.run_process(job, 2.0)
     assert outcome.status == "out of time"
     assert outcome.results == [{"found": 1}]
     assert outcome.seconds < 20
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, whose utilization torch knows")
-def test_utilization_is_asked_from_the_drivers_tool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Callable[[str], ModuleType]
-) -> None:
+def test_utilization_is_asked_from_the_drivers_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\n[ $# = 0 ] && exit\nwhile true; do echo 40; echo 60; sleep 0.1; done\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    utilization = script("gpu_clock").Utilization(torch.device("cuda"))
+    utilization = gpu_clock.Utilization(torch.device("cuda"))
     utilization.start()
     time.sleep(0.5)
     utilization.stop()
@@ -134,8 +123,7 @@ def speed(side: str, what: str, cpus: int, steps_per_s: float, mode: str = "eage
     return found | {"utilization": 90.0, "reserved_gib": 1.0}
 
 
-def test_goals_take_our_fastest_mode_and_the_peers_best_case(script: Callable[[str], ModuleType]) -> None:
-    report = script("gpu_report")
+def test_goals_take_our_fastest_mode_and_the_peers_best_case() -> None:
     results = [
         speed("autoseg", "no data", 2, 10.0),
         speed("autoseg", "whole loop", 2, 9.9),
@@ -146,26 +134,25 @@ def test_goals_take_our_fastest_mode_and_the_peers_best_case(script: Callable[[s
         speed("nnU-Net", "no data", 16, 6.0, "compiled"),
         speed("nnU-Net", "whole loop", 2, 1.0, "compiled"),
     ]
-    goals = {goal["goal"].partition(": ")[2]: goal["found"] for goal in report.compare_with_goals(results)}
+    goals = {goal["goal"].partition(": ")[2]: goal["found"] for goal in gpu_report.compare_with_goals(results)}
     assert goals == {
         "whole loop / no data": 0.75,
         "whole loop / nnU-Net's best case": 1.5,
         "whole loop / nnU-Net's whole loop on the same": 9.0,
     }
-    assert [goal["met"] for goal in report.compare_with_goals(results)] == [False, True, None]
-    row = next(row for row in report.pair_speeds(results) if row["cpus"] == 16 and row["side"] == "autoseg")
+    assert [goal["met"] for goal in gpu_report.compare_with_goals(results)] == [False, True, None]
+    row = next(row for row in gpu_report.pair_speeds(results) if row["cpus"] == 16 and row["side"] == "autoseg")
     assert "ratio" not in row
 
 
-def test_cross_validated_dice_is_the_mean_over_cases_that_have_the_label(script: Callable[[str], ModuleType]) -> None:
-    report = script("gpu_report")
+def test_cross_validated_dice_is_the_mean_over_cases_that_have_the_label() -> None:
     cases = [
         {"what": "case", "fold": 0, "case": "a", "dice": {"organ": 0.5, "lesion": None}},
         {"what": "case", "fold": 0, "case": "b", "dice": {"organ": 0.7, "lesion": 0.2}},
         {"what": "case", "fold": 1, "case": "c", "dice": {"organ": 0.9, "lesion": None}},
     ]
     folds = [{"what": "fold", "fold": 0}, {"what": "fold", "fold": 1}]
-    found = report.cross_validate(cases + folds)
+    found = gpu_report.cross_validate(cases + folds)
     assert found["label_dice"] == {"organ": 0.7, "lesion": 0.2}
     assert found["mean_dice"] == pytest.approx(0.45)
     assert [fold["mean_dice"] for fold in found["folds"]] == [0.4, 0.9]

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
+from malformed_datasets import CORPUS, write_entry, write_many
 
 from autoseg.cli import main
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 MAX_CHARACTERS = 10_000
 
 Run = Callable[..., tuple[int, str]]
 
 
-def import_script(name: str) -> ModuleType:
-    """A module of `scripts/`, with those beside it that it imports."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(SCRIPTS))
-
-
-SCRIPT = import_script("malformed_datasets")
-CORPUS: dict[str, Any] = SCRIPT.CORPUS
 MENDABLE = [name for name, entry in CORPUS.items() if entry.mendable]
 OUTSIDE = [name for name, entry in CORPUS.items() if "--allow-outside" in entry.words]
 
@@ -41,7 +27,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All datasets of the corpus. Do not change them."""
     folder = tmp_path_factory.mktemp("corpus")
     for entry in CORPUS.values():
-        SCRIPT.write_entry(folder, entry)
+        write_entry(folder, entry)
     return folder
 
 
@@ -121,7 +107,7 @@ def test_what_lies_outside_is_read_where_it_is_allowed(name: str, corpus: Path, 
 
 
 def test_a_dataset_of_many_files_is_in_order(tmp_path: Path, run: Run) -> None:
-    dataset = SCRIPT.write_many(tmp_path / "many", 20)
+    dataset = write_many(tmp_path / "many", 20)
     assert len([path for path in dataset.rglob("*") if path.is_file()]) == 20
     code, text = run("check", dataset, "-w", tmp_path / "work")
     assert code == 0, text
