@@ -353,8 +353,8 @@ def model_seeds(folder: Path) -> list[bytes]:
     import torch
     from safetensors.torch import save
 
-    from autoseg.core.serialize import from_plain, to_plain
-    from autoseg.inference.archive import FORMAT, FORMAT_VERSION, PLAN, to_json_bytes, training_member, weights_member
+    from autoseg.core.serialize import encode_json, from_plain
+    from autoseg.inference.archive import FORMAT, FORMAT_VERSION, PLAN, training_member, weights_member
     from autoseg.networks.build import build_network
     from autoseg.planning.plan import Plan
 
@@ -370,7 +370,7 @@ def model_seeds(folder: Path) -> list[bytes]:
     weights = save({key: tensor.contiguous() for key, tensor in built.items()})
     record: dict[str, Any] = {"autoseg": "0", "torch": "2", "device": "cpu", "precision": "float32", "recipe": "fast"}
     record |= {"seed": 0, "batch_size": 2, "mirrored": True}
-    members = {PLAN: to_json_bytes(plan), training_member(0): json.dumps(record).encode(), weights_member(0): weights}
+    members = {PLAN: encode_json(plan), training_member(0): json.dumps(record).encode(), weights_member(0): weights}
     listed = {key: {"n_bytes": len(one), "sha256": hashlib.sha256(one).hexdigest()} for key, one in members.items()}
     manifest = {
         "format": FORMAT,
@@ -381,7 +381,7 @@ def model_seeds(folder: Path) -> list[bytes]:
         "folds": {"0": None},
         "members": listed,
     }
-    return [_pack(members | {"manifest.json": to_json_bytes(to_plain(manifest))}, compression=zipfile.ZIP_STORED)]
+    return [_pack(members | {"manifest.json": encode_json(manifest)}, compression=zipfile.ZIP_STORED)]
 
 
 def run_zip(data: bytes, folder: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoseg.core.errors import AutosegError, first_line
+from autoseg.core.text import shorten
 
 PROBE_BYTES = 2**20
 MAX_SHOWN = 160
@@ -105,7 +106,7 @@ def describe_fault(error: BaseException) -> str | None:
     if is_out_of_memory(error):
         return describe_no_memory(error)
     if is_device_lost(error):
-        return f"{describe_lost_device(error)}; then give the same command again, and it goes on from what is done"
+        return f"{describe_lost_device(error)}; {_AGAIN}"
     if isinstance(error, OSError):
         return describe_os_error(error)
     if isinstance(error, RuntimeError) and _says(error, _NO_THREAD):
@@ -125,11 +126,11 @@ def describe_no_memory(error: BaseException) -> str:
     """What to do where memory was short and nothing more is known."""
     if is_device_memory(error):
         return (
-            f"the GPU's memory is full ({_shorten(error)}). What to do: end what else runs on it ('nvidia-smi' shows "
+            f"the GPU's memory is full ({_told_by(error)}). What to do: end what else runs on it ('nvidia-smi' shows "
             "that), give a smaller --batch-size, or plan with less --gpu-memory; --device cpu needs none of it"
         )
     return (
-        f"the memory of this machine, or what may be used of it, is full ({_shorten(error)}). What to do: end what "
+        f"the memory of this machine, or what may be used of it, is full ({_told_by(error)}). What to do: end what "
         f"else runs here or ask for more (--memory on a cluster), {_AGAIN}; fewer processors, a smaller --batch-size "
         "or a coarser --spacing need less"
     )
@@ -138,7 +139,7 @@ def describe_no_memory(error: BaseException) -> str:
 def describe_lost_device(error: BaseException) -> str:
     """That the GPU has failed, and what to do."""
     return (
-        f"the GPU has failed ({_shorten(error)}). What to do: see whether 'nvidia-smi' still shows it, and what "
+        f"the GPU has failed ({_told_by(error)}). What to do: see whether 'nvidia-smi' still shows it, and what "
         "'dmesg' says; restart the machine, or take another GPU with --device"
     )
 
@@ -167,9 +168,8 @@ def _room(error: OSError) -> str:
     return ""
 
 
-def _shorten(error: BaseException) -> str:
-    text = first_line(error).rstrip(".")
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+def _told_by(error: BaseException) -> str:
+    return shorten(first_line(error).rstrip("."), MAX_SHOWN)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ import numpy as np
 from autoseg.core.errors import AutosegError, FormatError
 from autoseg.core.faults import naming
 from autoseg.core.leftovers import remove_leftovers, temporary_path
+from autoseg.core.text import shorten
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ def _build_key(kind: Any, key: str, where: str) -> Any:
     try:
         return kind(key)
     except ValueError as error:
-        raise FormatError(f"{where}: found the key '{_shorten(key)}', expected {kind.__name__}") from error
+        raise FormatError(f"{where}: found the key '{shorten(key, _MAX_SHOWN)}', expected {kind.__name__}") from error
 
 
 def _build_dataclass(kind: type, data: Any, where: str) -> Any:
@@ -141,7 +142,7 @@ def _build_dataclass(kind: type, data: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in data:
         if key not in fields:
-            shown = _shorten(key)
+            shown = shorten(key, _MAX_SHOWN)
             close = difflib.get_close_matches(shown, fields, n=1)
             advice = f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(fields)}"
             raise FormatError(f"{where or kind.__name__}: unknown key '{shown}'{advice}")
@@ -160,12 +161,8 @@ def _build_dataclass(kind: type, data: Any, where: str) -> Any:
 
 def _expect(condition: bool, expected: str, data: Any, where: str) -> None:
     if not condition:
-        found = f"found {_shorten(_REPR.repr(data))}, expected {expected}"
+        found = f"found {shorten(_REPR.repr(data), _MAX_SHOWN)}, expected {expected}"
         raise FormatError(f"{where}: {found}" if where else found)
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 @contextmanager

@@ -30,6 +30,11 @@ def spell_out(text: str) -> str:
     )
 
 
+def shorten(text: str, most: int) -> str:
+    """The beginning of a text that has more than so many characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def printable(text: str) -> str:
     """A message with what cannot be printed spelled out; its line breaks and tabs stay."""
     return _LINE.sub(lambda line: "\t".join(map(spell_out, line[0].split("\t"))), text)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import DatasetError, Problem, list_some
+from autoseg.core.text import shorten
 from autoseg.data.dataset import Case
 from autoseg.data.io import case_name, is_image, read_raw
 
@@ -264,6 +265,5 @@ def match_labels(
 
 def bad_entry(place: str, entry: Any) -> Problem:
     expected = "the paths of an image and a label map"
-    shown, advice = repr(entry), "complete the entry, or remove it"
-    found = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
+    found, advice = shorten(repr(entry), MAX_SHOWN), "complete the entry, or remove it"
     return Problem(kind="entry without image or label map", case=place, found=found, expected=expected, advice=advice)

@@ -117,11 +117,6 @@ def training_member(fold: int) -> str:
     return f"fold_{fold}/training.json"
 
 
-def to_json_bytes(value: object) -> bytes:
-    """A dataclass as the bytes of a JSON file."""
-    return encode_json(value)
-
-
 def write_archive(
     path: Path, members: Iterator[tuple[str, bytes]], describe: Callable[[dict[str, Member]], Manifest]
 ) -> None:
@@ -140,7 +135,7 @@ def write_archive(
         for name, data in members:
             listed[name] = Member(n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
             _write_member(file, name, data)
-        _write_member(file, MANIFEST, to_json_bytes(describe(listed)))
+        _write_member(file, MANIFEST, encode_json(describe(listed)))
 
 
 def _write_member(file: zipfile.ZipFile, name: str, data: bytes) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autoseg import __version__
 from autoseg.core.errors import FormatError, PredictionError, TrainingError
-from autoseg.core.serialize import from_plain, read_json
+from autoseg.core.serialize import encode_json, from_plain, read_json
 from autoseg.core.steps import Step
 from autoseg.core.versions import refuse_newer
 from autoseg.inference.archive import (
@@ -31,7 +31,6 @@ from autoseg.inference.archive import (
     Manifest,
     Member,
     read_archive,
-    to_json_bytes,
     training_member,
     weights_member,
     write_archive,
@@ -247,7 +246,7 @@ def digest_model(plan: Plan, weights: Mapping[int, str], *, previous: Model | No
         weights: the sha256 of each fold's weights.
         previous: the first stage of a cascade, whose digest then counts too.
     """
-    hashes = {PLAN: hashlib.sha256(to_json_bytes(_plan_to_give(plan))).hexdigest()}
+    hashes = {PLAN: hashlib.sha256(encode_json(_plan_to_give(plan))).hexdigest()}
     hashes |= {weights_member(fold): weights[fold] for fold in sorted(weights)}
     if previous is not None:
         hashes["previous"] = previous.digest()
@@ -433,18 +432,18 @@ def export_model(model: Model, target: Path, *, folds: Sequence[int] | None = No
     hashes: dict[int, str] = {}
 
     def members() -> Iterator[tuple[str, bytes]]:
-        yield PLAN, to_json_bytes(plan)
+        yield PLAN, encode_json(plan)
         for fold in chosen:
             weights = model.source.read_weights(fold)
             # What cannot be loaded here cannot be loaded by whoever gets the file.
             model.build(fold, weights)
             reached[fold] = weights.progress
-            yield training_member(fold), to_json_bytes(model.source.read_record(fold))
+            yield training_member(fold), encode_json(model.source.read_record(fold))
             yield weights_member(fold), weights.data
             hashes[fold] = weights.sha256
         after = model.read_postprocessing(hashes)
         if after is not None:
-            yield POSTPROCESSING, to_json_bytes(dataclasses.replace(after, weights=hashes))
+            yield POSTPROCESSING, encode_json(dataclasses.replace(after, weights=hashes))
 
     def describe(listed: dict[str, Member]) -> Manifest:
         return Manifest(
