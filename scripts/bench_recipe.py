@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import shutil
 import statistics
 import sys
@@ -33,6 +32,7 @@ from recipe_levers import LEVERS
 
 import autoseg
 from autoseg.cli import parse_duration
+from autoseg.core.machine import processor_name
 from autoseg.core.runtime import n_cpus
 from autoseg.core.serialize import read_json, to_plain, write_json
 from autoseg.data.phantom import write_phantom_dataset
@@ -107,8 +107,9 @@ VARIANTS: dict[str, Variant] = {
     "mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}),
     "mirrored, half the rate": Variant(train={"mirror": True}),
     "not mirrored": Variant(train={"mirror": False}),
-    # The loss, and the weights that are kept.
-    **{lever: Variant(lever=lever) for lever in LEVERS},
+    "left and right mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}, lever="sides only"),
+    # The loss, the weights that are kept, and the table of augmentation.
+    **{lever: Variant(lever=lever) for lever in LEVERS if lever != "sides only"},
 }
 
 
@@ -185,8 +186,8 @@ def run(arguments: argparse.Namespace) -> Result:
     options: dict[str, Any] = {"folds": [arguments.fold], "configuration": chosen.name, "device": "auto"}
     with LEVERS[variant.lever]() if variant.lever else nullcontext():
         autoseg.train(work, **options, config=config, resume=False, validate=False)
-    took_s, (all_after, own_after) = time.monotonic() - started, busy_s()
-    evaluation = autoseg.train(work, **options, config=config)[arguments.fold]
+        took_s, (all_after, own_after) = time.monotonic() - started, busy_s()
+        evaluation = autoseg.train(work, **options, config=config)[arguments.fold]
     assert isinstance(evaluation, Evaluation)
     record = read_json(FoldFiles(folder=folder).training, TrainingRecord)
     trained = read_model(workspace.model(chosen.name)).configuration
@@ -207,7 +208,7 @@ def run(arguments: argparse.Namespace) -> Result:
         others_busy=round(max(0.0, (all_after - all_before) - (own_after - own_before)) / took_s, 2),
         autoseg=autoseg.__version__,
         torch=torch.__version__,
-        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {n_cpus()} CPUs",
+        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor_name()}, {n_cpus()} CPUs",
         date=date.today().isoformat(),
     )
 

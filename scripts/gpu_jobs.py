@@ -30,6 +30,7 @@ from gpu_clock import GIB, StepClock, Timing, emit, forget_memory, peak_memory, 
 
 from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec
+from autoseg.core.machine import processor_name
 from autoseg.core.runtime import computing, n_cpus
 from autoseg.core.serialize import read_json
 from autoseg.evaluation.metrics import count_labels, dice
@@ -361,17 +362,9 @@ def describe_machine(options: dict[str, Any]) -> None:
         cuda=torch.version.cuda,
         cudnn=torch.backends.cudnn.version() if on_gpu else None,
         python=platform.python_version(),
-        cpu=_processor_name(),
+        cpu=processor_name(),
         cpus=n_cpus(),
     )
-
-
-def _processor_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def measure_peer(options: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Each is a context in which `autoseg` trains with it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoseg.training import checkpoint, learner, losses, trainer
+from autoseg.inference import predictor
+from autoseg.planning.mirroring import Mirroring, plan_mirroring
+from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.training import checkpoint, learner, losses, samplers, trainer
+from autoseg.training.augment import AugmentConfig
 from autoseg.training.losses import DICE_SMOOTH, deep_supervision_weights, dice_ce_loss, nearest_classes
 
 Loss = Callable[[Tensor, Tensor, bool], Tensor]
@@ -116,6 +121,26 @@ def dice_of_present(logits: Tensor, classes: Tensor, batch_dice: bool) -> Tensor
     return F.cross_entropy(logits.float(), classes) + 1 - mean
 
 
+@contextmanager
+def augmented(**changes: Any) -> Iterator[None]:
+    """The published table of augmentation with other values."""
+    published = AugmentConfig.for_patch
+    with patch.object(AugmentConfig, "for_patch", lambda size: dataclasses.replace(published(size), **changes)):
+        yield
+
+
+@contextmanager
+def sides_only() -> Iterator[None]:
+    """Where patches are mirrored, only left and right change places, in prediction too."""
+
+    def plan_sides(plan: Plan, configuration: ConfigurationPlan) -> Mirroring:
+        found = plan_mirroring(plan, configuration)
+        return dataclasses.replace(found, axes=tuple(axis for axis in found.axes if axis == found.side_axis))
+
+    with patch.object(samplers, "plan_mirroring", plan_sides), patch.object(predictor, "plan_mirroring", plan_sides):
+        yield
+
+
 LEVERS: dict[str, Callable[[], Any]] = {
     "averaged weights": functools.partial(averaged_weights, 20),
     "first output only": functools.partial(outputs_weighted, lambda n: (1.0, *[0.0] * (n - 1))),
@@ -126,4 +151,9 @@ LEVERS: dict[str, Callable[[], Any]] = {
     "label smoothing": functools.partial(loss_of, smoothed),
     "focal": functools.partial(loss_of, focal),
     "Tversky": functools.partial(loss_of, tversky),
+    "sides only": sides_only,
+    "rotated and scaled three times as often": functools.partial(
+        augmented, rotation_probability=0.6, scaling_probability=0.6
+    ),
+    "neither rotated nor scaled": functools.partial(augmented, rotation_probability=0.0, scaling_probability=0.0),
 }

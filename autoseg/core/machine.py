@@ -20,6 +20,15 @@ def machine_name() -> str:
     return " ".join(known)
 
 
+def processor_name() -> str:
+    """The model of the processor where the system tells it, or else its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def is_running(pid: int) -> bool:
     """Whether a process of that number runs on this machine; true where nobody can tell."""
     if os.name != "posix":
