@@ -55,6 +55,7 @@ class AugmentConfig:
         mirror_axes: of the patch that may be mirrored; None for all.
         side_axis: the axis that runs from left to right, whose mirroring makes another class of some classes.
         opposite: the class that each class becomes then; empty where all stay.
+        opposite_outputs: the output of the network that each output becomes then; empty where all stay.
     """
 
     anisotropic: bool = False
@@ -81,6 +82,7 @@ class AugmentConfig:
     mirror_axes: tuple[int, ...] | None = None
     side_axis: int | None = None
     opposite: tuple[int, ...] = ()
+    opposite_outputs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -134,6 +136,7 @@ class AugmentParameters:
         keep_first_axis: low resolution leaves the first spatial axis as it is, so that slices do not mix.
         changes_sides: (N,) bool: whether left and right are mirrored.
         opposite: (K,) the class that each class becomes then; empty where all stay.
+        opposite_outputs: (n,) likewise of the network's outputs.
     """
 
     angles_rad: Tensor
@@ -150,11 +153,18 @@ class AugmentParameters:
     keep_first_axis: bool
     changes_sides: Tensor
     opposite: Tensor
+    opposite_outputs: Tensor
 
     def select(self, samples: Sequence[int]) -> AugmentParameters:
         """What was drawn for these samples of the batch."""
-        of_each = {field.name for field in fields(self)} - {"keep_first_axis", "opposite"}
+        of_each = {field.name for field in fields(self)} - {"keep_first_axis", "opposite", "opposite_outputs"}
         return replace(self, **{name: getattr(self, name)[list(samples)] for name in of_each})
+
+    def mirror_outputs(self, of_outputs: Tensor) -> Tensor:
+        """What belongs to each output of the network, (N, n), as it is when left and right have changed places."""
+        if not len(self.opposite_outputs):
+            return of_outputs
+        return torch.where(self.changes_sides[:, None], of_outputs[:, self.opposite_outputs], of_outputs)
 
 
 def draw_parameters(
@@ -209,6 +219,7 @@ def draw_parameters(
         keep_first_axis=config.anisotropic,
         changes_sides=sides,
         opposite=torch.tensor(config.opposite, dtype=torch.int64),
+        opposite_outputs=torch.tensor(config.opposite_outputs, dtype=torch.int64),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autoseg.core.errors import TrainingError
 from autoseg.training.augment import AugmentConfig
@@ -85,22 +86,34 @@ class ClassicAugmentation:
         with _global_random_states(seed):
             result = self._transform(data=images, seg=classes[:, None].astype(np.float32))
         patches, patch_classes = result["data"], result["seg"][:, 0].astype(np.int64)
-        self._mirror(patches, patch_classes, np.random.default_rng(seed))
+        self._mirror(patches, patch_classes, seed)
         return patches, patch_classes
 
-    def _mirror(self, images: NDArray[np.float32], classes: NDArray[np.int64], rng: np.random.Generator) -> None:
+    def mirror_outputs(self, of_outputs: Tensor, *, seed: int) -> Tensor:
+        """See `autoseg.training.augment.AugmentParameters.mirror_outputs`."""
+        config = self._config
+        if config.side_axis is None or not config.opposite_outputs:
+            return of_outputs
+        changes_sides = torch.from_numpy(self._draw_flips(len(of_outputs), seed)[:, config.side_axis])
+        return torch.where(changes_sides[:, None], of_outputs[:, list(config.opposite_outputs)], of_outputs)
+
+    def _mirror(self, images: NDArray[np.float32], classes: NDArray[np.int64], seed: int) -> None:
         """Mirrors in place. batchgenerators has one probability for all axes and does not know left from right."""
-        config, n_axes = self._config, len(self._patch_size)
-        axes = range(n_axes) if config.mirror_axes is None else config.mirror_axes
-        flip = rng.random((len(images), n_axes)) < config.mirror_probability
-        flip &= np.isin(np.arange(n_axes), axes)
+        config = self._config
         opposite = np.array(config.opposite, dtype=np.int64)
-        for sample, flags in enumerate(flip):
+        for sample, flags in enumerate(self._draw_flips(len(images), seed)):
             flipped = np.flatnonzero(flags)
             images[sample] = np.flip(images[sample], tuple(flipped + 1))
             classes[sample] = np.flip(classes[sample], tuple(flipped))
             if config.side_axis is not None and flags[config.side_axis] and len(opposite):
                 classes[sample] = opposite[classes[sample]]
+
+    def _draw_flips(self, n_samples: int, seed: int) -> NDArray[np.bool_]:
+        """Which axes of each sample are mirrored, (N, D)."""
+        config, n_axes = self._config, len(self._patch_size)
+        axes = range(n_axes) if config.mirror_axes is None else config.mirror_axes
+        flip = np.random.default_rng(seed).random((n_samples, n_axes)) < config.mirror_probability
+        return flip & np.isin(np.arange(n_axes), axes)
 
 
 @contextmanager

@@ -52,14 +52,14 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
 def _iterate(grams: Tensor) -> Tensor:
     """What makes a matrix orthogonal, from the products of its rows: (N, rows, rows) to the same."""
     unit = torch.eye(grams.shape[-1], device=grams.device).expand_as(grams)
-    product = unit
     a, b, c = COEFFICIENTS
-    for _ in range(N_STEPS):
-        factor = a * unit + b * grams + c * (grams @ grams)
-        product = factor @ product
+    product = factor = a * unit + b * grams + c * (grams @ grams)
+    for _ in range(N_STEPS - 1):
         grams = factor @ grams @ factor
         # Rounding makes it a little lopsided, and the iteration would enlarge that.
         grams = (grams + grams.mT) / 2
+        factor = a * unit + b * grams + c * (grams @ grams)
+        product = factor @ product
     return product
 
 

@@ -37,7 +37,7 @@ class Batch:
         cases: where each patch is from.
         cases_of_all: where each patch of the whole batch is from.
         augmentation: what is to be done to them; what was read is then larger than the patch where that needs it.
-        known: (N, n) bool, which of the network's outputs were annotated in each patch's case; None for all in all.
+        known: (N, n) bool, which of the network's outputs were annotated in each patch; None for all in all.
         absent: (N, C) bool, channels that a patch is to be without; None for none in any.
         n_labels: of a cascade, the number by which classes are multiplied that the first stage has found, to be added
             to the classes of the reference: so both are moved as one. None without a first stage.
@@ -126,6 +126,9 @@ class PatchTransform(Protocol):
 
     def __call__(self, images: NDArray, classes: NDArray, *, seed: int) -> tuple[NDArray, NDArray]:
         """Patches of what was read, (N, C, *read_size) and (N, *read_size); the same for the same seed."""
+
+    def mirror_outputs(self, of_outputs: Tensor, *, seed: int) -> Tensor:
+        """What belongs to each output of the network, (N, n), as it is in the patches of that seed."""
 
 
 class PatchSampler:
@@ -218,7 +221,7 @@ class PatchSampler:
             cases=tuple(case.id for case in drawn),
             cases_of_all=tuple(self._draw_case(number, sample)[0].id for sample in range(self._batch_size)),
             augmentation=augmentation,
-            known=_known_outputs(drawn),
+            known=self._known_outputs(drawn, augmentation, number),
             absent=self._draw_absent(drawn, number),
             n_labels=self._n_labels,
         )
@@ -235,12 +238,32 @@ class PatchSampler:
         assert self._transform is not None
         patches, patch_classes = zip(
             *(
-                self._transform(image[None], wanted[None], seed=derive_seed("augment", self._seed, number, sample))
+                self._transform(image[None], wanted[None], seed=self._augmentation_seed(number, sample))
                 for image, wanted, sample in zip(images, classes, self._samples, strict=True)
             ),
             strict=True,
         )
         return np.concatenate(patches), np.concatenate(patch_classes)
+
+    def _known_outputs(
+        self, cases: Sequence[PreprocessedCase], augmentation: AugmentParameters | None, number: int
+    ) -> Tensor | None:
+        """See `Batch.known`."""
+        of_cases = [case.stored.known for case in cases]
+        n_outputs = next((len(known) for known in of_cases if known is not None), None)
+        if n_outputs is None:
+            return None
+        known = torch.tensor([(True,) * n_outputs if of_case is None else of_case for of_case in of_cases])
+        if augmentation is not None:
+            return augmentation.mirror_outputs(known)
+        if self._transform is None:
+            return known
+        seeds = (self._augmentation_seed(number, sample) for sample in self._samples)
+        rows = zip(known.split(1), seeds, strict=True)
+        return torch.cat([self._transform.mirror_outputs(row, seed=seed) for row, seed in rows])
+
+    def _augmentation_seed(self, number: int, sample: int) -> int:
+        return derive_seed("augment", self._seed, number, sample)
 
     def _read_classes(
         self, case: PreprocessedCase, start: Sequence[int], size: Sequence[int], rng: np.random.Generator
@@ -318,15 +341,6 @@ class PatchSampler:
         return tuple(
             min(max(0, start), room) if room >= 0 else room // 2 for start, room in zip(wanted, slack, strict=True)
         )
-
-
-def _known_outputs(cases: Sequence[PreprocessedCase]) -> Tensor | None:
-    """See `Batch.known`."""
-    known = [case.stored.known for case in cases]
-    n_outputs = next((len(of_case) for of_case in known if of_case is not None), None)
-    if n_outputs is None:
-        return None
-    return torch.tensor([(True,) * n_outputs if of_case is None else of_case for of_case in known])
 
 
 def is_blank(image: NDArray) -> bool:

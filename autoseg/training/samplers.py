@@ -98,4 +98,10 @@ def _augmentation(plan: Plan, choices: TrainingChoices) -> AugmentConfig:
         # Classes of both stages in one number, see `Batch`.
         n_labels, of_previous = len(opposite), opposite[: plan.labels.n_classes]
         opposite = tuple(own + n_labels * other for other in of_previous for own in opposite)
-    return dataclasses.replace(config, mirror_axes=mirroring.axes, side_axis=mirroring.side_axis, opposite=opposite)
+    return dataclasses.replace(
+        config,
+        mirror_axes=mirroring.axes,
+        side_axis=mirroring.side_axis,
+        opposite=opposite,
+        opposite_outputs=mirroring.opposite_outputs,
+    )

@@ -440,7 +440,7 @@ class _Run:
         self.epoch_time_s += spent
 
     def _step(self, batch: Batch) -> None:
-        rate = self.recipe.rate(self.fraction_done, mirrored=self.choices.mirror)
+        rate = self.recipe.rate(self.fraction_done, mirrored=self.mirrors)
         value = self.learner.step(lambda: self._loss(batch), learning_rate=rate)
         if not math.isfinite(value):
             self._count_bad_step(batch, value)

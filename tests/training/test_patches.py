@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,12 @@ from autoseg.core.runtime import derive_seed, run_ahead
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case, write_previous
 from autoseg.training.augment import AugmentConfig, apply_parameters
+from autoseg.training.augment_classic import ClassicAugmentation
 from autoseg.training.patches import DROP_PROBABILITY, SAMPLING, Batch, PatchSampler, is_blank, read_region
 
 SHAPE = (10, 30, 20)
+NEVER: dict[str, Any] = {known.name: 0.0 for known in fields(AugmentConfig) if known.name.endswith("_probability")}
+NO_AUGMENTATION = AugmentConfig(**NEVER)
 
 
 def make_case(folder: Path, label: NDArray, *, n_classes: int) -> PreprocessedCase:
@@ -378,6 +382,38 @@ def test_what_was_looked_for_is_told_for_every_patch(tmp_path: Path) -> None:
     assert batch.known is not None
     assert batch.known.dtype == torch.bool
     assert batch.known.tolist() == [[True, case == "plain", True] for case in batch.cases]
+
+
+@pytest.mark.parametrize("backend", ["torch", "batchgenerators"])
+def test_what_was_looked_for_changes_sides_with_the_patch(backend: str, tmp_path: Path) -> None:
+    """Of a pair only the left one was annotated: where it is mirrored, it is the right one that is known."""
+    label = np.zeros(SHAPE, np.uint8)
+    label[:, :, 12:] = 1
+    plain = make_case(tmp_path / "plain", label, n_classes=3)
+    left_only = (True, True, False)
+    write_case(tmp_path / "left", plain.image, label, key="k", record=plain.record, n_classes=3, known=left_only)
+    config = replace(
+        NO_AUGMENTATION, mirror_probability=0.5, side_axis=2, opposite=(0, 2, 1), opposite_outputs=(0, 2, 1)
+    )
+    sampler = PatchSampler(
+        [PreprocessedCase(tmp_path / "left")],
+        patch_size=SHAPE,
+        batch_size=8,
+        foreground_fraction=0,
+        seed=0,
+        augmentation=config if backend == "torch" else None,
+        transform=None if backend == "torch" else ClassicAugmentation(SHAPE, config),
+        samples=range(1, 8),
+    )
+    batch = sampler.batch(0)
+    classes = batch.classes
+    if batch.augmentation is not None:
+        _, classes = apply_parameters(batch.images, classes, patch_size=SHAPE, parameters=batch.augmentation)
+    assert batch.known is not None
+    seen = [[bool((patch == index).any()) for index in range(3)] for patch in classes]
+    assert batch.known.tolist() == seen
+    assert [True, True, False] in seen
+    assert [True, False, True] in seen
 
 
 @pytest.fixture
