@@ -125,6 +125,19 @@ def test_images_to_test_on_are_compared_with_those_to_train_on(tmp_path: Path) -
         assert "found the voxels of case c4" in shown
 
 
+def test_images_to_test_on_are_looked_at_again_when_they_have_changed(tmp_path: Path) -> None:
+    dataset, work = make_dataset(tmp_path / "d"), tmp_path / "work"
+    leak = dataset / "imagesTs" / "x_0000.nii.gz"
+    leak.parent.mkdir()
+    leak.with_name("gone_0000.nii.gz").symlink_to(tmp_path / "nowhere")
+    for leaks in (False, True, False):
+        if leaks:
+            shutil.copy(dataset / "imagesTr/c4_0000.nii.gz", leak)
+        else:
+            leak.unlink(missing_ok=True)
+        assert ("found the voxels of case c4" in run("check", dataset, "-w", work)[1]) == leaks
+
+
 def test_errors_of_the_index_are_a_table_too_and_what_is_no_dataset_is_one_error(tmp_path: Path) -> None:
     dataset, work = make_dataset(tmp_path / "d"), tmp_path / "work"
     (dataset / "labelsTr/c1.nii.gz").unlink()
@@ -143,3 +156,19 @@ def test_a_work_folder_of_another_dataset_is_left_as_it_is(tmp_path: Path) -> No
     before = digests(work)
     assert run("check", make_dataset(tmp_path / "second"), "-w", work) == (0, "second: 5 cases, nothing wrong\n")
     assert digests(work) == before
+    next((tmp_path / "second/labelsTr").iterdir()).unlink()
+    assert run("check", tmp_path / "second", "-w", work)[0] == 2
+    assert digests(work) == before
+
+
+def test_the_dataset_itself_never_becomes_a_work_folder(tmp_path: Path) -> None:
+    """Neither while a label map is missing, nor when it has been put back."""
+    dataset = make_dataset(tmp_path / "d")
+    before = digests(dataset)
+    label = dataset / "labelsTr/c1.nii.gz"
+    content = label.read_bytes()
+    label.unlink()
+    assert run("check", dataset, "-w", dataset)[0] == 2
+    label.write_bytes(content)
+    assert run("check", dataset, "-w", dataset)[0] == 0
+    assert digests(dataset) == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import gzip
 import hashlib
-import importlib.util
 import io
 import json
 import logging
@@ -21,9 +20,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fuzz
 import nibabel
 import numpy as np
 import pytest
@@ -307,6 +306,10 @@ IMAGES: dict[str, tuple[Maker, str]] = {
     "MetaImage with backslashes": (itk("a.mhd", ElementDataFile="..\\secret.raw"), OUTSIDE),
     "MetaImage list": (itk("a.mhd", ElementDataFile="LIST 2D\n../secret.raw"), OUTSIDE),
     "MetaImage pattern": (itk("a.mhd", ElementDataFile="../secret%02d.raw 1 4 1"), OUTSIDE),
+    **{
+        f"MetaImage pattern {name}": (itk("a.mhd", ElementDataFile=name), "expected a pattern with a single %d")
+        for name in ("a%s.raw 1 4 1", "a%d%d.raw 1 4 1", "a%999999999d.raw 1 4 1", "a%s.raw", "a%d.raw")
+    },
     "MetaImage of its own folder": (itk("a.mhd", ElementDataFile="."), OUTSIDE),
     "DICOM": (
         dicom({(0x28, 0x10): (b"US", US_MOST, None), (0x28, 0x11): (b"US", US_MOST, None)}),
@@ -513,7 +516,7 @@ def test_keys_of_an_nrrd_header_that_are_no_text(tmp_path: Path) -> None:
     assert read_image(path)[0].shape == (1, 4, 4, 4)
 
 
-def test_a_model_of_a_dataset_whose_name_is_no_utf8(model: bytes, fuzz: ModuleType, tmp_path: Path) -> None:
+def test_a_model_of_a_dataset_whose_name_is_no_utf8(model: bytes, tmp_path: Path) -> None:
     """Its digest could not be made of it."""
     from autoseg.inference.model import read_model
 
@@ -761,9 +764,7 @@ def test_pickles_in_place_of_weights(make: str, trap: tuple[Payload, Path], tmp_
                 read()
 
 
-def test_pickles_as_members_of_a_model(
-    model: bytes, fuzz: ModuleType, trap: tuple[Payload, Path], tmp_path: Path
-) -> None:
+def test_pickles_as_members_of_a_model(model: bytes, trap: tuple[Payload, Path], tmp_path: Path) -> None:
     """With the sizes and hashes that belong to them."""
     from autoseg.inference.model import read_model
 
@@ -817,26 +818,12 @@ def test_pickles_in_place_of_images(name: str, trap: tuple[Payload, Path], tmp_p
 
 
 @pytest.fixture(scope="session")
-def fuzz() -> ModuleType:
-    """scripts/fuzz.py"""
-    spec = importlib.util.spec_from_file_location("fuzz", ROOT / "scripts" / "fuzz.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def model(fuzz: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def model(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A one-file model."""
     return fuzz.model_seeds(tmp_path_factory.mktemp("model"))[0]
 
 
-def test_a_plan_of_a_network_larger_than_its_weights_takes_no_memory(
-    model: bytes, fuzz: ModuleType, tmp_path: Path
-) -> None:
+def test_a_plan_of_a_network_larger_than_its_weights_takes_no_memory(model: bytes, tmp_path: Path) -> None:
     """Of terabytes, in a file of kilobytes."""
     for change in ({"features": 60_000}, {"encoder_blocks": 100}, {"features": 2**40}, {"encoder_blocks": 10**9}):
         members = fuzz._members(model)
@@ -860,7 +847,6 @@ def test_a_plan_of_a_network_larger_than_its_weights_takes_no_memory(
 def test_predict_refuses_a_model_that_leads_elsewhere(
     name: str,
     model: bytes,
-    fuzz: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from autoseg.core.errors import ERROR, DatasetError, FormatError, Problem
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads
 from autoseg.data.compare import CaseLook, look_at_case
-from autoseg.data.dataset import Case, Dataset
+from autoseg.data.dataset import Case, Dataset, LabelMend
 from autoseg.data.io import read_label
 from autoseg.data.listings import structure_labels
 from autoseg.data.load import LoadedCase, label_values, load_case
@@ -69,7 +69,7 @@ def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
     def values_of(case: Case) -> set[int] | set[frozenset[str]] | Problem:
         try:
             if case.label is None:
-                return combinations_of(case)
+                return combinations_of(replace(case, mend=LabelMend(rounded=True)) if dataset.fix else case)
             return label_values(read_label(case.label, rounded=dataset.fix)[0])
         except FormatError as error:
             advice = "mend or replace the label map, or remove the case"
@@ -130,5 +130,6 @@ def refuse_errors(name: str, problems: Sequence[Problem], *, n_cases: int) -> No
     errors = [problem for problem in problems if problem.severity == ERROR]
     if errors:
         n_bad = len({problem.case for problem in errors if problem.case})
-        headline = f"{name}: {n_bad} of {n_cases} cases cannot be used. Nothing was planned."
+        who = f"{n_bad} of {n_cases} cases cannot be used" if n_bad else "the dataset cannot be used"
+        headline = f"{name}: {who}. Nothing was planned."
         raise DatasetError.listing(headline, errors)

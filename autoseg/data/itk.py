@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import FormatError, first_line
 from autoseg.core.geometry import Geometry, from_canonical, to_canonical
 from autoseg.core.serialize import atomic_path
+from autoseg.core.text import shorten
 from autoseg.data.raw import (
     LPS_TO_RAS,
     MOST_COMPRESSED,
@@ -43,6 +44,8 @@ _META_BYTES = {
 }
 _MAX_HEADER_BYTES = 2**20
 _MAX_FILES = 100_000
+_MAX_SHOWN = 80
+_PATTERN = re.compile(r"[^%]*%0?[0-9]{0,2}d[^%]*")
 _MAX_META_KEY, _MAX_META_VALUE, _MAX_NRRD_LINE = 255, 2000, 800
 # Zeros shrink to a thousandth of their size, so that this much can become 64 MiB.
 _PIECE_BYTES = 2**16
@@ -262,7 +265,11 @@ def _data_files(path: Path, value: str, end: int) -> list[Path]:
         if len(lines) > _MAX_HEADER_BYTES:
             raise ValueError("its list of files is longer than 1 MiB")
         names = [line.strip() for line in lines.decode("latin-1").split("\n") if line.strip()]
-    elif "%" in words[0] and len(words) > 1:
+    elif "%" in words[0] and (len(words) > 1 or path.name.lower().endswith(_META_ENDINGS)):
+        # MetaIO hands it to C as it is, which would take a %s for the address of a text.
+        if len(words) == 1 or not _PATTERN.fullmatch(words[0]):
+            shown = shorten(value, _MAX_SHOWN)
+            raise ValueError(f"its voxels are in '{shown}', expected a pattern with a single %d, and numbers")
         first, last, step = (int(word) for word in (*words[1:4], "1", "1")[:3])
         numbers = range(first, last + (1 if step > 0 else -1), step)
         if not 0 < len(numbers) <= _MAX_FILES:
@@ -342,8 +349,10 @@ def _check_meta_data(path: Path) -> None:
     expected = math.prod(sizes) * int(fields.get("ElementNumberOfChannels", "1")) * n_bytes
     if fields.get("CompressedData", "").lower() in ("true", "1"):
         found = _decompressed_size(data, offset)
-    else:
+    elif fields.get("BinaryData", "").lower() in ("true", "1"):
         found = data.stat().st_size - offset
+    else:
+        return  # Numbers that are written out take as many characters as they like.
     if found < expected:
         raise ValueError(f"found {found} bytes of voxels, expected {expected}")
 

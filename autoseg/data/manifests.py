@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,16 @@ def open_json_manifest(path: Path) -> Dataset | None:
         raise DatasetError(f"{where}: 'cases' is {content['cases']!r}, expected a list")
     channels = parse_channels(require(content, "channels", "channel_names", where=where), where=where)
     attributes = [_other_keys(entry) for entry in content["cases"]]
+    cases = _manifest_cases(content["cases"], attributes, n_channels=len(channels), where=where)
+    labels = labels_of(content, where=where) if "labels" in content else None
+    if labels is not None and any(case.masks for case in cases):
+        labels = replace(labels, one_file_each=True)
     return Dataset(
         name=str(content.get("name") or where.stem),
         layout="JSON manifest",
         channels=channels,
-        labels=labels_of(content, where=where) if "labels" in content else None,
-        cases=_manifest_cases(content["cases"], attributes, n_channels=len(channels), where=where),
+        labels=labels,
+        cases=cases,
     )
 
 
@@ -93,11 +98,18 @@ def _manifest_cases(
         masks = label if isinstance(label, Mapping) else {}
         files = [file for file in (*images, *(masks.values() if masks else [label])) if file is not None]
         has_image = any(images)
-        # A channel that the case lacks has its place among those that it has.
-        has_gaps = None in images and len(images) != n_channels
         has_label = len(files) > sum(file is not None for file in images)
-        if not (has_image and has_label) or has_gaps or not all(map(_is_text, files)):
+        if not (has_image and has_label) or not all(map(_is_text, files)):
             problems.append(bad_entry(f"case {number + 1}", entry))
+            continue
+        if len(images) not in (1, n_channels):
+            # A channel that the case lacks has its place among those that it has.
+            expected = f"one file with all channels, or {n_channels}, with null for a channel that the case lacks"
+            problems.append(
+                Problem(
+                    kind="wrong number of images", case=f"case {number + 1}", found=str(len(images)), expected=expected
+                )
+            )
             continue
         if annotated is not None and not (isinstance(annotated, list) and all(map(_is_text, annotated))):
             found, expected = repr(annotated), "a list of names of structures"

@@ -14,6 +14,7 @@ from autoseg.core.serialize import digest, read_json, write_json
 from autoseg.data.check import CheckResult, discover_labels, refuse_errors, scan_dataset
 from autoseg.data.compare import compare_cases, find_leaks, find_test_folder
 from autoseg.data.dataset import Dataset
+from autoseg.data.files import list_images
 from autoseg.data.io import parts_of
 from autoseg.data.layouts import open_dataset
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
@@ -60,7 +61,9 @@ def check(
             advice="correct what the message names, then check again",
         )
         result = CheckResult(dataset=str(path), n_cases=0, problems=error.problems or (unread,), key="")
-        _write_result(workspace, result)
+        # What is there may be of another dataset, or be the user's own.
+        if not workspace.dataset_file.exists():
+            _write_result(workspace, result)
         return result
     try:
         refuse_foreign_folder(workspace, index.name)
@@ -130,6 +133,17 @@ def _test_folder(dataset: Path, given: Path | str | None) -> Path | None:
     return Path(given)
 
 
+def _identify_tests(folder: Path | None) -> list[tuple[str, int, int]]:
+    """The images to test on, as they are now; what cannot be found behind a link is told when it is read."""
+    found = []
+    for file in [] if folder is None else list_images(folder.absolute()):
+        try:
+            found.append(file_identity(file))
+        except WorkspaceError:
+            found.append((str(file), 0, 0))
+    return found
+
+
 def _look_or_remember(
     index: Dataset, workspace: Workspace, test_folder: Path | None
 ) -> tuple[Dataset, Fingerprint | None, CheckResult]:
@@ -137,7 +151,7 @@ def _look_or_remember(
     files = [file_identity(file) for case in index.cases for file in case.files]
     # Groups and attributes sort the cases; no scan is read for them.
     cases = tuple(dataclasses.replace(case, group="", attributes={}) for case in index.cases)
-    key = digest((__version__, dataclasses.replace(index, cases=cases), files, str(test_folder)))
+    key = digest((__version__, dataclasses.replace(index, cases=cases), files, _identify_tests(test_folder)))
     with locked(workspace.root / ".check.lock", waiting_for=f"checks {index.name}"):
         remembered = _remember(index, workspace, key)
         if remembered is not None:

@@ -63,10 +63,14 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
     def overlay(configuration: str, case: str) -> OverlayRow:
         if case not in by_id:
             raise DatasetError(f"case {case} is not in {workspace.dataset_file} any more")
-        raw = read_raw(by_id[case].image_files[0])
+        image = by_id[case].image_files[0]
+        raw = read_raw(image)
         reference = read_shown_reference(by_id[case], made.labels)
         folder = validation_folder(workspace, configuration, folds[configuration][case])
         prediction, _ = read_label(folder / f"{case}.nii.gz")
+        for name, shape in (("the label map", reference.shape), ("what the network found", prediction.shape)):
+            if shape != raw.geometry.shape:
+                raise DatasetError(f"{image}: has {raw.geometry.shape} voxels, {name} {shape}")
         return OverlayRow(
             title=case,
             image=raw.load_shown(),

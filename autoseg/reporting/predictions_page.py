@@ -84,7 +84,7 @@ def write_predictions_page(
         labels = dict(zip(values, names, strict=True))
         sections: dict[str, tuple[Child, Html | None]] = {
             "standouts": ("Cases that stand out", _show_standouts(standouts, cases, overlays, pictures, labels)),
-            "typical": ("Typical cases", _show_typical(cases, overlays, pictures, labels)),
+            "typical": ("Typical cases", _show_typical(cases, structures, overlays, pictures, labels)),
             "volumes": ("Volumes", _show_volumes(segmented, structures, pictures) if segmented else None),
             "cases": ("All cases", _list_cases(cases, structures)),
         }
@@ -143,9 +143,13 @@ def _show_standouts(
 
 
 def _show_typical(
-    cases: Sequence[PredictedCase], load: LoadOverlay, pictures: PictureFolder, labels: Mapping[int, str]
+    cases: Sequence[PredictedCase],
+    structures: Sequence[str],
+    load: LoadOverlay,
+    pictures: PictureFolder,
+    labels: Mapping[int, str],
 ) -> Html | None:
-    typical = find_typical(cases, list(labels.values()), n=N_TYPICAL)
+    typical = find_typical(cases, structures, n=N_TYPICAL)
     if not typical:
         return None
     parts: list[Child] = [element("p", f"Their volumes are the most usual ones. {HOW_TO_READ}")]

@@ -110,7 +110,7 @@ def _walk_through(case: CaseScore, load: LoadOverlay, pictures: PictureFolder, *
 def show_suspects(known: CrossValidation, load: LoadOverlay, pictures: PictureFolder, *, max_examples: int) -> Html:
     """Cases whose labels a person should look at, and why; the first few with slices, unless those are above."""
     worst = {case.case for case in _sort_cases(known)[:max_examples]}
-    if not known.reviews:
+    if not known.reviews or len(set(known.folds.values())) < 2:
         return element(
             "p", "Several folds are needed to find them: what all of them contradict may be labelled wrongly."
         )

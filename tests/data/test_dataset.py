@@ -444,7 +444,6 @@ def test_group_and_case_zero_are_names_like_any_other(tmp_path: Path) -> None:
         {"images": [], "label": "x.nii.gz"},
         {"images": 5, "label": "x.nii.gz"},
         {"images": {"T1": "a.nii.gz"}, "label": "x.nii.gz"},
-        {"images": ["a.nii.gz", None], "label": "x.nii.gz"},
         {"image": "a.nii.gz", "label": ["x.nii.gz"]},
     ],
     ids=str,
@@ -453,6 +452,22 @@ def test_json_manifest_with_entries_that_cannot_be_read(entry: Any, tmp_path: Pa
     message = fail(write(tmp_path / "l.json", {"channels": ["CT"], "cases": [entry]}))
     assert "case 1: found " in message
     assert "expected the paths of an image and a label map" in message
+
+
+@pytest.mark.parametrize("images", [["a.nii.gz", None], ["a.nii.gz", "b.nii.gz"], ["a.nii.gz"] * 4])
+def test_json_manifest_with_another_number_of_images_than_channels(images: list[str | None], tmp_path: Path) -> None:
+    content = {"channels": ["T1", "T2", "PD"], "cases": [{"images": images, "label": "x.nii.gz"}]}
+    message = fail(write(tmp_path / "l.json", content))
+    assert f"case 1: found {len(images)}, expected one file with all channels, or 3, with null for" in message
+
+
+def test_json_manifest_with_labels_and_one_file_each(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "l.nii.gz", "s.nii.gz")
+    entry = {"image": "a.nii.gz", "label": {"liver": "l.nii.gz", "spleen": "s.nii.gz"}}
+    content = {"channels": ["CT"], "labels": {"liver": 1, "spleen": 2}, "cases": [entry]}
+    labels = open_dataset(write(tmp_path / "l.json", content)).labels
+    assert labels is not None
+    assert labels.one_file_each
 
 
 def test_json_manifest_whose_cases_are_no_list(tmp_path: Path) -> None:

@@ -191,6 +191,14 @@ def test_uncompressed_and_cut_off(ending: str, tmp_path: Path, capfd: pytest.Cap
     assert capfd.readouterr() == ("", "")
 
 
+def test_numbers_that_are_written_out(tmp_path: Path) -> None:
+    """They take fewer bytes than in binary form, where they are small."""
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 3 2 2\nElementType = MET_FLOAT\nBinaryData = False\n"
+    (tmp_path / "a.mha").write_text(f"{header}ElementDataFile = LOCAL\n{' '.join(map(str, range(12)))}\n")
+    image, _ = read_image(tmp_path / "a.mha")
+    assert sorted(image.ravel().tolist()) == list(range(12))
+
+
 def test_spacing_of_zero_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.mha", make_voxels())
     path.write_bytes(path.read_bytes().replace(b"4.0999999999999996", b"0"))

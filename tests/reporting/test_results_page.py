@@ -421,6 +421,15 @@ def test_one_fold_only(tmp_path: Path) -> None:
     assert "there is no cross-validation yet" in write(tmp_path, plan, [known]).text
 
 
+def test_suspects_are_not_looked_for_in_one_fold(tmp_path: Path) -> None:
+    plan = make_a_plan(("tumour",))
+    crossval = make_crossval(plan, {"a": 0.5, "b": 0.6})
+    alone = dataclasses.replace(crossval, folds=dict.fromkeys(crossval.folds, 0), suspects=())
+    page = write(tmp_path, plan, [ConfigurationResults(name="2d", curves={}, crossval=alone)])
+    assert "Several folds are needed to find them" in page.text
+    assert "No case stands out" not in page.text
+
+
 @pytest.mark.parametrize("dice", [{"only": 0.5}, {"only": math.nan}, {"a": math.nan, "b": 0.5}])
 def test_few_cases_and_none_with_a_dice(tmp_path: Path, dice: dict[str, float]) -> None:
     plan = make_a_plan(("tumour",))
