@@ -136,10 +136,10 @@ class PatchSampler:
 
     Each sample of it has its own random numbers, so several processes can read a part each and have the whole batch.
 
-    A patch lies inside its case, or is centred on it along axes where the case is smaller; outside the case there is
-    zero and background. The first samples of each batch are of any case and any place that is not blank, or where not
-    all of a case is annotated, centred on a voxel that is; the last are centred on a voxel of a class, which `SAMPLING`
-    finds.
+    A patch lies inside its case. Along axes where the case is smaller it holds all of it, in any place: a case that is
+    always seen in the same one is soon known by heart. Outside the case there is zero and background. The first
+    samples of each batch are of any case and any place that is not blank, or where not all of a case is annotated,
+    centred on a voxel that is; the last are centred on a voxel of a class, which `SAMPLING` finds.
     """
 
     def __init__(
@@ -331,16 +331,14 @@ class PatchSampler:
 
     def _draw_start(self, case: PreprocessedCase, class_index: int | None, rng: np.random.Generator) -> tuple[int, ...]:
         shape = case.label.shape
-        slack = [size - patch for size, patch in zip(shape, self._patch, strict=True)]
+        bounds = [(min(0, size - patch), max(0, size - patch)) for size, patch in zip(shape, self._patch, strict=True)]
         positions = case.annotated if class_index is None else case.foreground(class_index)
         if len(positions):
             voxel = positions[int(rng.integers(len(positions)))]
             wanted = [int(v) - patch // 2 for v, patch in zip(voxel, self._patch, strict=True)]
         else:
-            wanted = [int(rng.integers(max(0, room) + 1)) for room in slack]
-        return tuple(
-            min(max(0, start), room) if room >= 0 else room // 2 for start, room in zip(wanted, slack, strict=True)
-        )
+            wanted = [int(rng.integers(low, high + 1)) for low, high in bounds]
+        return tuple(min(max(low, start), high) for start, (low, high) in zip(wanted, bounds, strict=True))
 
 
 def is_blank(image: NDArray) -> bool:

@@ -245,12 +245,22 @@ def test_patches_from_memory_are_those_from_disk(liver_and_lesion: list[Preproce
         assert batch.classes.equal(expected.classes)
 
 
-def test_a_case_smaller_than_the_patch_is_centred_and_padded(case: PreprocessedCase) -> None:
-    patch = make_sampler(case, patch=(16, 30, 24)).batch(0).images[0, 0].numpy()
-    np.testing.assert_array_equal(patch[3:13, :, 2:22], case.image[0])
-    outside = patch.copy()
-    outside[3:13, :, 2:22] = 0
-    assert not outside.any()
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_a_case_smaller_than_the_patch_is_whole_in_it_at_any_place(fraction: float, case: PreprocessedCase) -> None:
+    sampler = make_sampler(case, patch=(16, 30, 23), fraction=fraction)
+    starts = set()
+    for number in range(40):
+        for patch in sampler.batch(number).images[:, 0].numpy():
+            # The first voxel of the case is 0, the one after it is not.
+            z, _, x = np.argwhere(patch == case.image[0, 0, 0, 1])[0] - (0, 0, 1)
+            np.testing.assert_array_equal(patch[z : z + 10, :, x : x + 20], case.image[0])
+            assert not np.delete(np.delete(patch, range(z, z + 10), 0), range(x, x + 20), 2).any()
+            starts.add((int(z), int(x)))
+    if fraction == 0:
+        assert starts == {(z, x) for z in range(7) for x in range(4)}
+    else:
+        # Its voxels lie at the end along Z and at the beginning along X.
+        assert starts == {(0, 3)}
 
 
 def test_2d_patches_are_slices_along_the_first_axis(case: PreprocessedCase) -> None:
@@ -345,7 +355,8 @@ def test_patches_of_a_partly_annotated_case_are_centred_on_what_is_annotated(
     assert sorted(map(tuple, case.annotated.tolist())) == sorted(map(tuple, known.tolist()))
     box = np.array((1, *patch)[-3:])
     room = np.array(SHAPE) - box
-    allowed = {tuple(np.where(room >= 0, np.clip(voxel - box // 2, 0, room), room // 2)) for voxel in known}
+    low, high = np.minimum(room, 0), np.maximum(room, 0)
+    allowed = {tuple(np.clip(voxel - box // 2, low, high)) for voxel in known}
     sampler = make_sampler(case, patch=patch, fraction=fraction)
     starts = set()
     for number in range(60):
@@ -356,7 +367,7 @@ def test_patches_of_a_partly_annotated_case_are_centred_on_what_is_annotated(
             first = np.array(np.unravel_index(round(float(image[tuple(inside)]) * 8), SHAPE))
             starts.add(tuple(int(value) for value in first - inside))
     assert starts <= allowed
-    foreground = {tuple(np.where(room >= 0, np.clip(v - box // 2, 0, room), room // 2)) for v in known[1:-1]}
+    foreground = {tuple(np.clip(voxel - box // 2, low, high)) for voxel in known[1:-1]}
     assert starts == (foreground if fraction == 1 else allowed)
 
 
@@ -513,8 +524,8 @@ def test_classes_of_both_stages_are_parted_as_they_were_joined(second_stage: Pre
     assert images.shape == (3, 2, *patch)
     assert images[:, :1].equal(batch.images.float())
     for image, found, wanted in zip(images[:, 0], images[:, 1], classes, strict=True):
-        z, y, _ = np.unravel_index(round(float(image[0, 0, 2]) * 8), SHAPE)
-        start = (int(z), int(y), -2)
+        z, y, x = np.unravel_index(round(float(image[0, 0, 4]) * 8), SHAPE)
+        start = (int(z), int(y), int(x) - 4)
         assert second_stage.previous is not None
         np.testing.assert_array_equal(found, read_region(second_stage.previous, start, patch))
         np.testing.assert_array_equal(wanted, read_region(second_stage.label, start, patch))
