@@ -53,6 +53,7 @@ _NO_MEMORY = (
     "Unable to allocate",
     "failed to map segment from shared object",
     "failed to allocate",
+    "unable to find an engine",
 )
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
 _GPU_LOST = (

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.core.errors import PredictionError, first_line
+from autoseg.core.faults import is_out_of_memory
 from autoseg.core.geometry import axis_first
 from autoseg.core.runtime import autocast_dtype
 from autoseg.networks.build import channels_last
@@ -237,11 +238,14 @@ class SlidingWindow:
             groups = self._run(tiles, separate=separate)
             logits = groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)
             return [self._mirror_back(logits[number], axes) for number, (_, axes) in enumerate(jobs)]
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             if len(jobs) == 1:
+                other = "" if self.device.type == "cpu" else ", or use --device cpu"
                 raise PredictionError(
                     f"{self.device} has not enough memory for one tile of {self.config.patch_size} voxels; end what "
-                    "else is running there, or use --device cpu"
+                    f"else is running there{other}"
                 ) from error
         self._tiles_per_batch = max(1, len(jobs) // 2)
         logger.info("%s is short of memory: %d tiles at a time from now on", self.device, self._tiles_per_batch)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from autoseg.core.errors import TrainingError
+from autoseg.core.faults import is_out_of_memory
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import computing
 from autoseg.networks.build import build_trainable
@@ -225,7 +226,9 @@ def _choose_network(
             break
         try:
             step_s = timer(candidate)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             if chosen is None:
                 raise TrainingError(
                     f"not even patches of {join_numbers(candidate.patch_size)} fit the memory of the device; give a "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.core.errors import TrainingError
+from autoseg.core.faults import is_out_of_memory
 from autoseg.core.runtime import derive_seed
 from autoseg.networks.build import build_trainable
 from autoseg.networks.outputs import Outputs
@@ -100,7 +101,7 @@ def _measure(
     try:
         seconds = _train(network, plan, configuration, batch_size=planned, recipe=recipe, device=device)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # Not in the block above: until it ends, the exception holds the frames of the failed step with all their tensors.
     peak_gib = torch.cuda.max_memory_reserved(device) / GIB
@@ -331,14 +332,6 @@ def _free(device: torch.device) -> None:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory was short: libraries below torch say so in their own ways."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        sign in text for sign in ("out of memory", "ALLOC_FAILED", "unable to find an engine")
-    )
 
 
 def _explain_misfit(

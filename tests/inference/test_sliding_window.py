@@ -411,11 +411,23 @@ def test_boxes_of_background_are_not_looked_at(n_axes: int) -> None:
     assert 0 < n_looked_at < n_tiles / 3
 
 
-def test_out_of_memory_takes_fewer_tiles_at_a_time_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["GPU", "cuDNN", "CPU", "Python"],
+)
+def test_out_of_memory_takes_fewer_tiles_at_a_time_and_says_so(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     class Small(Copy):
         def forward(self, images: Tensor) -> Tensor:
             if len(images) > 3:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             return super().forward(images)
 
     caplog.set_level("INFO")
@@ -433,8 +445,19 @@ def test_one_tile_that_does_not_fit_is_an_error_in_words() -> None:
         def forward(self, images: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(PredictionError, match=r"cpu has not enough memory for one tile.*--device cpu"):
+    with pytest.raises(
+        PredictionError, match=r"cpu has not enough memory for one tile.*; end what else is running there$"
+    ):
         predict_logits(torch.randn(1, 9, 13, 17), [Huge()], n_outputs=2, config=config(3, mirror=True))
+
+
+def test_other_errors_of_a_network_are_not_taken_for_a_lack_of_memory() -> None:
+    class Broken(Copy):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        predict_logits(torch.randn(1, 9, 13, 17), [Broken()], n_outputs=2, config=config(3, mirror=True))
 
 
 def test_sums_move_to_the_memory_of_the_machine(

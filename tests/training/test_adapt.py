@@ -244,18 +244,21 @@ def test_a_limit_of_steps_too_asks_for_no_more_of_them(machine: Machine) -> None
     assert choose(machine=machine, budget=Budget(iterations=50, max_time_s=1_000_000)).configuration == THICK
 
 
-def test_a_network_that_does_not_fit_the_memory_is_not_taken() -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=["GPU", "CPU"]
+)
+def test_a_network_that_does_not_fit_the_memory_is_not_taken(error: Exception) -> None:
     class Small(Machine):
         def __call__(self, configuration: ConfigurationPlan, *, batch_size: int) -> float:
             if torch.Size(configuration.patch_size).numel() > 20_000:
-                raise torch.OutOfMemoryError
+                raise error
             return super().__call__(configuration, batch_size=batch_size)
 
     chosen = choose(machine=Small(), budget=Budget(max_time_s=1_000_000)).configuration
     assert chosen.patch_size == (8, 56, 40), "the largest that fits"
 
     def none_fits(configuration: ConfigurationPlan, *, batch_size: int) -> float:
-        raise torch.OutOfMemoryError
+        raise error
 
     with pytest.raises(TrainingError, match="smaller --batch-size"):
         choose(machine=none_fits, budget=Budget(max_time_s=10))
