@@ -99,10 +99,10 @@ VARIANTS: dict[str, Variant] = {
     "batch 1": Variant(train={"batch_size": 1}),
     "batch 4": Variant(train={"batch_size": 4}),
     # What is seen.
-    "published sampling": Variant(train={"sampling": "published", "foreground_fraction": 1 / 3}),
-    "published sampling, 2/3": Variant(train={"sampling": "published"}),
-    "balanced sampling, 1/3": Variant(train={"foreground_fraction": 1 / 3}),
-    "balanced sampling, all": Variant(train={"foreground_fraction": 1.0}),
+    # A batch of two, as on a CPU, has one centred patch at a third as at two thirds.
+    "published sampling": Variant(train={"sampling": "published"}),
+    "no centred patches": Variant(train={"foreground_fraction": 0.0}),
+    "centred patches only": Variant(train={"foreground_fraction": 1.0}),
     "no augmentation": Variant(train={"augment": "none"}),
     "mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}),
     "mirrored, half the rate": Variant(train={"mirror": True}),

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from autoseg.inference import predictor
 from autoseg.planning.mirroring import Mirroring, plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.training import checkpoint, learner, losses, samplers, trainer
+from autoseg.preprocessing.store import PreprocessedCase
+from autoseg.training import checkpoint, learner, losses, patches, samplers, trainer
 from autoseg.training.augment import AugmentConfig
 from autoseg.training.losses import DICE_SMOOTH, deep_supervision_weights, dice_ce_loss, nearest_classes
 
@@ -130,6 +131,20 @@ def augmented(**changes: Any) -> Iterator[None]:
 
 
 @contextmanager
+def in_the_middle() -> Iterator[None]:
+    """Cases that are smaller than the patch lie in its middle."""
+    draw = patches.PatchSampler._draw_start
+
+    def draw_start(self: patches.PatchSampler, case: PreprocessedCase, *rest: Any) -> tuple[int, ...]:
+        room = (size - edge for size, edge in zip(case.label.shape, self._patch, strict=True))
+        starts = draw(self, case, *rest)
+        return tuple(slack // 2 if slack < 0 else start for start, slack in zip(starts, room, strict=True))
+
+    with patch.object(patches.PatchSampler, "_draw_start", draw_start):
+        yield
+
+
+@contextmanager
 def sides_only() -> Iterator[None]:
     """Where patches are mirrored, only left and right change places, in prediction too."""
 
@@ -152,6 +167,7 @@ LEVERS: dict[str, Callable[[], Any]] = {
     "focal": functools.partial(loss_of, focal),
     "Tversky": functools.partial(loss_of, tversky),
     "sides only": sides_only,
+    "small cases in the middle": in_the_middle,
     "rotated and scaled three times as often": functools.partial(
         augmented, rotation_probability=0.6, scaling_probability=0.6
     ),

@@ -113,7 +113,8 @@ class Predictor:
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
             folds: which folds to average; None for all that are trained to their end. Those that are not are used as
                 their last checkpoint has them, with a warning, where they are named or where there are no others.
-            mirroring: average over mirrored copies along all axes; None where all folds were trained on mirrored ones.
+            mirroring: average over mirrored copies, see `plan_mirroring`; None where all folds were trained on
+                some.
             step_fraction: distance of tiles as a fraction of the patch.
             max_ram_gib: an image that needs more memory than this is refused; None for what the machine has.
             max_vram_gib: of the GPU's memory, for the sums over tiles; larger ones are kept in the memory of the

@@ -41,6 +41,7 @@ from autoseg.reporting.plan_tables import (
     show_stages,
     tell_extent,
 )
+from autoseg.reporting.report_parts import show_facts
 from autoseg.reporting.text import EDITED
 
 
@@ -98,23 +99,17 @@ def write_plan_page(
 
 
 def _show_heading(plan: Plan, fingerprint: Fingerprint, estimates: Estimates, reasons: Sequence[Reason]) -> Html:
-    facts = {
-        "cases": (
-            str(len(fingerprint.cases)),
-            f"{plan.n_folds} folds of cross-validation" if plan.n_folds > 1 else "one fold, no cross-validation",
-        ),
-        "channels": (str(len(plan.channels)), list_some(plan.channels)),
-        "labels": (str(len(plan.labels.names)), list_some(plan.labels.names)),
-        "recommended": (plan.recommended, f"of {len(plan.configurations)} planned"),
-    }
-    cards = [
-        element("div", element("dt", title), element("dd", value, element("small", detail)))
-        for title, (value, detail) in facts.items()
+    folds = f"{plan.n_folds} folds of cross-validation" if plan.n_folds > 1 else "one fold, no cross-validation"
+    facts = [
+        ("cases", str(len(fingerprint.cases)), folds),
+        ("channels", str(len(plan.channels)), list_some(plan.channels)),
+        ("labels", str(len(plan.labels.names)), list_some(plan.labels.names)),
+        ("recommended", plan.recommended, f"of {len(plan.configurations)} planned"),
     ]
     return join(
         classed("p", "kicker", "autoseg plan"),
         element("h1", plan.dataset),
-        classed("dl", "facts", *cards),
+        show_facts(facts),
         classed("p", "lead", EDITED) if plan.is_edited else "",
         classed("p", "lead", *_tell_recommendation(plan, estimates)),
         classed("p", "lead", element("strong", "Why: "), *map(show_reason, reasons)) if reasons else "",

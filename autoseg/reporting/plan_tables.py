@@ -109,7 +109,7 @@ def show_general_decisions(plan: Plan, reasons: Sequence[Reason]) -> Html:
             subject="n_folds",
             title="folds of cross-validation",
             value=str(plan.n_folds),
-            note="every case is held out once",
+            note="every case is held out once" if plan.n_folds > 1 else "no cross-validation",
         ),
         Decision(subject="axis_order", title="order of axes, through-plane first", value=order),
     ]

@@ -117,12 +117,12 @@ def draw_slice(row: OverlayRow, z: int, view: View, *, n_greys: int = N_GREYS) -
     if row.reference is not None:
         label = _fit(row.reference[z][cut], view.shape)
         line = max(MIN_REFERENCE_PIXELS, int(REFERENCE_PIXELS * scale))
-        drawn[_find_outline(label, line + max(2, int(RIM_PIXELS * scale)))] = BLACK
-        drawn[_find_outline(label, line)] = GREEN
+        drawn[find_outline(label, line + max(2, int(RIM_PIXELS * scale)))] = BLACK
+        drawn[find_outline(label, line)] = GREEN
     if row.prediction is not None:
         label = _fit(row.prediction[z][cut], view.shape)
         line = max(MIN_PREDICTION_PIXELS, int(PREDICTION_PIXELS * scale))
-        y, x = np.nonzero(_find_outline(label, line))
+        y, x = np.nonzero(find_outline(label, line))
         drawn[y, x] = np.where((y + x) % DASH_PIXELS < WHITE_DASH_PIXELS, WHITE, RED)
     return drawn
 
@@ -133,7 +133,7 @@ def _fit(label: NDArray, shape: tuple[int, int]) -> NDArray:
     return label[::-1, ::-1][np.ix_(y, x)]
 
 
-def _find_outline(label: NDArray, width: int) -> NDArray[np.bool_]:
+def find_outline(label: NDArray, width: int) -> NDArray[np.bool_]:
     """The pixels, in a line about `width` wide, where the value changes or foreground ends at the edge. (Y, X)."""
     if not label.any():
         return np.zeros(label.shape, bool)

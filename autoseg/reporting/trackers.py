@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from autoseg.core.errors import TrainingError
 from autoseg.reporting.figures import PREDICTION_COLOUR, REFERENCE_COLOUR, choose_window
+from autoseg.reporting.slice_pictures import find_outline
 from autoseg.training.record import EpochFigures, ValidationSlice
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def draw_validation_slice(shown: ValidationSlice) -> NDArray[np.uint8]:
         (reference, REFERENCE_COLOUR, REFERENCE_WIDTH_PIXELS),
         (predicted, PREDICTION_COLOUR, PREDICTION_WIDTH_PIXELS),
     ):
-        marked[_find_outline(_enlarge(label, scale), width)] = np.rint(np.multiply(to_rgb(colour), 255))
+        marked[find_outline(_enlarge(label, scale), width)] = np.rint(np.multiply(to_rgb(colour), 255))
     gap = np.full((plain.shape[0], GAP_PIXELS, 3), 255, np.uint8)
     return np.concatenate([plain, gap, marked], axis=1)
 
@@ -205,12 +205,6 @@ def draw_validation_slice(shown: ValidationSlice) -> NDArray[np.uint8]:
 def _enlarge(array: NDArray, scale: int) -> NDArray:
     """(Y, X) to (Y * scale, X * scale)."""
     return array.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _find_outline(label: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
-    """The pixels, in a line `width` wide, where the value changes or foreground ends at the array's edge. (Y, X)."""
-    around = {"size": width + 1, "mode": "constant", "cval": 0}
-    return maximum_filter(label, **around) != minimum_filter(label, **around)
 
 
 TRACKERS: dict[str, Callable[[Path, Sequence[str]], Tracker]] = {"tensorboard": TensorBoardTracker}

@@ -92,8 +92,7 @@ class Learner:
         images, classes = batch.images, batch.classes
         if self.device.type == "cuda":
             images, classes = images.pin_memory(), classes.pin_memory()
-        on_device = (tensor.to(self.device, non_blocking=True) for tensor in (images, classes))
-        images, classes = (tensor for tensor in on_device)
+        images, classes = (tensor.to(self.device, non_blocking=True) for tensor in (images, classes))
         return images.float(), classes if batch.augmentation is not None else classes.long()
 
     def loss(
