@@ -13,12 +13,14 @@ from typing import Any
 from autoseg.core.errors import DatasetError, Problem, list_some
 from autoseg.core.text import shorten
 from autoseg.data.dataset import Case
-from autoseg.data.io import case_name, is_image, read_raw
+from autoseg.data.io import case_name, file_ending, is_image, read_raw
 
 logger = logging.getLogger(__name__)
 
 MAX_CSV_BYTES = 256 * 2**20
 MAX_SHOWN = 200
+COLOUR_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
+"""Of pictures, as nnU-Net reads them."""
 
 _MARK = "(?:masks?|seg|segmentation|labels?)"
 # How the name of an image is made from that of its mask; those that come first win where several fit as well.
@@ -207,8 +209,15 @@ def masks_among(files: Collection[Path]) -> list[Path]:
     return [file for file in files if is_mask(file)]
 
 
+def is_colour_picture(files: Sequence[Path], *, n_channels: int) -> bool:
+    """Whether CASE_0000 has red, green and blue in it: nnU-Net's one exception from a file for each channel."""
+    return n_channels == 3 and len(files) == 1 and file_ending(files[0]) in COLOUR_ENDINGS
+
+
 def place_channels(files: Sequence[Path], *, n_channels: int) -> list[Path | None]:
-    """Files of a case CASE_0000, CASE_0001, ... by their channel; None where there is none."""
+    """Files of a case CASE_0000, CASE_0001, ... by their channel; None where there is none. One file may have all."""
+    if is_colour_picture(files, n_channels=n_channels):
+        return list(files)
     by_channel = {case_name(file)[-4:]: file for file in files}
     return [by_channel.get(f"{channel:04d}") for channel in range(n_channels)]
 
@@ -228,6 +237,8 @@ def channel_problems(
     found = {case_name(file)[-4:] for file in files}
     missing = {channel for channel, name in enumerate(wanted) if name not in found}
     if found <= set(wanted) and missing <= set(optional) and len(files) == len(found):
+        return []
+    if found == {wanted[0]} and is_colour_picture(files, n_channels=n_channels):
         return []
     return [
         Problem(

@@ -9,11 +9,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from autoseg.core.errors import DatasetError
 from autoseg.data.check import scan_dataset
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.layouts import open_dataset
+from autoseg.pipeline.inputs import find_images
 
 LABELS = {"background": 0, "liver": 1, "lesion": 2}
 
@@ -396,6 +398,23 @@ def test_csv_manifest_with_other_columns(tmp_path: Path) -> None:
 def test_csv_manifest_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("image,label\nMüller.nii.gz,l.nii.gz\n".encode("latin-1"))
     assert "a.csv: cannot be read as a CSV file in UTF-8" in fail(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_nnunet_with_colours_in_one_file(ending: str, tmp_path: Path) -> None:
+    """The exception from one file per channel, as in its dataset 120 of roads."""
+    rng = np.random.default_rng(0)
+    for folder, pixels in (("imagesTr", rng.integers(0, 255, (8, 9, 3))), ("labelsTr", rng.integers(0, 2, (8, 9)))):
+        (tmp_path / folder).mkdir()
+        name = f"a_0000{ending}" if folder == "imagesTr" else f"a{ending}"
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / name)
+    content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "road": 1}}
+    write(tmp_path / "dataset.json", content | {"file_ending": ending})
+    assert count_channels(open_dataset(tmp_path)) == [3]
+    inputs, problems = find_images([tmp_path / "imagesTr"], channels=("R", "G", "B"))
+    assert (inputs, problems) == ({"a": [tmp_path / "imagesTr" / f"a_0000{ending}"]}, [])
+    write(tmp_path / "dataset.json", content | {"file_ending": ending, "channel_names": {"0": "R", "1": "G"}})
+    assert "expected one file per channel: a_0000, a_0001" in fail(tmp_path)
 
 
 def test_json_manifest(tmp_path: Path) -> None:
