@@ -166,6 +166,25 @@ def test_what_is_set_is_kept_and_only_what_it_changes_is_done_again(tiny_dataset
     assert without["reasons"] == with_images["reasons"]
 
 
+def test_another_case_of_an_mr_dataset_leaves_the_others_as_they_are(tiny_dataset: Path, tmp_path: Path) -> None:
+    """CT is scaled by the statistics of all cases, MR by each image's own."""
+    for channel, n_made in (("MR", 1), ("CT", 6)):
+        dataset, held_out = tmp_path / channel, tmp_path / f"{channel}-6"
+        shutil.copytree(tiny_dataset, dataset)
+        content = json.loads((dataset / "dataset.json").read_text())
+        content["channel_names"] = {"0": channel}
+        (dataset / "dataset.json").write_text(json.dumps(content))
+        held_out.mkdir()
+        last = [sorted((dataset / folder).iterdir())[-1] for folder in ("imagesTr", "labelsTr")]
+        for file in last:
+            file.rename(held_out / file.name)
+        options = (dataset, "-w", tmp_path / f"{channel}-work", "-c", "3d_fullres", "--spacing", "14,7,7")
+        assert "preprocessed 5 cases" in plan(*options, cwd=tmp_path).stderr
+        for file in last:
+            (held_out / file.name).rename(file)
+        assert f"preprocessed {n_made} cases" in plan(*options, cwd=tmp_path).stderr
+
+
 def test_folds_as_the_user_asks_for_them(tiny_dataset: Path, tmp_path: Path) -> None:
     labels = sorted((tiny_dataset / "labelsTr").iterdir())
     names = [file.name.removesuffix(".nii.gz") for file in labels]

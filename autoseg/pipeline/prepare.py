@@ -311,7 +311,8 @@ def cases_to_preprocess(
     from autoseg.preprocessing.store import find_damage, is_current
 
     grid = made.grid(configuration)
-    shared = (made.axis_order, made.configuration(grid).spacing_mm, made.normalization, made.labels)
+    scaling = [channel.decisive for channel in made.normalization]
+    shared = (made.axis_order, made.configuration(grid).spacing_mm, scaling, made.labels)
     keys = {}
     for case in dataset.cases:
         try:
@@ -321,7 +322,9 @@ def cases_to_preprocess(
             if damaged is None:
                 raise
             raise WorkspaceError(f"{damaged}: is damaged, and cannot be made again. {error}") from error
-        keys[case.id] = digest((shared, _known_outputs(case, made.labels), files))
+        # The same files may stand for other channels or structures.
+        roles = [file is not None for file in case.images], list(case.masks)
+        keys[case.id] = digest((shared, _known_outputs(case, made.labels), files, roles))
     damage: dict[str, Path] = {}
     stored = [case.id for case in dataset.cases if workspace.preprocessed(grid, case.id).is_dir()] if thoroughly else []
     if stored:

@@ -168,6 +168,12 @@ class ChannelNormalization:
                 "in order"
             )
 
+    @property
+    def decisive(self) -> tuple[str | bool | float, ...]:
+        """What of it a scaled voxel depends on: the statistics of all cases only where the scheme uses them."""
+        statistics = (self.mean, self.std, self.percentile_00_5, self.percentile_99_5)
+        return (self.scheme, self.use_mask, *(statistics if self.scheme == "ct" else ()))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
