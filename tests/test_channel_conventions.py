@@ -119,6 +119,8 @@ def test_a_channel_on_another_grid_is_refused_or_resampled(tmp_path: Path) -> No
     with pytest.raises(DatasetError, match="--fix resamples it"):
         autoseg.plan(tmp_path / "cases.json", tmp_path / "work")
     run("plan", tmp_path / "cases.json", "-w", tmp_path / "work", "-c", "3d_fullres", "--fix")
+    told = json.loads((tmp_path / "work" / "check.json").read_text())["problems"]
+    assert [problem["case"] for problem in told if problem["kind"] == "channel on another grid"] == ["c0", "c1"]
     shown = draw(np.random.default_rng(0))[0]
     stored = np.load(tmp_path / "work" / "preprocessed" / "3d_fullres" / "c0" / "image.npy")[1].astype(float)
     correlation = np.corrcoef(stored.ravel(), shown.ravel())[0, 1]

@@ -123,7 +123,7 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
     else:
         problems += _check_size(case, image_part[1]) + _check_contrast(case, image_part[0])
         for file in case.image_files[1:]:
-            problems += _tell_offset(case, file, image_part[1], read_geometry(file), of="channel")
+            problems += _tell_channel(case, file, image_part[1], read_geometry(file))
     try:
         label_part, case = _read_reference(case, labels, fix=fix)
     except FormatError as error:
@@ -224,6 +224,24 @@ def _check_grid(case: Case, image: Geometry, label: Geometry) -> list[Problem]:
         found, expected = difference
         return [Problem(kind=kind, case=case.id, file=file, found=found, expected=expected, advice=advice)]
     return _tell_offset(case, case.label_files[0], image, label, of="label map")
+
+
+def _tell_channel(case: Case, file: Path, first: Geometry, own: Geometry) -> list[Problem]:
+    """A note about a channel that lies elsewhere than the first."""
+    difference = grid_difference(first, own)
+    if not difference:
+        return _tell_offset(case, file, first, own, of="channel")
+    return [
+        Problem(
+            kind="channel on another grid",
+            case=case.id,
+            file=str(file),
+            found=difference[0],
+            expected="the grid of the first channel",
+            advice="nothing, if it shows the same patient in the same place: it is resampled linearly (--fix)",
+            severity=NOTE,
+        )
+    ]
 
 
 def _tell_offset(case: Case, file: Path, image: Geometry, other: Geometry, *, of: str) -> list[Problem]:
