@@ -50,7 +50,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "recipe.jsonl"
 CONFIGURATION = "3d_fullres"
 SHARED_DATASETS = {"task04": "Task04_Hippocampus", "brain16": "Brain16_iso2", "lesion5": "BrainLesion_5mm"}
 DEMO = "demo"
-COLUMNS = ("minutes", "variant", "mean Dice", "F1 of the last label", "patch", "features", "steps", "fold/seed")
+COLUMNS = ("minutes", "variant", "mean Dice", "F1 of the last label", "patch", "features", "steps", "fold/seed", "on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +243,7 @@ def _cells(budget_s: float, variant: str, known: Sequence[Mapping[str, Any]]) ->
         ", ".join(map(str, known[-1]["features"])),
         str(min(line["n_steps"] for line in known)),
         f"{runs}{' (disturbed)' if disturbed else ''}",
+        ", ".join(sorted({line["machine"] for line in known})),
     )
 
 
