@@ -288,7 +288,8 @@ def test_one_by_one_a_fold_that_fails_does_not_stop_the_others_either(user: Path
     assert statuses(user)["3d_fullres-fold-1"]["status"] == "done"
 
 
-def test_a_group_ends_when_one_of_it_fails(tmp_path: Path) -> None:
+def test_a_group_ends_when_one_of_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     python = [sys.executable, "-c"]
     wait = "import time; time.sleep(300)"
     group = ProcessGroup(

@@ -108,9 +108,15 @@ class ProcessGroup:
 
 def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as stream:
-        # A session of its own: Ctrl-C on the terminal reaches it through us alone, and once.
+        # A session of its own: Ctrl-C on the terminal reaches it through us alone, and once. What it says last is why
+        # it failed, so nothing that it printed before may come later.
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
         )
 
 
