@@ -120,23 +120,6 @@ def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def is_running(pid: int, word: str) -> bool:
-    """Whether a process of that number runs on this machine, with that word in its command.
-
-    Where the system does not tell commands, any process of that number counts.
-    """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return True
-
-
 def _numbered(log: Path, number: int) -> Path:
     return log.with_name(f"{log.stem}.{number}{log.suffix}")
 

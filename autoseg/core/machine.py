@@ -29,8 +29,13 @@ def processor_name() -> str:
     return platform.machine()
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process of that number runs on this machine; true where nobody can tell."""
+def is_running(pid: int, *, word: str = "") -> bool:
+    """Whether a process of that number runs on this machine; true where nobody can tell.
+
+    Args:
+        pid: its number, which the system gives to another process some time after it has ended.
+        word: in its command, so that it is not another one.
+    """
     if os.name != "posix":
         return True  # Signal 0 ends a process on Windows.
     try:
@@ -38,5 +43,8 @@ def is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True  # It is somebody else's.
-    return True
+        pass  # It is somebody else's.
+    try:
+        return word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True

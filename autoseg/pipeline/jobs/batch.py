@@ -9,8 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from autoseg import __version__
-from autoseg.cluster.processes import is_running
 from autoseg.core.errors import AutosegError
+from autoseg.core.machine import is_running
 from autoseg.core.serialize import read_json, write_json
 from autoseg.training.config import TrainConfig
 
@@ -103,7 +103,7 @@ class Batch:
     @property
     def is_looked_after(self) -> bool:
         """Whether the process that looks after the jobs of one machine still runs; on others, that is not known."""
-        return self.host == socket.gethostname() and is_running(self.pid, "autoseg")
+        return self.host == socket.gethostname() and is_running(self.pid, word="autoseg")
 
     def job(self, name: str) -> Job:
         """The job of that name.

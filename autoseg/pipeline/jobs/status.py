@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.cluster import slurm
-from autoseg.cluster.processes import is_running, last_line
+from autoseg.cluster.processes import last_line
 from autoseg.core.errors import AutosegError
+from autoseg.core.machine import is_running
 from autoseg.pipeline.jobs.batch import DONE, FAILED, LOCAL, RUNNING, SLURM, STOPPED, Batch, BatchFolder, Job, JobState
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
@@ -167,7 +168,7 @@ def _end_processes(state: JobState | None) -> None:
         return
     for pid in state.pids:
         # A number that another program has now is left alone.
-        if is_running(pid, "run-job"):
+        if is_running(pid, word="run-job"):
             os.kill(pid, signal.SIGTERM)
 
 
@@ -265,7 +266,7 @@ def _word(folder: BatchFolder, batch: Batch, state: JobState | None, queued: slu
     if state is None:
         return (WAITING, "") if batch.is_looked_after or batch.host != socket.gethostname() else (NOT_BEGUN, "")
     is_here = state.host == socket.gethostname()
-    if state.status == RUNNING and is_here and not any(is_running(pid, "run-job") for pid in state.pids):
+    if state.status == RUNNING and is_here and not any(is_running(pid, word="run-job") for pid in state.pids):
         return (RUNNING if batch.is_looked_after else LOST), ""
     return state.status, ""
 
