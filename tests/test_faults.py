@@ -150,7 +150,7 @@ def test_a_training_that_a_fault_ends_goes_on(
     ("error", "code", "expected", "statuses"),
     [
         (NO_MEMORY, 2, "2 of 2 images could not be segmented", ["failed", "failed"]),
-        (NO_HOST_MEMORY, 2, "cpu has not enough memory for one tile", ["failed", "failed"]),
+        (NO_HOST_MEMORY, 2, "or what may be used of it, is full", ["failed", "failed"]),
         (LOST, 2, "phantom_test_000: the GPU has failed", []),
         (ValueError("odd\x1b[31m"), 1, "Error: ValueError: odd\\x1b[31m; this is a bug in autoseg", []),
     ],

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.core.errors import PredictionError, first_line
-from autoseg.core.faults import is_out_of_memory
+from autoseg.core.faults import describe_no_memory, is_out_of_memory
 from autoseg.core.geometry import axis_first
 from autoseg.core.runtime import autocast_dtype
 from autoseg.networks.build import channels_last
@@ -242,10 +242,11 @@ class SlidingWindow:
             if not is_out_of_memory(error):
                 raise
             if len(jobs) == 1:
-                other = "" if self.device.type == "cpu" else ", or use --device cpu"
+                if self.device.type == "cpu":
+                    raise PredictionError(describe_no_memory(error)) from error
                 raise PredictionError(
                     f"{self.device} has not enough memory for one tile of {self.config.patch_size} voxels; end what "
-                    f"else is running there{other}"
+                    "else is running there, or use --device cpu"
                 ) from error
         self._tiles_per_batch = max(1, len(jobs) // 2)
         logger.info("%s is short of memory: %d tiles at a time from now on", self.device, self._tiles_per_batch)
@@ -336,7 +337,9 @@ class _Sums:
         if first not in self._open:
             try:
                 self._open[first] = self._allocate(first, last)
-            except torch.OutOfMemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 logger.info("%s is short of memory: tiles are summed in the memory of the machine", self._device)
                 self._device = torch.device("cpu")
                 self._open = {row: (total.cpu(), weights.cpu()) for row, (total, weights) in self._open.items()}
