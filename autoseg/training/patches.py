@@ -22,6 +22,7 @@ T = TypeVar("T")
 MAX_REDRAWS = 10
 MIN_CONTENT_FRACTION = 0.02
 """Part of a patch whose values must differ from its usual one, in some channel, so that it is not blank."""
+MIN_CASES_OF_CLASS = 5
 DROP_PROBABILITY = 0.25
 N_TYPICAL = 1000
 """So many voxels tell the usual value."""
@@ -98,12 +99,17 @@ def draw_case_then_class(pool: CasePool, rng: np.random.Generator) -> tuple[Prep
 def draw_class_then_case(pool: CasePool, rng: np.random.Generator) -> tuple[PreprocessedCase, int | None]:
     """A class evenly from those that any case has, then a case that has it; any case and None where there is none.
 
-    A rare lesion is centred on as often as the liver. The few cases that have it are then seen more often than others.
+    A rare lesion is centred on as often as the liver. The few cases that have it are then seen more often than others;
+    lest one or two are known by heart, a class that fewer than `MIN_CASES_OF_CLASS` have is drawn less often.
     """
     if not pool.cases_with:
         return _pick(pool.cases, rng), None
-    class_index = _pick(tuple(pool.cases_with), rng)
-    return _pick(pool.cases_with[class_index], rng), class_index
+    usual = min(MIN_CASES_OF_CLASS, max(map(len, pool.cases_with.values())))
+    while True:
+        class_index = _pick(tuple(pool.cases_with), rng)
+        having = pool.cases_with[class_index]
+        if len(having) >= usual or rng.random() < len(having) / usual:
+            return _pick(having, rng), class_index
 
 
 def _pick(items: Sequence[T], rng: np.random.Generator) -> T:
@@ -165,7 +171,8 @@ class PatchSampler:
             patch_size: ([Z,] Y, X): what the network gets.
             batch_size: patches per batch.
             foreground_fraction: part of the batch, at its end, that is centred on foreground, rounded to whole
-                samples. Where that would be none in every batch, it is one in as many batches as make the fraction.
+                samples. Where that would be none, or all, in every batch, it is one more in as many batches as make
+                the fraction.
             seed: of every draw.
             augmentation: what the batch will be augmented with, drawn here so that just the voxels it needs are read.
             transform: augments here and now instead.
@@ -286,12 +293,13 @@ class PatchSampler:
     def _count_foreground(self, number: int) -> int:
         """How many samples of this batch are centred on foreground."""
         n_foreground = self._batch_size - round(self._batch_size * (1 - self._foreground_fraction))
-        if n_foreground > 0:
+        if 0 < n_foreground < self._batch_size:
             return n_foreground
-        # Rounding leaves none, as in batches of one: then no patch of the whole training would be centred. The draw has
-        # its own generator, so that patches that are not centred are the same as without it.
+        # Rounding leaves none or all, as in batches of one: then no patch of the whole training would be centred, or
+        # each. The draw has its own generator, so that patches that are not centred are the same as without it.
         rng = np.random.default_rng(derive_seed("centred", self._seed, number))
-        return int(rng.random() < self._batch_size * self._foreground_fraction)
+        least, more = divmod(self._batch_size * self._foreground_fraction, 1)
+        return int(least) + int(rng.random() < more)
 
     def _draw_absent(self, cases: Sequence[PreprocessedCase], number: int) -> Tensor | None:
         """See `Batch.absent`."""

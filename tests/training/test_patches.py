@@ -18,6 +18,7 @@ from autoseg.core.geometry import Box, Geometry
 from autoseg.core.runtime import derive_seed, run_ahead
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case, write_previous
+from autoseg.training import patches
 from autoseg.training.augment import AugmentConfig, apply_parameters
 from autoseg.training.augment_classic import ClassicAugmentation
 from autoseg.training.patches import DROP_PROBABILITY, SAMPLING, Batch, PatchSampler, is_blank, read_region
@@ -120,12 +121,22 @@ def test_published_sampling_draws_cases_evenly_then_their_classes(liver_and_lesi
     assert cases == pytest.approx(dict.fromkeys("abcd", 1 / 4), abs=TOLERANCE)
 
 
-def test_balanced_sampling_draws_classes_evenly_then_their_cases(liver_and_lesion: list[PreprocessedCase]) -> None:
+def test_balanced_sampling_draws_classes_evenly_then_their_cases(
+    liver_and_lesion: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A class that no case has takes nothing from the others, and a case without classes is not centred on."""
+    monkeypatch.setattr(patches, "MIN_CASES_OF_CLASS", 1)
     classes, cases = count_centres(liver_and_lesion, sampling="balanced")
     assert classes == pytest.approx({0: 0, 1: 1 / 2, 2: 1 / 2, 3: 0}, abs=TOLERANCE)
     assert cases == pytest.approx({"a": 1 / 6, "b": 1 / 6, "c": 2 / 3, "d": 0}, abs=TOLERANCE)
     assert classes[0] == classes[3] == cases["d"] == 0
+
+
+def test_a_class_that_a_single_case_has_is_drawn_less_often(liver_and_lesion: list[PreprocessedCase]) -> None:
+    """Three cases have the liver, and one of them the lesion."""
+    classes, cases = count_centres(liver_and_lesion, sampling="balanced")
+    assert classes == pytest.approx({0: 0, 1: 3 / 4, 2: 1 / 4, 3: 0}, abs=TOLERANCE)
+    assert cases == pytest.approx({"a": 1 / 4, "b": 1 / 4, "c": 1 / 2, "d": 0}, abs=TOLERANCE)
 
 
 def test_balanced_sampling_leaves_the_rest_of_a_batch_to_any_case(liver_and_lesion: list[PreprocessedCase]) -> None:
@@ -192,7 +203,8 @@ def test_published_draws_are_these(liver_and_lesion: list[PreprocessedCase]) -> 
         (4, 1 / 3, 1, 1, 1),
         (5, 1 / 3, 2, 2, 2),
         (12, 1 / 3, 4, 4, 4),
-        (1, 0.8, 1, 1, 1),
+        (1, 0.8, 0, 1, 0.8),
+        (2, 0.9, 1, 2, 1.8),
         (1, 0, 0, 0, 0),
         (1, 1, 1, 1, 1),
     ],
