@@ -38,6 +38,7 @@ class RunState:
         iteration: steps done.
         epoch: epochs done.
         elapsed_s: time spent in training, over all parts of the run.
+        before_s: of that, what was spent before the first step, on choosing and compiling the network.
         epoch_losses: losses of the epoch that has begun, step by step.
         epoch_time_s: time spent in that epoch.
         loss_scale: of float16 training; None otherwise.
@@ -50,6 +51,7 @@ class RunState:
     iteration: int
     epoch: int
     elapsed_s: float
+    before_s: float
     epoch_losses: tuple[float, ...]
     epoch_time_s: float
     loss_scale: float | None

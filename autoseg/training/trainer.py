@@ -183,7 +183,7 @@ class _Run:
         asked = config.augment, config.precision, config.deterministic
         learned_from = (plan.labels, plan.normalization, plan.axis_order, [case.key for case in training])
         self.config_digest = digest((fixed, asked, seed, learned_from))
-        self.iteration, self.elapsed_s, self.epoch_time_s = 0, 0.0, 0.0
+        self.iteration, self.elapsed_s, self.before_s, self.epoch_time_s = 0, 0.0, 0.0, 0.0
         self.epoch_losses: list[float] = []
         self.epochs: list[EpochFigures] = []
         self.n_bad_steps = 0
@@ -240,6 +240,7 @@ class _Run:
             # What is fastest was measured when the run began, and may come out otherwise on a busy machine.
             self.learner.use_precision(state.precision)
         self.iteration, self.elapsed_s, self.epoch_time_s = state.iteration, state.elapsed_s, state.epoch_time_s
+        self.before_s = state.before_s
         self.saved_at_step = state.iteration
         self.epoch_losses = list(state.epoch_losses)
         if state.loss_scale is not None and self.learner.scaler.is_enabled():
@@ -279,6 +280,7 @@ class _Run:
             iteration=self.iteration,
             epoch=len(self.epochs),
             elapsed_s=self.elapsed_s,
+            before_s=self.before_s,
             epoch_losses=tuple(self.epoch_losses),
             epoch_time_s=self.epoch_time_s,
             loss_scale=self.learner.scaler.get_scale() if self.learner.scaler.is_enabled() else None,
@@ -337,6 +339,8 @@ class _Run:
     def train(self, stop: Stop, on_epoch: OnEpoch, *, checkpoint_interval_s: float) -> None:
         """Steps until the budget is used up."""
         self._compile_where_it_pays()
+        if self.iteration == 0:
+            self.before_s = self.elapsed_s
         self.learner.join(self.ranks)
         sampler = self._training_sampler()
         self._announce()
@@ -354,9 +358,13 @@ class _Run:
                     raise
                 if self.budget.epoch_is_over(len(self.epoch_losses), self.epoch_time_s) or self.fraction_done >= 1:
                     slices = self._end_epoch()
+                    started = time.monotonic()
                     if self.ranks.is_first:
                         on_epoch(self.epochs, slices)
-                if not self.epoch_losses or time.monotonic() - saved_at > checkpoint_interval_s:
+                    self.save()
+                    saved_at = time.monotonic()
+                    self.elapsed_s += self._seconds_since(started)
+                elif time.monotonic() - saved_at > checkpoint_interval_s:
                     self.save()
                     saved_at = time.monotonic()
                 now_shown = int(1000 * self.fraction_done)
@@ -440,7 +448,10 @@ class _Run:
         self.epoch_time_s += spent
 
     def _step(self, batch: Batch) -> None:
-        rate = self.recipe.rate(self.fraction_done, mirrored=self.mirrors)
+        # The schedule begins with the first step: what was spent before takes nothing from the warm-up.
+        first = self.budget.fraction_done(0, self.before_s)
+        fraction = (self.fraction_done - first) / (1 - first) if first < 1 else 0.0
+        rate = self.recipe.rate(fraction, mirrored=self.mirrors)
         value = self.learner.step(lambda: self._loss(batch), learning_rate=rate)
         if not math.isfinite(value):
             self._count_bad_step(batch, value)

@@ -52,6 +52,7 @@ STATE = RunState(
     iteration=37,
     epoch=4,
     elapsed_s=1.5,
+    before_s=0.5,
     epoch_losses=(),
     epoch_time_s=0.0,
     loss_scale=None,

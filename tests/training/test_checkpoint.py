@@ -30,6 +30,7 @@ STATE = RunState(
     iteration=7,
     epoch=2,
     elapsed_s=1.5,
+    before_s=0.5,
     epoch_losses=(0.1, 1 / 3),
     epoch_time_s=0.25,
     loss_scale=None,

@@ -23,6 +23,7 @@ from autoseg.training.adapt import choose_training
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.learner import Learner
 from autoseg.training.patches import Batch, PatchSampler
+from autoseg.training.recipe import RECIPES
 from autoseg.training.record import EpochFigures, ValidationSlice
 from autoseg.training.trainer import TrainingInterrupted, train_fold
 
@@ -113,6 +114,7 @@ def train(
     n_axes: int = 3,
     resume: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    **more: Any,
 ) -> dict[str, torch.Tensor]:
     configuration = make_configuration(n_axes)
     plan = make_plan(configuration)
@@ -126,6 +128,7 @@ def train(
         device=CPU,
         resume=resume,
         stop=stop,
+        **more,
     )
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
@@ -345,6 +348,39 @@ def test_time_budget_ends_training_and_the_rate_goes_to_zero(tmp_path: Path, cas
     assert 4.0 <= log[-1]["time_s"] < 30.0
     assert len(log) > 3
     assert log[-1]["learning_rate"] < 0.05 * max(line["learning_rate"] for line in log)
+
+
+def test_what_is_spent_before_the_first_step_takes_nothing_from_the_warm_up(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = Learner.step
+
+    def watch(self: Learner, *positional: Any, learning_rate: float) -> float:
+        if learning_rate > 0:  # Otherwise it is only timed.
+            rates.append(learning_rate)
+        return step(self, *positional, learning_rate=learning_rate)
+
+    monkeypatch.setattr(Learner, "step", watch)
+    config = TrainConfig(budget=Budget(max_time_s=1000.0), mirror=False)
+    largest = RECIPES["fast"].learning_rate
+    # The third step is done by another process, which finds the rest in the checkpoint.
+    for n_steps in (2, 1):
+        with pytest.raises(TrainingInterrupted):
+            train(tmp_path, cases, config=config, spent_s=500.0, stop=stop_after(n_steps))
+    assert rates[0] == pytest.approx(0.01 * largest)
+    assert rates == sorted(rates)
+    assert rates[-1] < 0.1 * largest
+
+
+def test_drawing_and_saving_belong_to_the_budget(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+    def draw(*_: object) -> None:
+        time.sleep(0.5)
+
+    train(tmp_path, cases, config=TrainConfig(budget=Budget(max_time_s=4.0)), on_epoch=draw)
+    log = read_log(tmp_path)
+    assert 0.5 * (len(log) - 1) < log[-1]["time_s"]
+    assert len(log) <= 9
 
 
 def test_mirroring_is_for_long_trainings_and_written_down(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
