@@ -115,7 +115,7 @@ def settle_training(
         for path, content in ((file, known), (model / "plan.json", plan)):
             if not holds_json(path, content):
                 write_json(path, content)
-    choices = with_requests(known.choices, config, n_cases=n_cases)
+    choices = with_requests(known.choices, config, n_cases=n_cases, on_cpu=device.type == "cpu")
     for reason in choices.reasons:
         logger.info("%s: %s: %s", configuration.name, reason.subject.removeprefix("training."), reason.text)
     return plan, choices, spent_s

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ import torch
 from autoseg.core.errors import TrainingError
 from autoseg.core.faults import is_out_of_memory
 from autoseg.core.geometry import join_numbers
-from autoseg.core.runtime import computing
+from autoseg.core.runtime import computing, format_duration
 from autoseg.networks.build import build_trainable
 from autoseg.networks.outputs import Outputs
 from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
@@ -29,6 +30,8 @@ from autoseg.training.config import ITERATIONS_PER_EPOCH, Budget, TrainConfig
 from autoseg.training.learner import Learner
 from autoseg.training.recipe import RECIPES, Recipe, choose_batch_size
 from autoseg.training.record import TrainingChoices
+
+logger = logging.getLogger(__name__)
 
 WIDTHS: dict[str, tuple[float, ...]] = {"half": (0.5,), "slim": (0.5, 0.75, 1.0), "planned": (1.0,)}
 """Features as parts of the planned ones, stage by stage from full resolution; the last part counts for all below."""
@@ -42,7 +45,7 @@ class Rung:
         width: a name in `WIDTHS`.
         patch_scale: edges of the patch as a part of the planned ones.
         min_steps: that a training must make to gain by it.
-        min_steps_of_few: the same where there are fewer than `FEW_CASES`.
+        min_steps_of_few: the same of few cases, see `are_few`.
     """
 
     width: str
@@ -52,7 +55,6 @@ class Rung:
 
 
 FEW_CASES = 50
-"""Of few cases large patches are soon known by heart: small ones, from many places, go on teaching for longer."""
 
 LADDER = (
     Rung(width="half", patch_scale=0.4, min_steps=0, min_steps_of_few=0),
@@ -66,6 +68,7 @@ LADDER = (
 )
 """From the fastest to the planned one. The steps are judgements from measurements, see docs/recipe.md."""
 
+MIN_USEFUL_STEPS = 200
 N_TIMED_STEPS = 2
 MAX_TIMING_FRACTION = 0.05
 """Of the budget; whatever has not been timed by then is not."""
@@ -111,19 +114,15 @@ def choose_training(
     started = time.monotonic()
     recipe = RECIPES[config.recipe]
     reasons: dict[str, str] = {}
-    batch_size = config.batch_size
+    on_cpu, batch_size = device.type == "cpu", config.batch_size
     if batch_size is None:
-        batch_size = choose_batch_size(
-            recipe, configuration.batch_size, n_axes=configuration.n_axes, on_cpu=device.type == "cpu"
-        )
+        batch_size = choose_batch_size(recipe, configuration.batch_size, n_axes=configuration.n_axes, on_cpu=on_cpu)
         if batch_size != configuration.batch_size:
             reasons["batch_size"] = f"{batch_size} of {configuration.batch_size}: on a CPU more steps gain more"
-    budget = config.budget or full_training(recipe, n_cases=n_cases, batch_size=batch_size)[0]
+    budget = config.budget or full_training(recipe, n_cases=n_cases, batch_size=batch_size, on_cpu=on_cpu)[0]
     network, n_steps = configuration, budget.iterations or 0
     adapts = recipe.adapts and config.network == "auto" and not plan.is_edited
-    must_time = adapts or (
-        config.mirror is None and config.augment != "none" and recipe.patches_per_label_to_mirror > 0
-    )
+    must_time = adapts or (config.mirror is None and config.augment != "none" and recipe.steps_per_label_to_mirror > 0)
     if budget.max_time_s is not None and must_time:
         known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
         if adapts:
@@ -133,18 +132,26 @@ def choose_training(
         network, step_s = _choose_network(known, of_process, budget)
         n_steps = round(budget.expected_iterations(step_s))
         if adapts:
-            reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps, n_cases=n_cases)
+            few = n_cases if are_few(configuration, n_cases) else None
+            reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps, few=few)
+        if n_steps < min(MIN_USEFUL_STEPS, budget.iterations or MIN_USEFUL_STEPS):
+            logger.warning(
+                "%s: in %s there is time for about %d steps, too few to learn from; give a longer --max-time",
+                configuration.name,
+                budget.describe(),
+                n_steps,
+            )
     reasons["sampling"] = SAMPLING_REASONS[recipe.sampling]
     covered = (min(1.0, edge / size) for edge, size in zip(network.patch_size, network.median_shape, strict=True))
     reasons["foreground_fraction"] = f"of the recipe; a patch covers {prod(covered):.0%} of the median case"
     mirror = config.mirror if config.augment != "none" else False
     if mirror is None:
-        n_labels, n_patches = len(plan.labels.structures), n_steps * batch_size
-        needed = recipe.patches_per_label_to_mirror * n_labels
-        mirror = n_patches >= needed
+        n_labels = len(plan.labels.structures)
+        needed = min(recipe.steps_per_label_to_mirror * n_labels, recipe.max_steps_to_mirror)
+        mirror = n_steps >= needed
         reasons["mirror"] = (
-            f"about {n_patches:,} patches will be seen; to gain by it takes {needed:,}, "
-            f"{recipe.patches_per_label_to_mirror:,} for each of {n_labels} labels"
+            f"there will be about {n_steps:,} steps; to gain by it takes {needed:,}, "
+            f"{recipe.steps_per_label_to_mirror:,} for each label, {recipe.max_steps_to_mirror:,} at most"
             + (f"; the rate is multiplied by {recipe.mirrored_rate:g}" if mirror else "")
             if needed
             else "of the recipe"
@@ -152,6 +159,7 @@ def choose_training(
     choices = TrainingChoices(
         recipe=config.recipe,
         configuration=network,
+        planned_patch_size=configuration.patch_size,
         budget=budget,
         batch_size=batch_size,
         foreground_fraction=recipe.foreground_fraction,
@@ -159,16 +167,17 @@ def choose_training(
         mirror=mirror,
         reasons=tuple(Reason(subject=f"training.{name}", text=text) for name, text in reasons.items()),
     )
-    return with_requests(choices, config, n_cases=n_cases), time.monotonic() - started
+    return with_requests(choices, config, n_cases=n_cases, on_cpu=on_cpu), time.monotonic() - started
 
 
-def with_requests(choices: TrainingChoices, config: TrainConfig, *, n_cases: int) -> TrainingChoices:
+def with_requests(choices: TrainingChoices, config: TrainConfig, *, n_cases: int, on_cpu: bool) -> TrainingChoices:
     """Choices with what is asked for explicitly, and the budget, on top; the network stays.
 
     Args:
         choices: made by `choose_training`, now or for another fold.
         config: what the user asks for.
         n_cases: to train on.
+        on_cpu: whether training runs there.
     """
     asked: dict[str, Any] = {
         name: getattr(config, name)
@@ -180,21 +189,28 @@ def with_requests(choices: TrainingChoices, config: TrainConfig, *, n_cases: int
     if budget is None:
         batch_size = asked.get("batch_size", choices.batch_size)
         budget, reasons["training.budget"] = full_training(
-            RECIPES[choices.recipe], n_cases=n_cases, batch_size=batch_size
+            RECIPES[choices.recipe], n_cases=n_cases, batch_size=batch_size, on_cpu=on_cpu
         )
     kept = (reason for reason in choices.reasons if reason.subject not in {*reasons, "training.budget"})
     made = (Reason(subject=subject, text=text) for subject, text in reasons.items())
     return dataclasses.replace(choices, **asked, budget=budget, reasons=(*kept, *made))
 
 
-def full_training(recipe: Recipe, *, n_cases: int, batch_size: int) -> tuple[Budget, str]:
+def full_training(recipe: Recipe, *, n_cases: int, batch_size: int, on_cpu: bool) -> tuple[Budget, str]:
     """The budget where the user gives none, and its reason.
 
     Args:
         recipe: says how often each case is to be seen, and the limits.
         n_cases: to train on.
         batch_size: patches per step.
+        on_cpu: whether training runs there.
     """
+    if on_cpu and recipe.full_cpu_time_s is not None:
+        text = (
+            f"{format_duration(recipe.full_cpu_time_s)} for each fold: on a CPU a full training would take days; "
+            "--max-time trains for a time of your own"
+        )
+        return Budget(max_time_s=recipe.full_cpu_time_s), text
     if recipe.patches_per_case is None:
         epochs, text = recipe.max_epochs, f"{recipe.max_epochs} epochs of {ITERATIONS_PER_EPOCH} steps: of the recipe"
     else:
@@ -245,15 +261,15 @@ def _choose_network(
 
 
 def _tell_network(
-    network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int, n_cases: int
+    network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int, few: int | None
 ) -> str:
-    """Why a network of this size."""
-    few = f"; of {n_cases} cases, small patches are learned from for longer" if n_cases < FEW_CASES else ""
+    """Why a network of this size; `few` is the number of cases where they are few."""
+    told = "" if few is None else f"; of {few} cases, small patches are learned from for longer"
     features, all_features = ("-".join(map(str, known.network.features)) for known in (network, planned))
     return (
         f"patch {join_numbers(network.patch_size)} of {join_numbers(planned.patch_size)}, features {features} of "
         f"{all_features}: a step takes {step_s:.2g} s here, so there is time for about "
-        f"{n_steps:,} of them{few}; --network planned keeps the plan's"
+        f"{n_steps:,} of them{told}; --network planned keeps the plan's"
     )
 
 
@@ -267,13 +283,26 @@ def candidates(
         n_cases: to train on.
         keep_patch: only the features change.
     """
-    before = None
+    before, few = None, are_few(configuration, n_cases)
     for rung in LADDER:
         candidate = resize(configuration, rung.width, 1.0 if keep_patch else rung.patch_scale)
         # Small patches are rounded to the same size, where the network has large strides.
         if candidate != before:
-            yield candidate, rung.min_steps_of_few if n_cases < FEW_CASES else rung.min_steps
+            yield candidate, rung.min_steps_of_few if few else rung.min_steps
         before = candidate
+
+
+def are_few(configuration: ConfigurationPlan, n_cases: int) -> bool:
+    """Whether large patches of so many cases are soon known by heart: small ones, from many places, teach for longer.
+
+    Cases count for as many as planned patches fit into them.
+
+    Args:
+        configuration: as planned.
+        n_cases: to train on.
+    """
+    fitting = zip(configuration.median_shape, configuration.patch_size, strict=True)
+    return n_cases * prod(max(1.0, size / edge) for size, edge in fitting) < FEW_CASES
 
 
 def resize(configuration: ConfigurationPlan, width: str, patch_scale: float) -> ConfigurationPlan:

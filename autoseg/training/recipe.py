@@ -29,9 +29,10 @@ class Recipe:
         sampling, foreground_fraction: see `autoseg.training.config.TrainConfig`.
         patches_per_case: that a full training sees, where the user gives no budget; None for `max_epochs`.
         min_epochs, max_epochs: of a full training.
-        patches_per_label_to_mirror: a run that sees fewer patches for each label does not mirror them. The network has
-            to learn every structure in eight poses instead of one, which pays in a long training only, and the later
-            the more structures there are.
+        full_cpu_time_s: a full training on a CPU, where the planned steps would take days; None for `max_epochs`.
+        steps_per_label_to_mirror, max_steps_to_mirror: a run of fewer steps for each label, and fewer in all, does not
+            mirror patches. The network has to learn every structure in eight poses instead of one, which pays in a long
+            training only, and the later the more structures there are.
         mirrored_rate: factor of the learning rate where patches are mirrored.
     """
 
@@ -48,7 +49,9 @@ class Recipe:
     patches_per_case: int | None
     min_epochs: int
     max_epochs: int
-    patches_per_label_to_mirror: int
+    full_cpu_time_s: float | None
+    steps_per_label_to_mirror: int
+    max_steps_to_mirror: int
     mirrored_rate: float
 
     def rate(self, fraction_done: float, *, mirrored: bool) -> float:
@@ -79,7 +82,9 @@ RECIPES: dict[str, Recipe] = {
         patches_per_case=500,
         min_epochs=50,
         max_epochs=250,
-        patches_per_label_to_mirror=3000,
+        full_cpu_time_s=3600.0,
+        steps_per_label_to_mirror=1500,
+        max_steps_to_mirror=10_000,
         mirrored_rate=0.5,
     ),
     "published": Recipe(
@@ -96,7 +101,9 @@ RECIPES: dict[str, Recipe] = {
         patches_per_case=None,
         min_epochs=1000,
         max_epochs=1000,
-        patches_per_label_to_mirror=0,
+        full_cpu_time_s=None,
+        steps_per_label_to_mirror=0,
+        max_steps_to_mirror=0,
         mirrored_rate=1.0,
     ),
 }

@@ -79,6 +79,7 @@ class TrainingChoices:
     Attributes:
         recipe: a name in `RECIPES`.
         configuration: as planned, but for the patch size and the features of the network.
+        planned_patch_size: tells how patches are augmented: smaller ones are rounded, which changes their shape.
         budget: of a fold.
         batch_size: patches per step.
         foreground_fraction: part of each batch that is centred on a foreground voxel.
@@ -89,6 +90,7 @@ class TrainingChoices:
 
     recipe: str
     configuration: ConfigurationPlan
+    planned_patch_size: tuple[int, ...]
     budget: Budget
     batch_size: int
     foreground_fraction: float

@@ -89,7 +89,7 @@ def _n_labels(plan: Plan, choices: TrainingChoices) -> int | None:
 def _augmentation(plan: Plan, choices: TrainingChoices) -> AugmentConfig:
     """The published table, and which axes are mirrored."""
     configuration = choices.configuration
-    config = AugmentConfig.for_patch(configuration.patch_size)
+    config = AugmentConfig.for_patch(choices.planned_patch_size)
     if not choices.mirror:
         return dataclasses.replace(config, mirror_probability=0.0)
     mirroring = plan_mirroring(plan, configuration)

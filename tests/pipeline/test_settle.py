@@ -18,6 +18,7 @@ from autoseg.planning.plan import SET_BY_USER, Plan
 from autoseg.training.adapt import resize
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.folds import fold_folder, unfinished_folds
+from autoseg.training.recipe import RECIPES
 from autoseg.training.record import TrainingChoices
 
 CPU = torch.device("cpu")
@@ -144,5 +145,5 @@ def test_without_a_budget_it_is_a_full_training_whatever_the_others_had(plan: Pl
     ask(tmp_path, plan)
     begin(tmp_path, 0)
     _, choices, _ = ask(tmp_path, plan, TrainConfig(), folds=(1,))
-    assert choices.budget.iterations == 50 * 250
+    assert choices.budget == Budget(max_time_s=RECIPES["fast"].full_cpu_time_s)
     assert any(reason.subject == "training.budget" for reason in choices.reasons)

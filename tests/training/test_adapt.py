@@ -20,7 +20,7 @@ from autoseg.planning.plan import (
     Plan,
     Reason,
 )
-from autoseg.training.adapt import LADDER, SAMPLING_REASONS, WIDTHS, choose_training, full_training, resize
+from autoseg.training.adapt import LADDER, SAMPLING_REASONS, WIDTHS, are_few, choose_training, full_training, resize
 from autoseg.training.config import SAMPLINGS, Budget, TrainConfig
 from autoseg.training.patches import SAMPLING
 from autoseg.training.recipe import RECIPES
@@ -133,11 +133,28 @@ def test_each_larger_network_makes_the_steps_that_it_needs(machine: Machine) -> 
 
 
 def test_few_cases_are_learned_from_in_smaller_patches(machine: Machine) -> None:
-    few, many = (choose(machine=machine, n_cases=n, budget=Budget(max_time_s=3000)) for n in (19, 100))
+    few, many = (choose(machine=machine, n_cases=n, budget=Budget(max_time_s=3000)) for n in (2, 100))
     sizes = [torch.Size(choices.configuration.patch_size).numel() for choices in (few, many)]
     assert sizes[0] < sizes[1]
     texts = [next(r.text for r in choices.reasons if r.subject == "training.network") for choices in (few, many)]
-    assert ["of 19 cases, small patches" in text for text in texts] == [True, False]
+    assert ["of 2 cases, small patches" in text for text in texts] == [True, False]
+
+
+def test_a_case_counts_for_as_many_as_patches_fit_into_it() -> None:
+    one_patch = dataclasses.replace(THICK, median_shape=(16, 50, 64))
+    four_patches = dataclasses.replace(THICK, median_shape=(16, 192, 128))
+    assert [are_few(one_patch, n_cases) for n_cases in (49, 50)] == [True, False]
+    assert [are_few(four_patches, n_cases) for n_cases in (12, 13)] == [True, False]
+
+
+def test_too_few_steps_to_learn_from_are_told(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    choose(machine=machine, budget=Budget(max_time_s=2000), network="planned")
+    assert not caplog.messages
+    choose(machine=machine, budget=Budget(max_time_s=100), network="planned")
+    assert "in 1 min 40 s there is time for about 16 steps, too few to learn from" in caplog.text
+    caplog.clear()
+    choose(machine=machine, budget=Budget(iterations=5, max_time_s=100), network="planned")
+    assert not caplog.messages
 
 
 def test_what_is_too_slow_ends_the_search(machine: Machine) -> None:
@@ -177,7 +194,7 @@ def test_the_reason_tells_patch_features_and_steps(machine: Machine) -> None:
     [
         {"budget": Budget(iterations=10)},
         {"budget": Budget(max_time_s=10), "recipe": "published"},
-        {},
+        {"recipe": "published"},
     ],
 )
 def test_the_planned_network_is_kept_without_a_time_limit_or_where_that_is_asked(asked: dict, machine: Machine) -> None:
@@ -192,11 +209,21 @@ def test_the_planned_network_is_timed_too_because_mirroring_depends_on_it(machin
     assert machine.timed == [THICK, THICK]
 
 
-def test_more_labels_take_more_patches_before_mirroring_pays() -> None:
-    budget = Budget(iterations=RECIPES["fast"].patches_per_label_to_mirror)
-    many = LabelSpec(names=("heart", "lung", "liver"), values=(1, 2, 3))
-    assert choose(budget=budget, batch_size=2).mirror
-    assert not choose(dataclasses.replace(make_plan(), labels=many), budget=budget, batch_size=2).mirror
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_more_labels_take_more_steps_before_mirroring_pays(batch_size: int) -> None:
+    plan, recipe = make_plan(), RECIPES["fast"]
+    three = dataclasses.replace(plan, labels=LabelSpec(names=("heart", "lung", "liver"), values=(1, 2, 3)))
+    hundred = dataclasses.replace(
+        plan, labels=LabelSpec(names=tuple(map(str, range(100))), values=tuple(range(1, 101)))
+    )
+
+    def mirrors(labelled: Plan, n_steps: int) -> bool:
+        return choose(labelled, budget=Budget(iterations=n_steps), batch_size=batch_size).mirror
+
+    one_label = recipe.steps_per_label_to_mirror
+    assert [mirrors(plan, n_steps) for n_steps in (one_label - 1, one_label)] == [False, True]
+    assert [mirrors(three, n_steps) for n_steps in (3 * one_label - 1, 3 * one_label)] == [False, True]
+    assert [mirrors(hundred, n_steps) for n_steps in (9_999, recipe.max_steps_to_mirror)] == [False, True]
 
 
 def test_a_patch_that_the_user_has_set_is_kept(machine: Machine) -> None:
@@ -227,9 +254,18 @@ def test_nothing_is_mirrored_without_augmentation() -> None:
 
 @pytest.mark.parametrize(("n_cases", "epochs"), [(1, 50), (60, 60), (100_000, 250)])
 def test_a_full_training_grows_with_the_cases_within_limits(n_cases: int, epochs: int) -> None:
-    budget, reason = full_training(RECIPES["fast"], n_cases=n_cases, batch_size=2)
+    budget, reason = full_training(RECIPES["fast"], n_cases=n_cases, batch_size=2, on_cpu=False)
     assert budget.iterations == epochs * 250
     assert f"{epochs} epochs" in reason
+
+
+def test_without_a_budget_a_cpu_trains_for_an_hour_and_not_for_days(machine: Machine) -> None:
+    choices = choose(machine=machine)
+    assert choices.budget == Budget(max_time_s=3600)
+    assert choices.configuration.network.features[0] < THICK.network.features[0]
+    (told,) = (reason.text for reason in choices.reasons if reason.subject == "training.budget")
+    assert "1 h 0 min for each fold" in told
+    assert choose(recipe="published").budget == Budget.make(epochs=1000)
 
 
 def test_a_step_of_the_real_network_is_timed() -> None:
