@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError, PredictionError, TrainingError
-from autoseg.core.runtime import n_cpus, track
+from autoseg.core.runtime import format_duration, n_cpus, track
 from autoseg.core.serialize import digest as digest_of
 from autoseg.core.serialize import holds_json, read_json, write_json
 from autoseg.data.dataset import Case
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from autoseg.preprocessing.store import PreprocessedCase
 
 logger = logging.getLogger(__name__)
+
+MIN_REVIEW_S = 600.0
 
 
 def never() -> bool:
@@ -304,24 +308,44 @@ def read_cross_validation(workspace: Workspace, configuration: str) -> CrossVali
 def _review(
     workspace: Workspace, configuration: str, fold_of: dict[str, int], *, device: str, stop: Callable[[], bool]
 ) -> Iterator[tuple[CaseReview, ReviewCounts]]:
-    """Every case as all folds see it, without mirrored copies."""
+    """Every case as all folds see it, without mirrored copies; a part of the cases where that takes too long.
+
+    Networks of a few minutes can need hours for many large volumes. So the review takes as long as the training did, or
+    `MIN_REVIEW_S`, and folds have their turn one after the other.
+    """
     import numpy as np
     import torch
 
     from autoseg.core.geometry import axis_first
     from autoseg.evaluation.review import Reviewer
     from autoseg.inference.predictor import Predictor
+    from autoseg.training.folds import fold_folder
+    from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import TrainingInterrupted
 
     folds = sorted(set(fold_of.values()))
     predictor = Predictor(
         workspace.model(configuration), device=device, folds=folds, mirroring=False, postprocess=False
     )
-    cases = [case for case in workspace.read_dataset().cases if case.id in fold_of]
+    known = {case.id: case for case in workspace.read_dataset().cases}
+    cases = [known[case_id] for case_id in _in_turn(fold_of)]
+    logs = (read_log(FoldFiles(folder=fold_folder(workspace.model(configuration), fold)).log) for fold in folds)
+    limit_s = max(MIN_REVIEW_S, sum(log[-1].time_s for log in logs if log))
+    began = time.monotonic()
     with track(f"all folds of {configuration} look at all cases", total=len(cases)) as advance:
-        for case in cases:
+        for number, case in enumerate(cases):
             if stop():
                 raise TrainingInterrupted("stopped while all folds looked at the cases; start again")
+            if time.monotonic() - began > limit_s:
+                logger.info(
+                    "%s: all folds looked at %d of %d cases in %s, as long as they were trained; the rest is left out "
+                    "of the labels to look at",
+                    configuration,
+                    number,
+                    len(cases),
+                    format_duration(time.monotonic() - began),
+                )
+                break
             stored = open_stored(workspace, predictor, case)
             prepared = prepare_stored(stored)
             axis = predictor.choose_axis(prepared)
@@ -339,3 +363,11 @@ def _review(
                 del logits
             yield reviewer.review(case.id, fold), reviewer.counts()
             advance(1)
+
+
+def _in_turn(fold_of: dict[str, int]) -> list[str]:
+    """Cases, one of each fold after the other."""
+    by_fold: dict[int, list[str]] = {}
+    for case, fold in fold_of.items():
+        by_fold.setdefault(fold, []).append(case)
+    return [case for turn in itertools.zip_longest(*by_fold.values()) for case in turn if case is not None]

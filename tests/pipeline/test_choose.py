@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from autoseg.inference.model import Postprocessing, read_model
 from autoseg.inference.postprocess import apply_steps
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.quality import QualityModel
-from autoseg.pipeline import Workspace, cross_validate
+from autoseg.pipeline import Workspace, cross_validate, crossval
 from autoseg.pipeline.crossval import read_cross_validation
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.trainer import TrainingInterrupted
@@ -92,6 +94,24 @@ def test_every_case_is_scored_by_the_fold_that_had_not_seen_it(trained: Path, na
     )
     assert np.sum(known.confusion) == n_voxels
     assert [review.fold for review in known.reviews] == [expected[review.case] for review in known.reviews]
+
+
+def test_all_folds_look_at_cases_no_longer_than_their_training_took(
+    work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace = Workspace(root=work)
+    whole = read_cross_validation(workspace, "3d_fullres")
+    assert whole is not None
+    assert [review.fold for review in whole.reviews[:4]] == [0, 1, 0, 1]
+    workspace.model("3d_fullres").joinpath("cv.json").unlink()
+    # Four tenths of the limit pass with each case.
+    clock = itertools.count(0, 0.4 * crossval.MIN_REVIEW_S)
+    monkeypatch.setattr(crossval, "time", SimpleNamespace(monotonic=clock.__next__))
+    caplog.set_level(logging.INFO)
+    part = cross_validate(work, configuration="3d_fullres", device="cpu")
+    assert part.reviews == whole.reviews[:2]
+    assert part.evaluation == whole.evaluation
+    assert f"all folds looked at 2 of {len(whole.folds)} cases" in caplog.text
 
 
 def test_the_selection_names_all_candidates_and_the_best_that_is_beyond_noise(trained: Path) -> None:
