@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 PLAIN_PROGRESS_INTERVAL_S = 10.0
 N_TIMED_CONVOLUTIONS = 5
+MAX_MEMORY_FRACTION = 0.7
+"""Of what the machine has, for what threads are told to take; the rest is for what they are not told of."""
 
 # Of glibc's malloc.h and mallopt(3): the number of an option, its value while freed memory is kept, and its value
 # afterwards, which is the default or what it becomes in a process that has freed something large.
@@ -84,16 +87,48 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def map_threads(function: Callable[[S], T], items: Iterable[S], *, n_threads: int, description: str) -> list[T]:
+class MemoryShares:
+    """Memory that threads share: one that needs more than is left waits for others; one alone never does."""
+
+    def __init__(self, limit_gib: float) -> None:
+        """All of it is left."""
+        self._limit_gib, self._held_gib = limit_gib, 0.0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, gib: float) -> Iterator[None]:
+        """Has so much while the block runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held_gib or self._held_gib + gib <= self._limit_gib)
+            self._held_gib += gib
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held_gib -= gib
+                self._changed.notify_all()
+
+
+def map_threads(
+    function: Callable[[S], T],
+    items: Iterable[S],
+    *,
+    n_threads: int,
+    description: str,
+    needed_gib: Callable[[S], float] = lambda item: 0.0,
+) -> list[T]:
     """Applies `function` to every item in threads, shows progress, keeps the order.
 
-    The first error stops the rest and surfaces as it is.
+    The first error stops the rest and surfaces as it is. So many items are worked on at a time as threads and the
+    memory of the machine allow, where `needed_gib` tells what an item takes.
     """
     todo = list(items)
+    memory = MemoryShares(MAX_MEMORY_FRACTION * machine_memory_gib())
     with track(description, total=len(todo)) as advance, ThreadPoolExecutor(max(1, n_threads)) as pool:
 
         def run(item: S) -> T:
-            result = function(item)
+            with memory.hold(needed_gib(item)):
+                result = function(item)
             advance(1)
             return result
 

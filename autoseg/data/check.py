@@ -13,7 +13,7 @@ from autoseg.data.compare import CaseLook, look_at_case
 from autoseg.data.dataset import Case, Dataset, LabelMend
 from autoseg.data.io import read_label
 from autoseg.data.listings import structure_labels
-from autoseg.data.load import LoadedCase, label_values, load_case
+from autoseg.data.load import LoadedCase, label_values, load_case, loading_gib
 from autoseg.data.references import combinations_of
 
 MAX_LABELS_FOUND = 1000
@@ -101,7 +101,7 @@ def scan_dataset(dataset: Dataset, labels: LabelSpec, measure: Callable[[LoadedC
         dataset: the index.
         labels: its classes.
         measure: called with each case that is in order, from several threads.
-        n_threads: cases in memory at a time.
+        n_threads: cases in memory at a time; fewer where they are large.
     """
 
     def scan(case: Case) -> tuple[Case, T, CaseLook, tuple[Problem, ...]] | list[Problem]:
@@ -111,7 +111,9 @@ def scan_dataset(dataset: Dataset, labels: LabelSpec, measure: Callable[[LoadedC
         look = look_at_case(loaded.case, loaded.image, loaded.label, loaded.values)
         return loaded.case, measure(loaded), look, loaded.remarks
 
-    answers = map_threads(scan, dataset.cases, n_threads=n_threads, description="checking the cases")
+    answers = map_threads(
+        scan, dataset.cases, n_threads=n_threads, description="checking the cases", needed_gib=loading_gib
+    )
     in_order = [answer for answer in answers if not isinstance(answer, list)]
     return Scan(
         cases=tuple(case for case, _, _, _ in in_order),

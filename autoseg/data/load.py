@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ from autoseg.data.regrid import resample_onto
 PIECE_VOXELS = 2**20
 MASK_VALUES = frozenset({1, 255, 65535})
 """What programs write for the inside of a mask."""
+
+LOADING_BYTES = 12
+"""Of each voxel of each channel: the file's own type, float32, copies on the way and the label map."""
 
 MAX_EXTENT_MM, MIN_SPACING_MM = 10_000.0, 1e-6
 """No scan is longer than ten metres, and no voxel smaller than a nanometre."""
@@ -99,6 +103,15 @@ def load_image(
     read = iter(parts)
     absent = np.zeros((1, *geometry.shape), np.float32)
     return np.concatenate([absent if path is None else next(read) for path in images]), geometry
+
+
+def loading_gib(case: Case) -> float:
+    """About the memory that it takes to load a case and look at it, from its headers; 0 where one cannot be read."""
+    try:
+        raws = [read_raw(path) for path in case.image_files]
+    except FormatError:
+        return 0.0  # Whoever loads it tells.
+    return LOADING_BYTES * sum(raw.n_channels * math.prod(raw.geometry.shape) for raw in raws) / 2**30
 
 
 def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = False) -> LoadedCase | list[Problem]:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from autoseg.core.errors import (
     WARNING,
     AutosegError,
     DatasetError,
+    FormatError,
     PlanError,
     WorkspaceError,
     describe_problems,
@@ -25,8 +26,9 @@ from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import format_duration, format_memory, machine_memory_gib, map_threads, n_cpus
 from autoseg.core.serialize import digest, holds_json, write_json
 from autoseg.data.dataset import Case, Dataset
+from autoseg.data.io import read_geometry
 from autoseg.data.layouts import open_dataset
-from autoseg.data.load import LoadedCase, load_case
+from autoseg.data.load import LoadedCase, load_case, loading_gib
 from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
 from autoseg.pipeline.examine import file_identity, look_at, refuse_foreign_folder
 from autoseg.pipeline.explain import measure_plan, write_report
@@ -281,6 +283,7 @@ def preprocess_cases(
                     todo,
                     n_threads=n_cpus(),
                     description=f"preprocessing {grid}",
+                    needed_gib=lambda item: loading_gib(item[0]) + _resampling_gib(item[0], made, grid),
                 )
             )
     logger.info(
@@ -353,6 +356,22 @@ def _known_outputs(case: Case, labels: LabelSpec) -> tuple[bool, ...] | None:
     return tuple(known) if labels.regions else (True, *known)
 
 
+def _grid_gib(shape: Sequence[int], made: Plan) -> float:
+    """Memory that a case of this shape takes while it is resampled: channels before and after an axis, and labels."""
+    return FLOAT_BYTES * prod(shape) * (2 * len(made.channels) + 1) / GIB
+
+
+def _resampling_gib(case: Case, made: Plan, grid: str) -> float:
+    """At most, from the header of a case; 0 where it cannot be read."""
+    from autoseg.preprocessing.preprocess import grid_of
+
+    try:
+        geometry = read_geometry(case.image_files[0])
+    except FormatError:
+        return 0.0  # Whoever loads it tells.
+    return _grid_gib(grid_of(geometry.shape, geometry, made, grid)[0], made)
+
+
 def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, key: str, *, fix: bool) -> bool:
     """Whether it was made; not where another process has done so since it was looked for."""
     from autoseg.preprocessing.preprocess import preprocess_image, preprocess_label, record_case
@@ -366,7 +385,7 @@ def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, ke
     if not isinstance(loaded, LoadedCase):
         raise DatasetError.listing("a case cannot be used", loaded)
     record = record_case(loaded.image, loaded.geometry, made, grid)
-    needed_gib = FLOAT_BYTES * prod(record.shape) * (2 * len(made.channels) + 1) / GIB
+    needed_gib = _grid_gib(record.shape, made)
     if needed_gib > machine_memory_gib():
         raise WorkspaceError(
             f"{case.id}: becomes {join_numbers(record.shape)} voxels at {join_numbers(record.spacing_mm)} mm, which "

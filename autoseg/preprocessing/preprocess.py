@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,19 +58,26 @@ def record_case(image: NDArray[np.float32], geometry: Geometry, plan: Plan, conf
 def record_occupied(occupied: NDArray[np.bool_], geometry: Geometry, plan: Plan, configuration: str) -> CaseRecord:
     """`record_case` where it is known already which voxels (Z, Y, X) are not zero in some channel."""
     crop = bounding_box(occupied)
-    source_mm = permute3(geometry.spacing_mm, plan.axis_order)
-    target_mm = plan.configuration(configuration).spacing_mm
-    # The slices of a 2D configuration keep their distance.
-    spacing_mm = (source_mm[0], *target_mm)[-3:] if len(target_mm) == 2 else target_mm
-    shape = resampled_shape(permute3(crop.shape, plan.axis_order), source_mm, spacing_mm)
+    shape, spacing_mm = grid_of(crop.shape, geometry, plan, configuration)
     return CaseRecord(
         geometry=geometry,
         crop=crop,
         axis_order=plan.axis_order,
         shape=(shape[0], shape[1], shape[2]),
         spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]),
-        nearest_axis=choose_nearest_axis(source_mm, spacing_mm),
+        nearest_axis=choose_nearest_axis(permute3(geometry.spacing_mm, plan.axis_order), spacing_mm),
     )
+
+
+def grid_of(
+    shape: Sequence[int], geometry: Geometry, plan: Plan, configuration: str
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Shape and spacing of a part of a scan, of `shape` (Z, Y, X), on a configuration's grid, in the network's axes."""
+    source_mm = permute3(geometry.spacing_mm, plan.axis_order)
+    target_mm = plan.configuration(configuration).spacing_mm
+    # The slices of a 2D configuration keep their distance.
+    spacing_mm = (source_mm[0], *target_mm)[-3:] if len(target_mm) == 2 else target_mm
+    return resampled_shape(permute3(shape, plan.axis_order), source_mm, spacing_mm), spacing_mm
 
 
 def preprocess_image(image: NDArray[np.float32], record: CaseRecord, plan: Plan) -> Tensor:

@@ -34,6 +34,37 @@ def test_derive_seed_is_the_same_everywhere_and_different_for_different_parts() 
     assert derive_seed(1, 23) != derive_seed(12, 3)
 
 
+@pytest.mark.parametrize(("needed", "n_at_once"), [(0.6, 1), (0.4, 2), (0.0, 4), (5.0, 1)])
+def test_map_threads_works_on_what_fits_the_memory(
+    monkeypatch: pytest.MonkeyPatch, needed: float, n_at_once: int
+) -> None:
+    """Parts of what may be used; what takes more than there is runs alone."""
+    monkeypatch.setattr(runtime, "machine_memory_gib", lambda: 10 / runtime.MAX_MEMORY_FRACTION)
+    lock, running, most = threading.Lock(), 0, 0
+
+    def work(item: int) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        if item == 7:
+            raise ValueError("seven")
+        return item
+
+    def gib(item: int) -> float:
+        return 10 * needed
+
+    found = map_threads(work, range(7), n_threads=4, description="fitting", needed_gib=gib)
+    assert found == list(range(7))
+    assert most == n_at_once
+    # What one that failed has held is given back: nobody waits for it.
+    with pytest.raises(ValueError, match="seven"):
+        map_threads(work, range(20), n_threads=4, description="failing", needed_gib=gib)
+
+
 def test_map_threads_keeps_the_order_and_uses_the_threads() -> None:
     threads = set()
     both = threading.Barrier(2, timeout=10)
