@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -205,10 +206,19 @@ def test_devices_of_the_processor() -> None:
 def test_the_stages_of_a_cascade_and_other_configurations_are_in_order(user: Path) -> None:
     workspace = pipeline.Workspace(root=user / "autoseg-work")
     made = pipeline.force_cascade(workspace.root)
-    names = choose_configurations(made, "2d,cascade")
+    names = choose_configurations(made, "2d,cascade", None)
     assert names == ["2d", "3d_cascade_fullres"]
-    assert choose_configurations(made, "all") == list(made.configurations)
-    assert choose_configurations(made, None) == [made.recommended]
+    assert choose_configurations(made, "all", None) == list(made.configurations)
+    assert choose_configurations(made, None, None) == [made.recommended]
+    of_cascade = dataclasses.replace(made, recommended="3d_cascade_fullres")
+    for asked, budget, expected in (
+        (None, None, "3d_cascade_fullres"),
+        (None, Budget(iterations=10), "3d_cascade_fullres"),
+        (None, Budget(max_time_s=3600), "3d_cascade_fullres"),
+        (None, Budget(max_time_s=900), "3d_lowres"),
+        ("cascade", Budget(max_time_s=900), "3d_cascade_fullres"),
+    ):
+        assert choose_configurations(of_cascade, asked, budget) == [expected]
     jobs = training_jobs(workspace, configurations=names, folds=[0, 1], validate=True, n_preprocessing=3)
     done: set[str] = set()
     for job in jobs:

@@ -48,7 +48,8 @@ def train(
         typer.Option(
             "-c",
             "--configuration",
-            help="2d, 3d_fullres, cascade, several as in 2d,3d_fullres, or all; the recommended one by default.",
+            help="2d, 3d_fullres, cascade, several as in 2d,3d_fullres, or all. Default: the recommended one; of a "
+            "cascade only the first stage where --max-time is less than an hour.",
         ),
     ] = None,
     work: Work = DEFAULT_WORK,
@@ -167,10 +168,10 @@ def train(
     folds = parse_folds(fold, n_folds=len(workspace.read_splits().folds))
     if force:
         pipeline.force_cascade(work, configuration)
-    names = schedule.choose_configurations(workspace.read_plan(), configuration)
     budget = Budget.make(
         epochs=epochs, iterations=iterations, max_time_s=parse_duration(max_time) if max_time is not None else None
     )
+    names = schedule.choose_configurations(workspace.read_plan(), configuration, budget)
     request = TrainRequest(
         config=TrainConfig(
             budget=budget,

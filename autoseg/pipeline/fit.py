@@ -15,7 +15,7 @@ from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
 from autoseg.pipeline.crossval import never, open_preprocessed, validate_fold, why_incomplete
 from autoseg.pipeline.prepare import preprocess_cases
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, configuration_to_train
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation
@@ -60,8 +60,9 @@ def train(
     Args:
         work: the work folder, planned.
         folds: which; None for all.
-        configuration: its name; None for the recommended one. The second stage of a cascade is also called "cascade";
-            what is missing of its first stage is trained before.
+        configuration: its name; None for the recommended one, or where that is a cascade and a fold has less than an
+            hour, its first stage. The second stage of a cascade is also called "cascade"; what is missing of its first
+            stage is trained before.
         config: budget, recipe and seed; None for a full training.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         resume: go on from checkpoints where there are some.
@@ -91,9 +92,9 @@ def train(
 
     workspace = Workspace(root=Path(work))
     made, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
-    chosen = default_configuration(made, configuration)
     where = resolve_device(device)
     settings, ranks = config or TrainConfig(), ranks or ALONE
+    chosen = configuration_to_train(made, configuration, settings.budget)
     if made.channels != dataset.channels:
         raise WorkspaceError(
             f"{workspace.plan_file}: has the channels {', '.join(made.channels)}, the dataset has "

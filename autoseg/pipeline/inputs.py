@@ -68,7 +68,8 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
 
     Args:
         path: a work folder, the folder of a trained configuration, or a `.autoseg` file.
-        configuration: its name; None for the recommended one of a work folder, or the one that a model is of.
+        configuration: its name; None for the recommended one of a work folder or the only one that is trained, or for
+            the one that a model is of.
         is_model: whether it must be a model by itself, not a work folder.
 
     Raises:
@@ -86,6 +87,9 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
     folder = workspace.model(default_configuration(made, configuration).name)
     if not usable_folds(folder):
         usable = [name for name in made.configurations if usable_folds(workspace.model(name))]
+        if configuration is None and len(usable) == 1:
+            logger.info("%s is the only configuration that is trained", usable[0])
+            return read_model(workspace.model(usable[0]))
         hint = f"; trained is {', '.join(usable)}, name it with -c" if usable else ""
         raise PredictionError(f"{folder}: no fold is trained yet; run 'autoseg train' first{hint}")
     return read_model(folder)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from autoseg.core.errors import FormatError, PlanError, WorkspaceError
 from autoseg.core.locks import locked
+from autoseg.core.runtime import format_duration
 from autoseg.core.serialize import read_json
 from autoseg.core.versions import note_writer, refuse_newer, tell_writer
 from autoseg.data.dataset import Dataset
@@ -20,6 +21,7 @@ from autoseg.data.splits import Splits
 from autoseg.planning.checks import check_plan
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.training.config import Budget
 
 T = TypeVar("T")
 
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_WORK = Path("autoseg-work")
 CASCADE = "cascade"
 """What a user may call the second stage of a cascade, however it is called in the plan."""
+
+MIN_CASCADE_TIME_S = 3600.0
+"""For a fold. With less, the second stage, which waits for five firsts, has no time for what those cannot see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +195,26 @@ def default_configuration(made: Plan, name: str | None = None) -> ConfigurationP
             raise why_no_cascade(made)
         return made.cascade
     return made.configuration(made.recommended if name is None else name)
+
+
+def configuration_to_train(made: Plan, name: str | None, budget: Budget | None) -> ConfigurationPlan:
+    """`default_configuration`, but for the first stage of a recommended cascade for which there is little time.
+
+    Args:
+        made: the plan.
+        name: as in `default_configuration`.
+        budget: of each fold; None for a full training.
+    """
+    chosen = default_configuration(made, name)
+    time_s = None if budget is None else budget.max_time_s
+    if name is not None or chosen.previous is None or time_s is None or time_s >= MIN_CASCADE_TIME_S:
+        return chosen
+    logger.info(
+        "a cascade takes at least %s for each fold: its first stage, %s, is trained alone; -c cascade trains both",
+        format_duration(MIN_CASCADE_TIME_S),
+        chosen.previous,
+    )
+    return made.configuration(chosen.previous)
 
 
 def why_no_cascade(made: Plan) -> PlanError:

@@ -137,6 +137,19 @@ def test_what_is_there_is_not_made_again(trained: Path, caplog: pytest.LogCaptur
     assert not any("look at all cases" in record.getMessage() for record in caplog.records)
 
 
+def test_what_alone_is_trained_predicts_where_the_recommended_one_is_not(
+    work: Path, tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (work / "selection.json").unlink()
+    shutil.rmtree(work / "models" / "3d_fullres")
+    caplog.set_level(logging.INFO)
+    autoseg.predict(tiny_dataset / "imagesTs", tmp_path / "out", work, device="cpu", speed="fast")
+    assert manifest(tmp_path / "out")["configuration"] == "2d"
+    assert "2d is the only configuration that is trained" in caplog.text
+    with pytest.raises(PredictionError, match=r"3d_fullres: no fold is trained yet.*trained is 2d"):
+        autoseg.predict(tiny_dataset / "imagesTs", tmp_path / "other", work, device="cpu", configuration="3d_fullres")
+
+
 def after(n: int) -> Callable[[], bool]:
     asked = iter(range(n))
 

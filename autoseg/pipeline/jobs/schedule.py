@@ -8,8 +8,9 @@ from pathlib import Path
 
 from autoseg.pipeline.jobs.batch import Batch, Job
 from autoseg.pipeline.prepare import cases_to_preprocess
-from autoseg.pipeline.workspace import Workspace, default_configuration
+from autoseg.pipeline.workspace import Workspace, configuration_to_train
 from autoseg.planning.plan import Plan
+from autoseg.training.config import Budget
 from autoseg.training.folds import fold_folder, trained_folds
 from autoseg.training.record import FoldFiles
 
@@ -18,12 +19,13 @@ CASES_PER_PREPROCESSING_JOB = 250
 MAX_PREPROCESSING_JOBS = 32
 
 
-def choose_configurations(made: Plan, names: str | None) -> list[str]:
-    """The configurations that a user names, in the plan's order.
+def choose_configurations(made: Plan, names: str | None, budget: Budget | None) -> list[str]:
+    """The configurations to train that a user names, in the plan's order.
 
     Args:
         made: the plan.
-        names: "2d,3d_fullres", "all", "cascade", or None for the recommended one.
+        names: "2d,3d_fullres", "all", "cascade", or None, see `configuration_to_train`.
+        budget: of each fold.
 
     Raises:
         PlanError: there is none of that name.
@@ -31,7 +33,7 @@ def choose_configurations(made: Plan, names: str | None) -> list[str]:
     if names == ALL:
         return list(made.configurations)
     parts: list[str | None] = [part.strip() for part in (names or "").split(",") if part.strip()]
-    chosen = {default_configuration(made, part).name for part in parts or [None]}
+    chosen = {configuration_to_train(made, part, budget).name for part in parts or [None]}
     return [name for name in made.configurations if name in chosen]
 
 
