@@ -24,7 +24,7 @@ if [ ! -x .venv/bin/python ]; then
 fi
 source .venv/bin/activate
 
-# Without an NVIDIA driver the CUDA build of torch would bring gigabytes that cannot be used.
+# Without an NVIDIA driver, the version of which pip may find a build for CPUs: the other brings gigabytes for nothing.
 constraints=()
 if ! command -v nvidia-smi >/dev/null; then
     constraints=(--constraint scripts/constraints-cpu.txt)

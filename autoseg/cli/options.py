@@ -29,11 +29,14 @@ Configuration = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 DEFAULT_WORK = Path("autoseg-work")
-Folds = Annotated[str | None, typer.Option(help="0..4, 0,2, 3; default: all that are trained to their end.")]
+Folds = Annotated[
+    str | None,
+    typer.Option(help="A range (0..4), a list (0,2) or one (3); default: all that are trained to their end."),
+]
 Executor = Annotated[
     str, typer.Option(help="local, or slurm: as jobs of a Slurm cluster, for which the options below are.")
 ]
-Partition = Annotated[str | None, typer.Option(help="Of the cluster; default: its default one.")]
+Partition = Annotated[str | None, typer.Option(help="Partition of the cluster; default: its default one.")]
 Time = Annotated[
     str | None,
     typer.Option(
@@ -42,13 +45,13 @@ Time = Annotated[
     ),
 ]
 GpusPerNode = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Of each job; default: what it needs, where there are GPUs.")
+    int | None, typer.Option(min=0, metavar="N", help="GPUs of each job; default: what it needs, where there are some.")
 ]
 CpusPerTask = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Of each job; default: 8 per GPU, or what a node has.")
+    int | None, typer.Option(min=1, metavar="N", help="Processors of each job; default: 8 per GPU, or what a node has.")
 ]
-Memory = Annotated[float | None, typer.Option(metavar="GIB", help="Of each job; default: the cluster's.")]
-Account = Annotated[str | None, typer.Option(help="To charge; default: yours.")]
+Memory = Annotated[float | None, typer.Option(metavar="GIB", help="Memory of each job; default: the cluster's.")]
+Account = Annotated[str | None, typer.Option(help="Account to charge; default: yours.")]
 Sbatch = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other option of sbatch: --sbatch constraint=a100.")
 ]

@@ -70,8 +70,8 @@ def plan(
             "-c",
             "--configurations",
             "--configuration",
-            help="Plan and preprocess only these, such as 2d,3d_fullres; or preprocess all. By default all that make "
-            "sense are planned, and the cases are preprocessed for the recommended one.",
+            help="Plan and preprocess only these, such as 2d,3d_fullres, or all. By default all that make sense are "
+            "planned, and the cases are preprocessed for the recommended one.",
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="unet, resenc-m, resenc-l or resenc-xl (residual encoder).")] = "unet",

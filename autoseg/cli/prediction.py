@@ -98,11 +98,11 @@ def predict(
     ] = False,
     postprocessing: Annotated[
         bool,
-        typer.Option("--postprocessing/--no-postprocessing", help="Steps that cross-validation found to help."),
+        typer.Option("--postprocessing/--no-postprocessing", help="Do the steps that cross-validation found to help."),
     ] = True,
     executor: Executor = "local",
     jobs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Of the cluster, which share the images.")
+        int | None, typer.Option(min=1, metavar="N", help="Jobs of the cluster that share the images; default: 1.")
     ] = None,
     partition: Partition = None,
     time: Time = None,
@@ -178,7 +178,8 @@ def export(
 ) -> None:
     """Write a trained model into one file, to predict with anywhere: no images, names of cases or paths are in it.
 
-    A cascade does not go into one file yet: copy the folders of both stages side by side.
+    Of an ensemble that was selected, name one configuration with -c. A cascade does not go into one file yet: copy the
+    folders of both stages side by side.
     """
     from autoseg import pipeline
 

@@ -42,7 +42,7 @@ commands = typer.Typer()
 
 @commands.command()
 def train(
-    fold: Annotated[str, typer.Option("--fold", help="0..4, 0,2, 3 or all.")] = "all",
+    fold: Annotated[str, typer.Option("--fold", help="A range (0..4), a list (0,2), one (3) or all.")] = "all",
     configuration: Annotated[
         str | None,
         typer.Option(
@@ -58,15 +58,22 @@ def train(
     max_time: Annotated[
         str | None,
         typer.Option(
-            help="Budget: training time of each fold, such as 15m, 1h30m or 90s; the validation comes on top."
+            help="Budget: training time of each fold, such as 15m, 1h30m or 90s; the validation comes on top. Without "
+            "a budget: an hour on a CPU, a full training on a GPU."
         ),
     ] = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of weights, patches and augmentation.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on from a checkpoint where there is one.")] = True,
+    seed: Annotated[int, typer.Option(help="Random seed of weights, patches and augmentation.")] = 0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Go on from a checkpoint where there is one; --no-resume first deletes what all named folds have."
+        ),
+    ] = True,
     recipe: Annotated[str, typer.Option(help="fast, or published (the schedule of the nnU-Net paper).")] = "fast",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Patches per step; default: the plan's, on a CPU at most 2.")
+        int | None,
+        typer.Option(min=1, help="Patches per step; default: the plan's, on a CPU at most 2 (of slices 32)."),
     ] = None,
     validate: Annotated[bool, typer.Option(help="Score each fold on whole volumes; after the last, select.")] = True,
     network: Annotated[
@@ -94,7 +101,9 @@ def train(
     ] = "auto",
     compile_network: Annotated[
         bool | None,
-        typer.Option("--compile/--no-compile", help="torch.compile; default: in trainings of 15 minutes on a GPU."),
+        typer.Option(
+            "--compile/--no-compile", help="torch.compile; default: on a GPU where more than 15 minutes are left."
+        ),
     ] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Only operations that repeat bit for bit; slower on a GPU.")

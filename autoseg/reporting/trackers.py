@@ -75,7 +75,7 @@ class TensorBoardTracker:
         except ImportError as error:
             raise TrainingError(
                 f"tracking with TensorBoard needs the package tensorboard ({error}); install it: "
-                "pip install 'autoseg[tensorboard]'"
+                "pip install tensorboard"
             ) from error
         self.folder = folder / "tensorboard"
         self.labels = tuple(labels)
