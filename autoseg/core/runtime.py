@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -301,8 +301,15 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     import torch
 
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if can_compute(device, "bfloat16") else torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_gains_from_bfloat16() else None
+
+
+def can_compute(device: torch.device, precision: str) -> bool:
+    """Whether a device has a precision; older NVIDIA GPUs emulate "bfloat16", many times slower."""
+    import torch
+
+    return device.type != "cuda" or precision != "bfloat16" or torch.cuda.get_device_properties(device).major >= 8
 
 
 @cache
@@ -334,7 +341,7 @@ def computing(device: torch.device, *, deterministic: bool) -> Iterator[None]:
 
     An operation that can't be repeated on this device then raises torch's own error. On a CPU all are repeated anyway,
     with the same number of threads, and freed memory stays with the process. From then on torch uses the processors
-    that were granted: see `use_granted_cpus`.
+    that were granted: see `use_granted_cpus`. Of several GPUs, what names none means this one.
     """
     import torch
 
@@ -345,7 +352,11 @@ def computing(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     try:
-        with keeping_freed_memory() if device.type == "cpu" else nullcontext():
+        with ExitStack() as stack:
+            if device.type == "cpu":
+                stack.enter_context(keeping_freed_memory())
+            elif device.type == "cuda":
+                stack.enter_context(torch.cuda.device(device))
             yield
     finally:
         torch.use_deterministic_algorithms(before[0])

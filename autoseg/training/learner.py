@@ -25,6 +25,7 @@ from autoseg.training.recipe import Recipe, make_optimizer
 logger = logging.getLogger(__name__)
 
 N_TIMED_STEPS = 3
+FIRST_LOSS_SCALE = 2.0**16
 
 
 class Learner:
@@ -71,11 +72,20 @@ class Learner:
         self._batch_dice = configuration.batch_dice
         self._max_gradient_norm = recipe.max_gradient_norm
 
-    def use_precision(self, name: str) -> None:
-        """Computes in this precision from now on; see `__init__`."""
+    def use_precision(self, name: str, *, loss_scale: float | None = None) -> None:
+        """Computes in this precision from now on.
+
+        Args:
+            name: see `__init__`.
+            loss_scale: of float16, where an earlier training had found one.
+        """
         chosen = autocast_dtype(self.device) if name == "auto" else getattr(torch, name)
         self.precision: torch.dtype = chosen or torch.float32
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type,
+            init_scale=FIRST_LOSS_SCALE if loss_scale is None else loss_scale,
+            enabled=self.precision is torch.float16,
+        )
 
     @property
     def precision_name(self) -> str:
@@ -147,15 +157,14 @@ class Learner:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         loss = compute_loss()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            return value
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self._max_gradient_norm))
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
+        gradient_norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._max_gradient_norm)
+        # Both together: a GPU is waited for once, when all of its work has been given to it.
+        value, norm = torch.stack([loss.detach().float(), gradient_norm.float()]).tolist()
+        if not self.scaler.is_enabled() and not (math.isfinite(value) and math.isfinite(norm)):
             # One such step would make every weight NaN; the scaler of float16 training skips it by itself.
-            return norm
+            return norm if math.isfinite(value) else value
         self.is_changing = True
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -125,22 +125,24 @@ def choose_batch_size(recipe: Recipe, planned: int, *, n_axes: int, on_cpu: bool
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, fused into one kernel where the device can."""
+    """The optimizer of a recipe."""
     import torch
 
-    fused = device.type in ("cuda", "cpu")
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
+            network.parameters(),
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=device.type in ("cuda", "cpu"),
         )
     if recipe.optimizer == "sgd":
+        # Not fused: where the first step of float16 training is skipped, that would keep unwritten memory as momentum.
         return torch.optim.SGD(
             network.parameters(),
             lr=recipe.learning_rate,
             momentum=0.99,
             nesterov=True,
             weight_decay=recipe.weight_decay,
-            fused=fused,
         )
     if recipe.optimizer == "muon":
         from autoseg.training.muon import Muon

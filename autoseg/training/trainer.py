@@ -19,7 +19,7 @@ from autoseg import __version__
 from autoseg.core.errors import TrainingError, first_line
 from autoseg.core.faults import DeviceError, describe_lost_device, is_device_lost, is_device_memory, is_out_of_memory
 from autoseg.core.geometry import join_numbers
-from autoseg.core.runtime import computing, derive_seed, format_duration, n_cpus, run_ahead, track
+from autoseg.core.runtime import can_compute, computing, derive_seed, format_duration, n_cpus, run_ahead, track
 from autoseg.core.serialize import digest, write_json
 from autoseg.networks.build import build_trainable
 from autoseg.networks.outputs import Outputs
@@ -236,15 +236,13 @@ class _Run:
                 "give the same options again, or --no-resume to start anew"
             )
         load_checkpoint(self.files.checkpoint, self.learner.network, self.learner.optimizer)
-        if state.device == self.device.type:
+        if state.device == self.device.type and can_compute(self.device, state.precision):
             # What is fastest was measured when the run began, and may come out otherwise on a busy machine.
-            self.learner.use_precision(state.precision)
+            self.learner.use_precision(state.precision, loss_scale=state.loss_scale)
         self.iteration, self.elapsed_s, self.epoch_time_s = state.iteration, state.elapsed_s, state.epoch_time_s
         self.before_s = state.before_s
         self.saved_at_step = state.iteration
         self.epoch_losses = list(state.epoch_losses)
-        if state.loss_scale is not None and self.learner.scaler.is_enabled():
-            self.learner.scaler.update(state.loss_scale)
         self.epochs = read_log(self.files.log)[: state.epoch]
         done = self.budget.fraction_done(self.iteration, self.elapsed_s)
         self.finished = done >= 1 and self.files.weights.exists()

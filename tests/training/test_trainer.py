@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 from autoseg.core.errors import TrainingError
 from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec
+from autoseg.networks.build import build_trainable
 from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, write_case
+from autoseg.training import trainer
 from autoseg.training.adapt import choose_training
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.learner import Learner
@@ -251,6 +254,17 @@ def test_the_precision_is_what_was_asked_for_and_stays_when_resumed(
         train(tmp_path / name, cases, config=dataclasses.replace(TEN, precision=name))
         assert precision(name) == name
         assert np.isfinite([line["train_loss"] for line in read_log(tmp_path / name)]).all()
+        # Of float16 the scale of the loss goes on too.
+        with pytest.raises(TrainingInterrupted):
+            train(
+                tmp_path / "parts",
+                cases,
+                config=dataclasses.replace(TEN, precision=name),
+                resume=False,
+                stop=stop_after(4),
+            )
+        resumed = train(tmp_path / "parts", cases, config=dataclasses.replace(TEN, precision=name))
+        assert_equal(resumed, train(tmp_path / name, cases, config=dataclasses.replace(TEN, precision=name)))
     monkeypatch.setattr("autoseg.training.learner.autocast_dtype", lambda device: torch.bfloat16)
     with pytest.raises(TrainingInterrupted):
         train(tmp_path / "auto", cases, config=TEN, stop=stop_after(3))
@@ -259,6 +273,43 @@ def test_the_precision_is_what_was_asked_for_and_stays_when_resumed(
     resumed = train(tmp_path / "auto", cases, config=TEN)
     assert precision("auto") == "bfloat16"
     assert_equal(resumed, train(tmp_path / "named", cases, config=dataclasses.replace(TEN, precision="bfloat16")))
+
+
+def test_a_precision_that_this_gpu_emulates_is_not_taken_from_a_checkpoint(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoseg.training.learner.autocast_dtype", lambda device: torch.bfloat16)
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path, cases, config=TEN, stop=stop_after(3))
+    monkeypatch.setattr("autoseg.training.learner.autocast_dtype", lambda device: None)
+    monkeypatch.setattr(trainer, "can_compute", lambda device, precision: precision != "bfloat16")
+    train(tmp_path, cases, config=TEN)
+    assert json.loads((tmp_path / "training.json").read_text())["precision"] == "float32"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_first_step_that_float16_has_to_skip_leaves_nothing_behind(recipe: str) -> None:
+    """The scale of the loss begins high, so gradients may overflow; weights and momentum then stay as they were."""
+    torch.manual_seed(0)
+    configuration = make_configuration(3)
+    learner = Learner(
+        build_trainable(make_plan(configuration), configuration),
+        configuration,
+        recipe=RECIPES[recipe],
+        device=CPU,
+        precision="float16",
+    )
+    images = torch.randn(2, 1, *configuration.patch_size)
+    classes = torch.randint(3, (2, *configuration.patch_size))
+    before = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
+    learner.step(lambda: learner.loss(images, classes) * torch.inf, learning_rate=0.1)
+    assert_equal(before, learner.network.state_dict())
+    for _ in range(3):
+        value = learner.step(lambda: learner.loss(images, classes), learning_rate=1e-4)
+        assert math.isfinite(value)
+    after = learner.network.state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    assert all((after[name] - before[name]).abs().max() < 0.1 for name in before)
 
 
 def test_a_network_that_does_not_compile_trains_without_and_says_so_once(
