@@ -54,6 +54,9 @@ _NO_MEMORY = (
     "failed to map segment from shared object",
     "failed to allocate",
     "unable to find an engine",
+    # These libraries say so where there is no room for their own workspace.
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
 )
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
 _GPU_LOST = (

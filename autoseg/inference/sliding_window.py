@@ -71,19 +71,28 @@ class WindowConfig:
 
 
 class CompiledNetwork:
-    """A network that is compiled when it is first run; where that fails it runs as it is, after one warning."""
+    """A network that is compiled when it is first run; where that fails it runs as it is, after one warning.
+
+    It is compiled for the largest batch that it has seen, to which smaller ones are filled up: for each size anew would
+    take minutes, and for any size is slower.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         """Compiles nothing yet."""
-        self._network = network
-        self._forward: Callable[[Tensor], Tensor] | None = torch.compile(network)
+        self._network, self._largest = network, 0
+        self._forward: Callable[[Tensor], Tensor] | None = torch.compile(network, dynamic=False)
 
     def __call__(self, images: Tensor) -> Tensor:
         """The network's output."""
         if self._forward is not None:
+            n_images = len(images)
+            self._largest = max(self._largest, n_images)
             try:
-                return self._forward(images)
+                filled = torch.cat([images, images[:1].expand(self._largest - n_images, *images.shape[1:])])
+                return self._forward(filled.contiguous(memory_format=channels_last(images.ndim - 2)))[:n_images]
             except torch.OutOfMemoryError:
+                # Fewer are to be tried, and not filled up to as many again.
+                self._largest = 0
                 raise
             except Exception as error:  # whatever goes wrong in a compiler, its back end or a missing tool
                 self._forward = None
@@ -232,10 +241,14 @@ class SlidingWindow:
     ) -> list[Tensor] | None:
         """Logits (K, *patch) of tiles, mirrored back; None where they are too many, and fewer are to be taken."""
         n_axes = len(self.config.patch_size)
-        tiles = torch.stack([self._mirror(_tile(image, start, self.config.tile, n_axes), axes) for start, axes in jobs])
         try:
-            tiles = tiles.to(self.device).contiguous(memory_format=channels_last(n_axes))
-            groups = self._run(tiles, separate=separate)
+            # Each tile goes to the device once, and is mirrored there.
+            cut = {
+                start: _tile(image, start, self.config.tile, n_axes).to(self.device)
+                for start in dict.fromkeys(start for start, _ in jobs)
+            }
+            tiles = torch.stack([self._mirror(cut[start], axes) for start, axes in jobs])
+            groups = self._run(tiles.contiguous(memory_format=channels_last(n_axes)), separate=separate)
             logits = groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)
             return [self._mirror_back(logits[number], axes) for number, (_, axes) in enumerate(jobs)]
         except (MemoryError, RuntimeError) as error:

@@ -172,6 +172,8 @@ def train(
                     on_epoch=on_epoch,
                     ranks=ranks,
                 )
+            if fold == wanted[-1]:
+                ranks.part()
             if ranks.is_first:
                 _draw_curves(files.folder, read_log(files.log))
                 if validate:

@@ -235,10 +235,10 @@ def _choose_network(
 ) -> tuple[ConfigurationPlan, float]:
     """The largest network and patch that make enough steps, and the seconds of such a step."""
     assert budget.max_time_s is not None
-    started = time.monotonic()
+    started: float | None = None
     chosen: tuple[ConfigurationPlan, float] | None = None
     for candidate, min_steps in known:
-        if chosen is not None and time.monotonic() - started > MAX_TIMING_FRACTION * budget.max_time_s:
+        if started is not None and time.monotonic() - started > MAX_TIMING_FRACTION * budget.max_time_s:
             break
         try:
             step_s = timer(candidate)
@@ -251,6 +251,8 @@ def _choose_network(
                     "smaller --batch-size"
                 ) from error
             break
+        # The first one starts up the device, which says nothing about the others.
+        started = started or time.monotonic()
         # Fewer steps than the user allows are not made with any network.
         wanted = min(min_steps, budget.iterations or min_steps)
         if chosen is not None and budget.expected_iterations(step_s) < wanted:
@@ -329,6 +331,8 @@ def _time_step(
     """Seconds of a training step on noise, without reading and augmentation."""
     forked = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(forked), computing(device, deterministic=config.deterministic):
+        # To try every kernel for every size would take longer than the steps.
+        torch.backends.cudnn.benchmark = False
         network = build_trainable(plan, configuration)
         recipe = RECIPES[config.recipe]
         learner = Learner(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoseg.core.errors import TrainingError
 from autoseg.core.faults import is_out_of_memory
-from autoseg.core.runtime import derive_seed
+from autoseg.core.runtime import computing, derive_seed
 from autoseg.networks.build import build_trainable
 from autoseg.networks.outputs import Outputs
 from autoseg.planning.plan import ConfigurationPlan, Measurement, Plan, suggest
@@ -77,7 +77,11 @@ def measure_configuration(
         raise TrainingError(f"recipe '{recipe}' is unknown; {suggest(recipe, RECIPES)}")
     network = build_trainable(plan, configuration)
     try:
-        return _measure(network, plan, configuration, recipe=RECIPES[recipe], device=device, max_search_s=max_search_s)
+        # With the kernels that a training would take, and their memory.
+        with computing(device, deterministic=False):
+            return _measure(
+                network, plan, configuration, recipe=RECIPES[recipe], device=device, max_search_s=max_search_s
+            )
     finally:
         # Moved, not only forgotten: an error on its way up holds the frames that know the network.
         network.to("cpu")

@@ -103,6 +103,13 @@ class Ranks:
         assert not list(network.buffers()), "they would differ between processes"
         return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
+    def part(self) -> None:
+        """Ends what they do together: who has nothing left to do need not wait for the others."""
+        from torch import distributed
+
+        if self.count > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
+
 
 ALONE = Ranks(index=0, count=1)
 
@@ -140,12 +147,12 @@ def joined(index: int, count: int, *, rendezvous: Path | None, device: torch.dev
         world_size=count,
         timeout=TIMEOUT,
     )
-    ends_well = False
+    ranks, ends_well = Ranks(index=index, count=count), False
     try:
         with warnings.catch_warnings():
             # Of kernels of one voxel, which are the same in every layout.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            yield Ranks(index=index, count=count)
+            yield ranks
         ends_well = True
     except RuntimeError as error:
         # gloo has no error of its own.
@@ -158,4 +165,4 @@ def joined(index: int, count: int, *, rendezvous: Path | None, device: torch.dev
     finally:
         # On GPUs not after an error: that waits for the others, who wait for this process. Its end frees them.
         if ends_well or not on_gpu:
-            distributed.destroy_process_group()
+            ranks.part()

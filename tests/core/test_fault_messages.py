@@ -28,6 +28,8 @@ GPU_LOST = "the GPU has failed"
         (torch.OutOfMemoryError("CUDA out of memory."), GPU_MEMORY),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), GPU_MEMORY),
         (torch.AcceleratorError("CUDA error: out of memory"), GPU_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), GPU_MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), GPU_MEMORY),
         (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), GPU_MEMORY),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), GPU_LOST),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), GPU_LOST),

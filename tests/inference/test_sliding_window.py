@@ -489,7 +489,7 @@ def test_compiled_networks_give_the_same_and_one_that_fails_runs_as_it_is(
 
     compile_with = torch.compile
     backend = "aot_eager" if works else fail
-    monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend=backend))
+    monkeypatch.setattr(torch, "compile", lambda module, **options: compile_with(module, backend=backend, **options))
     torch.manual_seed(0)
     network = nn.Conv3d(1, 2, 3, padding=1)
     image = torch.randn(1, 9, 13, 17)
@@ -499,3 +499,23 @@ def test_compiled_networks_give_the_same_and_one_that_fails_runs_as_it_is(
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
     warnings = [record.getMessage() for record in caplog.records if "could not be compiled" in record.getMessage()]
     assert len(warnings) == (0 if works else 1)
+
+
+def test_smaller_batches_are_filled_up_to_the_size_that_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Watched(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            sizes.append(len(images))
+            if len(images) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return images * 2
+
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    network, image = CompiledNetwork(Watched()), torch.randn(6, 1, 4, 4, 4)
+    for n_images in (4, 3, 1):
+        assert torch.equal(network(image[:n_images]), 2 * image[:n_images])
+    with pytest.raises(torch.OutOfMemoryError):
+        network(image)
+    assert torch.equal(network(image[:3]), 2 * image[:3])
+    assert sizes == [4, 4, 4, 6, 3]
