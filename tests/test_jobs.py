@@ -30,6 +30,7 @@ from autoseg.pipeline.jobs.local import choose_devices
 from autoseg.pipeline.jobs.schedule import choose_configurations, groups_of, training_jobs
 from autoseg.pipeline.jobs.status import status
 from autoseg.pipeline.jobs.supervise import Supervisor, kind_of
+from autoseg.pipeline.workspace import configuration_to_train
 from autoseg.training.config import Budget, TrainConfig
 
 COMMAND = Path(sys.executable).with_name("autoseg")
@@ -211,6 +212,8 @@ def test_the_stages_of_a_cascade_and_other_configurations_are_in_order(user: Pat
     assert choose_configurations(made, "all", None) == list(made.configurations)
     assert choose_configurations(made, None, None) == [made.recommended]
     of_cascade = dataclasses.replace(made, recommended="3d_cascade_fullres")
+    assert configuration_to_train(of_cascade, None, None, on_cpu=True).name == "3d_lowres"
+    assert configuration_to_train(of_cascade, "cascade", None, on_cpu=True).name == "3d_cascade_fullres"
     for asked, budget, expected in (
         (None, None, "3d_cascade_fullres"),
         (None, Budget(iterations=10), "3d_cascade_fullres"),

@@ -180,7 +180,6 @@ def train(
     budget = Budget.make(
         epochs=epochs, iterations=iterations, max_time_s=parse_duration(max_time) if max_time is not None else None
     )
-    names = schedule.choose_configurations(workspace.read_plan(), configuration, budget)
     request = TrainRequest(
         config=TrainConfig(
             budget=budget,
@@ -200,6 +199,10 @@ def train(
         checkpoint_interval_s=parse_duration(checkpoint_interval),
         track_with=tuple(track or ()),
     )
+    if configuration is None and not on_cluster:
+        names = [pipeline.configuration_for_time(workspace, request.config, device=device).name]
+    else:
+        names = schedule.choose_configurations(workspace.read_plan(), configuration, budget)
     if on_cluster:
         ids = start.submit_training(
             work,

@@ -9,6 +9,7 @@ from autoseg.pipeline.explain import measure, require_gpu
 from autoseg.pipeline.fit import train
 from autoseg.pipeline.pages import report, report_predictions
 from autoseg.pipeline.prepare import plan, plan_from_fingerprint, preprocess_cases
+from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.score import evaluate
 from autoseg.pipeline.segment import predict
 from autoseg.pipeline.share import export
@@ -18,6 +19,7 @@ __all__ = [
     "DEFAULT_WORK",
     "Workspace",
     "check",
+    "configuration_for_time",
     "cross_validate",
     "evaluate",
     "export",

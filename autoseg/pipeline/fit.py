@@ -15,7 +15,8 @@ from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
 from autoseg.pipeline.crossval import never, open_preprocessed, validate_fold, why_incomplete
 from autoseg.pipeline.prepare import preprocess_cases
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, configuration_to_train
+from autoseg.pipeline.quick import configuration_for_time
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation
@@ -60,9 +61,9 @@ def train(
     Args:
         work: the work folder, planned.
         folds: which; None for all.
-        configuration: its name; None for the recommended one, or where that is a cascade and a fold has less than an
-            hour, its first stage. The second stage of a cascade is also called "cascade"; what is missing of its first
-            stage is trained before.
+        configuration: its name; None for the recommended one, or what suits the time better, see
+            `configuration_for_time`. The second stage of a cascade is also called "cascade"; what is missing of its
+            first stage is trained before.
         config: budget, recipe and seed; None for a full training.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         resume: go on from checkpoints where there are some.
@@ -94,7 +95,11 @@ def train(
     made, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
     where = resolve_device(device)
     settings, ranks = config or TrainConfig(), ranks or ALONE
-    chosen = configuration_to_train(made, configuration, settings.budget)
+    if configuration is None:
+        chosen = configuration_for_time(workspace, settings, device=device)
+        made = workspace.read_plan()
+    else:
+        chosen = default_configuration(made, configuration)
     if made.channels != dataset.channels:
         raise WorkspaceError(
             f"{workspace.plan_file}: has the channels {', '.join(made.channels)}, the dataset has "

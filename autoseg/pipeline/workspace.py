@@ -197,20 +197,24 @@ def default_configuration(made: Plan, name: str | None = None) -> ConfigurationP
     return made.configuration(made.recommended if name is None else name)
 
 
-def configuration_to_train(made: Plan, name: str | None, budget: Budget | None) -> ConfigurationPlan:
+def configuration_to_train(made: Plan, name: str | None, budget: Budget | None, *, on_cpu: bool) -> ConfigurationPlan:
     """`default_configuration`, but for the first stage of a recommended cascade for which there is little time.
 
     Args:
         made: the plan.
         name: as in `default_configuration`.
         budget: of each fold; None for a full training.
+        on_cpu: whether it is trained there.
     """
     chosen = default_configuration(made, name)
+    if name is not None or chosen.previous is None:
+        return chosen
     time_s = None if budget is None else budget.max_time_s
-    if name is not None or chosen.previous is None or time_s is None or time_s >= MIN_CASCADE_TIME_S:
+    if not (on_cpu and budget is None) and (time_s is None or time_s >= MIN_CASCADE_TIME_S):
         return chosen
     logger.info(
-        "a cascade takes at least %s for each fold: its first stage, %s, is trained alone; -c cascade trains both",
+        "a cascade takes at least %s for each fold, on a GPU: its first stage, %s, is trained alone; -c cascade trains "
+        "both",
         format_duration(MIN_CASCADE_TIME_S),
         chosen.previous,
     )

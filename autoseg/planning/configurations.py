@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
+from math import inf, prod
+from statistics import median
 
 from autoseg.core.errors import PlanError
 from autoseg.core.geometry import find_lowres_axis, join_numbers
 from autoseg.planning.choices import Choices
+from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.grid import Grid
 from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.patch import FittedPatch, adopt_patch, fit_patch
@@ -22,6 +24,12 @@ LOWRES_COVERAGE = 0.25
 LOWRES_SPACING_STEP = 1.03
 LOWRES_MIN_REDUCTION = 2.0
 """A low resolution that has more than half the voxels of the full one is not worth its training."""
+
+QUICK_COVERAGE = 0.05
+"""Where a patch for which there is time has fewer of the median case's voxels than this, a coarser grid shows more."""
+
+MIN_QUICK_VOXELS = 100
+"""That the smallest label has in the median case, on the grid for short trainings."""
 
 
 def plan_configurations(
@@ -109,6 +117,63 @@ def force_cascade(plan: Plan, *, n_cases: int) -> tuple[dict[str, ConfigurationP
     assert low is not None
     cascade, reasons = planner.plan_cascade(full, low)
     return {low.name: low, cascade.name: cascade}, (*low_reasons, *reasons)
+
+
+def plan_quick(
+    plan: Plan, configuration: ConfigurationPlan, *, patch_size: Sequence[int], fingerprint: Fingerprint
+) -> tuple[ConfigurationPlan, tuple[Reason, ...]] | None:
+    """A configuration on a coarser grid, where a patch for which there is time shows enough of a case.
+
+    In a few minutes, many structures are found better from coarse voxels that show where in the body they are than from
+    a hundredth of a case at full resolution.
+
+    Args:
+        plan: of the dataset.
+        configuration: of the plan, without a first stage.
+        patch_size: the largest on its grid that there is time for.
+        fingerprint: of the dataset: its smallest structure keeps some voxels.
+
+    Returns:
+        It, called "3d_quick" or "2d_quick", and the reasons; None where the grid can't be made much coarser.
+    """
+    smallest_ml = smallest_volume_ml(fingerprint)
+    spacing_mm, median_shape = configuration.spacing_mm, configuration.median_shape
+    finest_mm = min(spacing_mm)
+    while prod(patch_size) / prod(median_shape) < QUICK_COVERAGE:
+        finest_mm *= LOWRES_SPACING_STEP
+        coarser_mm = tuple(max(edge_mm, finest_mm) for edge_mm in configuration.spacing_mm)
+        # Slices of a 2D configuration keep their distance, which is not known here.
+        if len(coarser_mm) == 3 and prod(coarser_mm) / 1000 * MIN_QUICK_VOXELS > smallest_ml:
+            break
+        spacing_mm = coarser_mm
+        median_shape = _rescale(configuration.median_shape, configuration.spacing_mm, spacing_mm)
+    reduction = prod(configuration.median_shape) / prod(median_shape)
+    if reduction < LOWRES_MIN_REDUCTION:
+        return None
+    n_cases = len(fingerprint.cases)
+    planner = _Planner(plan.labels.n_outputs, find_preset(plan.preset, plan.gpu_memory_gib), n_cases, Choices())
+    name = "3d_quick" if len(spacing_mm) == 3 else "2d_quick"
+    quick, reasons = planner.plan(
+        name,
+        spacing_mm,
+        _round_shape(median_shape),
+        _round_shape(_rescale(configuration.largest_shape, configuration.spacing_mm, spacing_mm)),
+        n_voxels=prod(median_shape) * n_cases,
+    )
+    text = (
+        f"in {configuration.name} there is time for patches of {join_numbers(patch_size)}, "
+        f"{prod(patch_size) / prod(configuration.median_shape):.1%} of the median case; so the spacing grew, fine axes "
+        f"first, to {join_numbers(round(edge_mm, 3) for edge_mm in spacing_mm)} mm, where as many voxels are "
+        f"{prod(patch_size) / prod(median_shape):.0%}"
+    )
+    return quick, (Reason(subject=f"configurations.{name}.spacing_mm", text=text), *reasons)
+
+
+def smallest_volume_ml(fingerprint: Fingerprint) -> float:
+    """Of the label that is smallest, in the median case that has it; infinite where nothing is labelled."""
+    by_label = zip(*(case.label_volumes_ml for case in fingerprint.cases), strict=True)
+    present = [[volume for volume in volumes if volume > 0] for volumes in by_label]
+    return min((median(volumes) for volumes in present if volumes), default=inf)
 
 
 class _Planner:

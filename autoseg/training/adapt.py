@@ -68,6 +68,8 @@ LADDER = (
 )
 """From the fastest to the planned one. The steps are judgements from measurements, see docs/recipe.md."""
 
+SMALLEST_PATCH_SCALE = LADDER[0].patch_scale
+
 MIN_USEFUL_STEPS = 200
 N_TIMED_STEPS = 2
 MAX_TIMING_FRACTION = 0.05
@@ -121,17 +123,17 @@ def choose_training(
             reasons["batch_size"] = f"{batch_size} of {configuration.batch_size}: on a CPU more steps gain more"
     budget = config.budget or full_training(recipe, n_cases=n_cases, batch_size=batch_size, on_cpu=on_cpu)[0]
     network, n_steps = configuration, budget.iterations or 0
-    adapts = recipe.adapts and config.network == "auto" and not plan.is_edited
-    must_time = adapts or (config.mirror is None and config.augment != "none" and recipe.steps_per_label_to_mirror > 0)
-    if budget.max_time_s is not None and must_time:
+    adapting = adapts(plan, config, on_cpu=on_cpu)
+    may_mirror = config.mirror is None and config.augment != "none" and recipe.steps_per_label_to_mirror > 0
+    if budget.max_time_s is not None and (adapting or may_mirror):
         known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
-        if adapts:
+        if adapting:
             known = candidates(configuration, n_cases=n_cases, keep_patch=_is_patch_by_user(plan, configuration))
         timer = timer or functools.partial(_time_step, plan, config, device=device)
         of_process = functools.partial(timer, batch_size=math.ceil(batch_size / n_processes))
         network, step_s = _choose_network(known, of_process, budget)
         n_steps = round(budget.expected_iterations(step_s))
-        if adapts:
+        if adapting:
             few = n_cases if are_few(configuration, n_cases) else None
             reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps, few=few)
         if n_steps < min(MIN_USEFUL_STEPS, budget.iterations or MIN_USEFUL_STEPS):
@@ -168,6 +170,19 @@ def choose_training(
         reasons=tuple(Reason(subject=f"training.{name}", text=text) for name, text in reasons.items()),
     )
     return with_requests(choices, config, n_cases=n_cases, on_cpu=on_cpu), time.monotonic() - started
+
+
+def adapts(plan: Plan, config: TrainConfig, *, on_cpu: bool) -> bool:
+    """Whether network and patches are made to suit the time there is.
+
+    Args:
+        plan: one that a person has edited is trained as it is.
+        config: what the user asks for.
+        on_cpu: whether training runs there, where a full training has a limit of time.
+    """
+    recipe, budget = RECIPES[config.recipe], config.budget
+    is_timed = budget.max_time_s is not None if budget else on_cpu and recipe.full_cpu_time_s is not None
+    return is_timed and recipe.adapts and config.network == "auto" and not plan.is_edited
 
 
 def with_requests(choices: TrainingChoices, config: TrainConfig, *, n_cases: int, on_cpu: bool) -> TrainingChoices:

@@ -33,7 +33,7 @@ def choose_configurations(made: Plan, names: str | None, budget: Budget | None) 
     if names == ALL:
         return list(made.configurations)
     parts: list[str | None] = [part.strip() for part in (names or "").split(",") if part.strip()]
-    chosen = {configuration_to_train(made, part, budget).name for part in parts or [None]}
+    chosen = {configuration_to_train(made, part, budget, on_cpu=False).name for part in parts or [None]}
     return [name for name in made.configurations if name in chosen]
 
 

@@ -1,0 +1,109 @@
+"""The coarser grid for trainings that have time for small patches only."""
+
+from __future__ import annotations
+
+import dataclasses
+from math import prod
+
+import pytest
+
+from autoseg.core.labels import LabelSpec
+from autoseg.planning.checks import check_plan
+from autoseg.planning.configurations import MIN_QUICK_VOXELS, QUICK_COVERAGE, plan_quick
+from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import make_plan
+
+LABELS = LabelSpec(names=("organ", "lesion"), values=(1, 2))
+
+
+def fingerprint_of(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], *, lesions_ml: tuple[float, ...] = (50.0, 0.0)
+) -> Fingerprint:
+    """A CT case for each volume of the lesion, which some lack."""
+    channel = ChannelFingerprint(
+        name="CT", mean=1.0, std=1.0, minimum=0.0, maximum=2.0, median=1.0, percentile_00_5=0.0, percentile_99_5=2.0
+    )
+    cases = tuple(
+        CaseFingerprint(
+            case=f"case_{index}",
+            shape=shape,
+            spacing_mm=spacing_mm,
+            cropped_shape=shape,
+            label_volumes_ml=(1000.0, lesion_ml),
+        )
+        for index, lesion_ml in enumerate(lesions_ml)
+    )
+    return Fingerprint(cases=cases, channels=(channel,), median_cropped_fraction=1.0)
+
+
+def coverage(patch_size: tuple[int, ...], shape: tuple[float, ...]) -> float:
+    return prod(patch_size) / prod(shape)
+
+
+def plan_of(fingerprint: Fingerprint) -> Plan:
+    return make_plan(fingerprint, LABELS, dataset="test", n_folds=5)
+
+
+ABDOMEN = fingerprint_of((200, 512, 512), (3.0, 0.8, 0.8))
+PATCH = (32, 64, 64)
+
+
+def test_a_small_patch_shows_enough_of_a_case_on_the_quick_grid() -> None:
+    plan = plan_of(ABDOMEN)
+    full = plan.configuration("3d_fullres")
+    assert coverage(PATCH, full.median_shape) < 0.003
+    planned = plan_quick(plan, full, patch_size=PATCH, fingerprint=ABDOMEN)
+    assert planned is not None
+    quick, reasons = planned
+    assert quick.name == "3d_quick"
+    assert QUICK_COVERAGE <= coverage(PATCH, quick.median_shape) < 1.2 * QUICK_COVERAGE
+    # The same scans: as many millimetres, fine axes coarsened first.
+    for size, edge_mm, of_quick, quick_mm in zip(
+        full.median_shape, full.spacing_mm, quick.median_shape, quick.spacing_mm, strict=True
+    ):
+        assert of_quick * quick_mm == pytest.approx(size * edge_mm, rel=0.02)
+        assert quick_mm >= edge_mm
+    assert max(quick.spacing_mm) == pytest.approx(min(quick.spacing_mm))
+    (text,) = [reason.text for reason in reasons if reason.subject == "configurations.3d_quick.spacing_mm"]
+    assert "32 x 64 x 64" in text
+    assert "0.2%" in text
+    check_plan(dataclasses.replace(plan, configurations={**plan.configurations, quick.name: quick}).signed())
+
+
+def test_the_smallest_structure_keeps_voxels() -> None:
+    tiny = fingerprint_of((200, 512, 512), (3.0, 0.8, 0.8), lesions_ml=(1.0, 0.9, 0.0, 1.5))
+    plan = plan_of(tiny)
+    planned = plan_quick(plan, plan.configuration("3d_fullres"), patch_size=PATCH, fingerprint=tiny)
+    assert planned is not None
+    voxel_ml = prod(planned[0].spacing_mm) / 1000
+    assert 0.9 < 1.0 / voxel_ml / MIN_QUICK_VOXELS < 1.2
+    too_small = fingerprint_of((200, 512, 512), (3.0, 0.8, 0.8), lesions_ml=(0.1, 0.1))
+    plan = plan_of(too_small)
+    assert plan_quick(plan, plan.configuration("3d_fullres"), patch_size=PATCH, fingerprint=too_small) is None
+
+
+def test_there_is_none_where_a_patch_shows_enough() -> None:
+    small = fingerprint_of((60, 120, 120), (1.0, 1.0, 1.0))
+    plan = plan_of(small)
+    assert plan_quick(plan, plan.configuration("3d_fullres"), patch_size=(32, 64, 64), fingerprint=small) is None
+
+
+def test_slices_get_coarser_too() -> None:
+    slices = fingerprint_of((1, 2000, 2000), (1.0, 0.1, 0.1))
+    plan = plan_of(slices)
+    planned = plan_quick(plan, plan.configuration("2d"), patch_size=(256, 256), fingerprint=slices)
+    assert planned is not None
+    assert planned[0].name == "2d_quick"
+    assert planned[0].spacing_mm[0] == planned[0].spacing_mm[1] > 0.15
+    assert coverage((256, 256), planned[0].median_shape) >= QUICK_COVERAGE
+
+
+def test_without_labels_in_the_fingerprint_only_the_patch_counts() -> None:
+    nothing = dataclasses.replace(
+        ABDOMEN, cases=tuple(dataclasses.replace(case, label_volumes_ml=()) for case in ABDOMEN.cases)
+    )
+    plan = plan_of(ABDOMEN)
+    full = plan.configuration("3d_fullres")
+    with_labels, without = (plan_quick(plan, full, patch_size=PATCH, fingerprint=known) for known in (ABDOMEN, nothing))
+    assert with_labels == without
