@@ -12,7 +12,7 @@ from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import write_json
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
-from autoseg.planning.configurations import QUICK_COVERAGE, plan_quick
+from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, plan_quick
 from autoseg.planning.plan import ConfigurationPlan, Plan
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 def configuration_for_time(workspace: Workspace, config: TrainConfig, *, device: str = "auto") -> ConfigurationPlan:
     """The configuration that is trained where a user names none.
 
-    It is the recommended one, unless a patch for which there is time has less than `QUICK_COVERAGE` of the median case:
-    then one on a coarser grid, see `plan_quick`, which the plan has from then on. What has begun with the same budget
-    goes on as it is.
+    It is the recommended one, unless a patch for which there is time has less than 5 % of the median case: then one on
+    a coarser grid, see `plan_quick`, which the plan has from then on. What has begun with the same budget goes on as it
+    is, and a spacing or a patch size that the user has set is kept.
 
     Args:
         workspace: planned.
@@ -34,12 +34,14 @@ def configuration_for_time(workspace: Workspace, config: TrainConfig, *, device:
         device: as in `train`.
     """
     from autoseg.pipeline.settle import read_settled
-    from autoseg.training.adapt import SMALLEST_PATCH_SCALE, adapts, choose_training, resize
+    from autoseg.training.adapt import SMALLEST_PATCH_SCALE, adapts, choose_training, is_set_by_user, resize
     from autoseg.training.folds import usable_folds
 
     made, where = workspace.read_plan(), resolve_device(device)
     chosen = configuration_to_train(made, None, config.budget, on_cpu=where.type == "cpu")
     if chosen.previous is not None or not adapts(made, config, on_cpu=where.type == "cpu"):
+        return chosen
+    if any(is_set_by_user(made, chosen, decision) for decision in ("spacing_mm", "patch_size")):
         return chosen
     smallest = resize(chosen, "half", SMALLEST_PATCH_SCALE)
     if _shows_enough(chosen, smallest.patch_size):
@@ -61,7 +63,7 @@ def configuration_for_time(workspace: Workspace, config: TrainConfig, *, device:
 
 
 def _shows_enough(configuration: ConfigurationPlan, patch_size: Sequence[int]) -> bool:
-    return prod(patch_size) / prod(configuration.median_shape) >= QUICK_COVERAGE
+    return prod(patch_size) / prod(configuration.median_shape) >= QUICK_BELOW_COVERAGE
 
 
 def _add_quick(workspace: Workspace, name: str, patch_size: Sequence[int]) -> ConfigurationPlan:

@@ -25,8 +25,9 @@ LOWRES_SPACING_STEP = 1.03
 LOWRES_MIN_REDUCTION = 2.0
 """A low resolution that has more than half the voxels of the full one is not worth its training."""
 
-QUICK_COVERAGE = 0.05
-"""Where a patch for which there is time has fewer of the median case's voxels than this, a coarser grid shows more."""
+QUICK_BELOW_COVERAGE, QUICK_COVERAGE = 0.05, 0.1
+"""Where a patch for which there is time has less of the median case's voxels than the first, a grid on which it has the
+second shows more."""
 
 MIN_QUICK_VOXELS = 100
 """That the smallest label has in the median case, on the grid for short trainings."""

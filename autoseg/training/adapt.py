@@ -128,7 +128,9 @@ def choose_training(
     if budget.max_time_s is not None and (adapting or may_mirror):
         known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
         if adapting:
-            known = candidates(configuration, n_cases=n_cases, keep_patch=_is_patch_by_user(plan, configuration))
+            known = candidates(
+                configuration, n_cases=n_cases, keep_patch=is_set_by_user(plan, configuration, "patch_size")
+            )
         timer = timer or functools.partial(_time_step, plan, config, device=device)
         of_process = functools.partial(timer, batch_size=math.ceil(batch_size / n_processes))
         network, step_s = _choose_network(known, of_process, budget)
@@ -148,12 +150,12 @@ def choose_training(
     reasons["foreground_fraction"] = f"of the recipe; a patch covers {prod(covered):.0%} of the median case"
     mirror = config.mirror if config.augment != "none" else False
     if mirror is None:
-        n_labels = len(plan.labels.structures)
-        needed = min(recipe.steps_per_label_to_mirror * n_labels, recipe.max_steps_to_mirror)
+        needed = steps_to_mirror(recipe, n_labels=len(plan.labels.structures), n_cases=n_cases, batch_size=batch_size)
         mirror = n_steps >= needed
         reasons["mirror"] = (
-            f"there will be about {n_steps:,} steps; to gain by it takes {needed:,}, "
-            f"{recipe.steps_per_label_to_mirror:,} for each label, {recipe.max_steps_to_mirror:,} at most"
+            f"there will be about {n_steps:,} steps; to gain by it takes {needed:,}, for each label "
+            f"{recipe.steps_per_label_to_mirror} and {recipe.patches_per_case_to_mirror} patches of each of {n_cases} "
+            f"cases, {recipe.max_steps_to_mirror:,} at most"
             + (f"; the rate is multiplied by {recipe.mirrored_rate:g}" if mirror else "")
             if needed
             else "of the recipe"
@@ -170,6 +172,12 @@ def choose_training(
         reasons=tuple(Reason(subject=f"training.{name}", text=text) for name, text in reasons.items()),
     )
     return with_requests(choices, config, n_cases=n_cases, on_cpu=on_cpu), time.monotonic() - started
+
+
+def steps_to_mirror(recipe: Recipe, *, n_labels: int, n_cases: int, batch_size: int) -> int:
+    """From how many steps on patches are mirrored; 0 for always."""
+    of_cases = math.ceil(recipe.patches_per_case_to_mirror * n_labels * n_cases / batch_size)
+    return min(max(recipe.steps_per_label_to_mirror * n_labels, of_cases), recipe.max_steps_to_mirror)
 
 
 def adapts(plan: Plan, config: TrainConfig, *, on_cpu: bool) -> bool:
@@ -240,8 +248,9 @@ def full_training(recipe: Recipe, *, n_cases: int, batch_size: int, on_cpu: bool
     return budget, text
 
 
-def _is_patch_by_user(plan: Plan, configuration: ConfigurationPlan) -> bool:
-    subject = f"configurations.{configuration.name}.patch_size"
+def is_set_by_user(plan: Plan, configuration: ConfigurationPlan, decision: str) -> bool:
+    """Whether the user has decided, for instance, the "patch_size" of a configuration."""
+    subject = f"configurations.{configuration.name}.{decision}"
     return any(reason.subject == subject and reason.text.startswith(SET_BY_USER) for reason in plan.reasons)
 
 

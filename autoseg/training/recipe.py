@@ -30,9 +30,11 @@ class Recipe:
         patches_per_case: that a full training sees, where the user gives no budget; None for `max_epochs`.
         min_epochs, max_epochs: of a full training.
         full_cpu_time_s: a full training on a CPU, where the planned steps would take days; None for `max_epochs`.
-        steps_per_label_to_mirror, max_steps_to_mirror: a run of fewer steps for each label, and fewer in all, does not
-            mirror patches. The network has to learn every structure in eight poses instead of one, which pays in a long
-            training only, and the later the more structures there are.
+        steps_per_label_to_mirror: a run of fewer steps for each label does not mirror patches: the network has to learn
+            every structure in eight poses instead of one, which takes the longer the more structures there are.
+        patches_per_case_to_mirror: nor does one that sees fewer patches of each case for each label: only what was seen
+            often is known by heart, which mirroring prevents.
+        max_steps_to_mirror: so many are enough.
         mirrored_rate: factor of the learning rate where patches are mirrored.
     """
 
@@ -51,6 +53,7 @@ class Recipe:
     max_epochs: int
     full_cpu_time_s: float | None
     steps_per_label_to_mirror: int
+    patches_per_case_to_mirror: int
     max_steps_to_mirror: int
     mirrored_rate: float
 
@@ -83,7 +86,8 @@ RECIPES: dict[str, Recipe] = {
         min_epochs=50,
         max_epochs=250,
         full_cpu_time_s=3600.0,
-        steps_per_label_to_mirror=1500,
+        steps_per_label_to_mirror=400,
+        patches_per_case_to_mirror=20,
         max_steps_to_mirror=10_000,
         mirrored_rate=0.5,
     ),
@@ -103,6 +107,7 @@ RECIPES: dict[str, Recipe] = {
         max_epochs=1000,
         full_cpu_time_s=None,
         steps_per_label_to_mirror=0,
+        patches_per_case_to_mirror=0,
         max_steps_to_mirror=0,
         mirrored_rate=1.0,
     ),

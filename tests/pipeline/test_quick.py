@@ -71,6 +71,13 @@ def test_what_is_to_be_trained_as_planned_stays_on_its_grid(world: Path, config:
     assert configuration_for_time(workspace, config, device="cpu").name == workspace.read_plan().recommended
 
 
+def test_a_spacing_that_the_user_has_set_is_kept(world: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    choices = Choices(gpu_memory_gib=1.0, spacing_mm=(3.5, 2.0, 2.0))
+    plan = autoseg.plan(world / "data", work, choices=choices, n_folds=2, preprocess="none")
+    assert configuration_for_time(Workspace(root=work), SHORT, device="cpu").name == plan.recommended
+
+
 def test_where_small_patches_show_enough_nothing_is_timed(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,16 @@ from autoseg.planning.plan import (
     Plan,
     Reason,
 )
-from autoseg.training.adapt import LADDER, SAMPLING_REASONS, WIDTHS, are_few, choose_training, full_training, resize
+from autoseg.training.adapt import (
+    LADDER,
+    SAMPLING_REASONS,
+    WIDTHS,
+    are_few,
+    choose_training,
+    full_training,
+    resize,
+    steps_to_mirror,
+)
 from autoseg.training.config import SAMPLINGS, Budget, TrainConfig
 from autoseg.training.patches import SAMPLING
 from autoseg.training.recipe import RECIPES
@@ -209,21 +218,28 @@ def test_the_planned_network_is_timed_too_because_mirroring_depends_on_it(machin
     assert machine.timed == [THICK, THICK]
 
 
-@pytest.mark.parametrize("batch_size", [2, 32])
-def test_more_labels_take_more_steps_before_mirroring_pays(batch_size: int) -> None:
-    plan, recipe = make_plan(), RECIPES["fast"]
-    three = dataclasses.replace(plan, labels=LabelSpec(names=("heart", "lung", "liver"), values=(1, 2, 3)))
-    hundred = dataclasses.replace(
-        plan, labels=LabelSpec(names=tuple(map(str, range(100))), values=tuple(range(1, 101)))
-    )
-
-    def mirrors(labelled: Plan, n_steps: int) -> bool:
-        return choose(labelled, budget=Budget(iterations=n_steps), batch_size=batch_size).mirror
-
-    one_label = recipe.steps_per_label_to_mirror
-    assert [mirrors(plan, n_steps) for n_steps in (one_label - 1, one_label)] == [False, True]
-    assert [mirrors(three, n_steps) for n_steps in (3 * one_label - 1, 3 * one_label)] == [False, True]
-    assert [mirrors(hundred, n_steps) for n_steps in (9_999, recipe.max_steps_to_mirror)] == [False, True]
+@pytest.mark.parametrize(
+    ("n_labels", "n_cases", "batch_size", "expected"),
+    [
+        (1, 10, 2, 400),  # To learn a structure in eight poses takes its time,
+        (5, 10, 2, 2000),  # several take more,
+        (5, 10, 32, 2000),  # and slices are no poses.
+        (2, 160, 2, 3200),  # Many cases are long new.
+        (2, 160, 8, 800),
+        (3, 1000, 2, 10_000),
+        (100, 10, 2, 10_000),
+    ],
+)
+def test_mirroring_begins_when_cases_have_been_seen_often(
+    n_labels: int, n_cases: int, batch_size: int, expected: int
+) -> None:
+    assert steps_to_mirror(RECIPES["fast"], n_labels=n_labels, n_cases=n_cases, batch_size=batch_size) == expected
+    assert steps_to_mirror(RECIPES["published"], n_labels=n_labels, n_cases=n_cases, batch_size=batch_size) == 0
+    labels = LabelSpec(names=tuple(map(str, range(n_labels))), values=tuple(range(1, n_labels + 1)))
+    plan = dataclasses.replace(make_plan(), labels=labels)
+    for n_steps, mirrored in ((expected - 1, False), (expected, True)):
+        choices = choose(plan, n_cases=n_cases, budget=Budget(iterations=n_steps), batch_size=batch_size)
+        assert choices.mirror is mirrored
 
 
 def test_a_patch_that_the_user_has_set_is_kept(machine: Machine) -> None:
