@@ -3,7 +3,7 @@
     python scripts/bench_recipe.py run DATASET BUDGET VARIANT [--seed 0] [--fold 0] [--shared ../shared] [--work FOLDER]
     python scripts/bench_recipe.py table
 
-DATASET is task04, brain16, lesion5 or demo; BUDGET a training time such as 5m; VARIANT a name in `VARIANTS`. A run
+DATASET is task04, brain16, lesion5, demo or few; BUDGET a training time such as 5m; VARIANT a name in `VARIANTS`. A run
 plans the dataset (once for each network that variants ask for, in the work folder), trains the fold for the budget, and
 scores the whole volumes of its validation cases. Its result is added as one line to `docs/recipe.jsonl`, so that hours
 of computing survive whatever comes; `table` prints all lines. The processors that other programs kept busy meanwhile
@@ -36,6 +36,7 @@ from autoseg.core.machine import processor_name
 from autoseg.core.runtime import n_cpus
 from autoseg.core.serialize import read_json, to_plain, write_json
 from autoseg.data.phantom import write_phantom_dataset
+from autoseg.data.splits import SplitChoices
 from autoseg.evaluation.scores import Evaluation
 from autoseg.inference.model import read_model
 from autoseg.pipeline.workspace import Workspace, default_configuration
@@ -46,10 +47,26 @@ from autoseg.training.folds import fold_folder
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A generated dataset.
+
+    Attributes:
+        n_train: cases with labels.
+        coarseness: of their voxels, as a part of the demo's.
+        n_validating: the last of them, which validate in the only fold; 0 for five folds.
+    """
+
+    n_train: int
+    coarseness: float = 1.0
+    n_validating: int = 0
+
+
 RESULTS = Path(__file__).parents[1] / "docs" / "recipe.jsonl"
 CONFIGURATION = "3d_fullres"
 SHARED_DATASETS = {"task04": "Task04_Hippocampus", "brain16": "Brain16_iso2", "lesion5": "BrainLesion_5mm"}
-DEMO = "demo"
+GENERATED = {"demo": Generated(n_train=20), "few": Generated(n_train=50, coarseness=1.3, n_validating=40)}
 COLUMNS = ("minutes", "variant", "mean Dice", "F1 of the last label", "patch", "features", "steps", "fold/seed", "on")
 
 
@@ -154,13 +171,20 @@ def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path
     folder = work / (f"{dataset}-{variant.width}-{variant.patch_scale:g}" if variant.width else dataset)
     if (folder / "plan.json").exists():
         return folder
-    if dataset == DEMO:
-        source = work / "demo-data"
+    splits = None
+    if dataset in GENERATED:
+        made, source = GENERATED[dataset], work / f"{dataset}-data"
         if not source.exists():
-            write_phantom_dataset(source, n_train=20, n_test=1)
+            write_phantom_dataset(source, n_train=made.n_train, n_test=1, coarseness=made.coarseness)
+        if made.n_validating:
+            held_out = work / f"{dataset}-validating.txt"
+            cases = sorted(path.name.removesuffix(".nii.gz") for path in (source / "labelsTr").iterdir())
+            held_out.write_text("\n".join(cases[-made.n_validating :]) + "\n")
+            splits = SplitChoices(validation=held_out)
     else:
         source = shared / "data" / SHARED_DATASETS[dataset]
-    plan = autoseg.plan(source, folder, choices=Choices(configurations=(CONFIGURATION,)), preprocess="none")
+    choices = Choices(configurations=(CONFIGURATION,))
+    plan = autoseg.plan(source, folder, choices=choices, splits=splits, preprocess="none")
     if variant.width is not None:
         changed = resize(plan.configuration(CONFIGURATION), variant.width, variant.patch_scale)
         write_json(folder / "plan.json", dataclasses.replace(plan, configurations={CONFIGURATION: changed}))
@@ -251,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     runner = parts.add_parser("run")
-    runner.add_argument("dataset", choices=[*SHARED_DATASETS, DEMO])
+    runner.add_argument("dataset", choices=[*SHARED_DATASETS, *GENERATED])
     runner.add_argument("budget")
     runner.add_argument("variant", choices=VARIANTS)
     runner.add_argument("--seed", type=int, default=0)
