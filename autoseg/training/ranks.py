@@ -101,7 +101,11 @@ class Ranks:
         from torch.nn.parallel import DistributedDataParallel
 
         assert not list(network.buffers()), "they would differ between processes"
-        return DistributedDataParallel(network, gradient_as_bucket_view=True)
+        trained = DistributedDataParallel(network, gradient_as_bucket_view=True)
+        # Attributes are let go of in this order, and its reducer may not be the last to have the group: it would end
+        # gloo's threads without giving up the interpreter, which they need to free the last tensor of theirs.
+        trained.group_after_reducer = trained.process_group  # type: ignore[assignment]
+        return trained
 
     def part(self) -> None:
         """Ends what they do together: who has nothing left to do need not wait for the others."""

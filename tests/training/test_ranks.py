@@ -348,6 +348,28 @@ def test_who_loses_the_other_process_says_so(tmp_path: Path, folders: Path) -> N
     crew.close()
 
 
+PART_AT_ONCE = """
+import torch
+from torch import distributed, nn
+
+from autoseg.training.ranks import Ranks
+
+torch.set_num_threads(1)
+ranks = Ranks(index=0, count=2)
+for _ in range(100):
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    network = ranks.distribute(nn.Linear(3, 3))
+    ranks.total(torch.ones(3))
+    ranks.part()
+    del network
+"""
+
+
+def test_who_parts_right_after_the_last_word_does_not_hang() -> None:
+    """The network may outlive the group, as where an error is on its way up."""
+    subprocess.run([sys.executable, "-c", PART_AT_ONCE], check=True, timeout=60)
+
+
 def test_every_sample_has_a_process_and_all_have_as_many() -> None:
     for batch_size, n_processes in itertools.product(range(1, 20), range(1, 9)):
         parts = [Ranks(index=index, count=n_processes).own_samples(batch_size) for index in range(n_processes)]
