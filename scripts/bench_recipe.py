@@ -19,8 +19,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from bench_training import MAX_OTHERS_BUSY, busy_s
-from recipe_levers import LEVERS
+from recipe_levers import LEVERS, sides_only
 
 import autoseg
 from autoseg.cli import parse_duration
@@ -79,14 +79,14 @@ class Variant:
         recipe: fields of the recipe that `train` names, or else of "fast".
         width: of the network, a name in `autoseg.training.adapt.WIDTHS`; None for what the recipe chooses.
         patch_scale: edges of the patch as a part of the planned ones; counts where a width is given.
-        lever: a name in `LEVERS`.
+        lever: what is changed in the code while it runs, as in `LEVERS`.
     """
 
     train: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     width: str | None = None
     patch_scale: float = 1.0
-    lever: str | None = None
+    lever: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 VARIANTS: dict[str, Variant] = {
@@ -124,9 +124,9 @@ VARIANTS: dict[str, Variant] = {
     "mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}),
     "mirrored, half the rate": Variant(train={"mirror": True}),
     "not mirrored": Variant(train={"mirror": False}),
-    "left and right mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}, lever="sides only"),
+    "left and right mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}, lever=sides_only),
     # The loss, the weights that are kept, and the table of augmentation.
-    **{lever: Variant(lever=lever) for lever in LEVERS if lever != "sides only"},
+    **{name: Variant(lever=lever) for name, lever in LEVERS.items()},
 }
 
 
@@ -208,7 +208,7 @@ def run(arguments: argparse.Namespace) -> Result:
     config = TrainConfig(budget=Budget.make(max_time_s=budget_s), **train)
     started, (all_before, own_before) = time.monotonic(), busy_s()
     options: dict[str, Any] = {"folds": [arguments.fold], "configuration": chosen.name, "device": "auto"}
-    with LEVERS[variant.lever]() if variant.lever else nullcontext():
+    with variant.lever():
         autoseg.train(work, **options, config=config, resume=False, validate=False)
         took_s, (all_after, own_after) = time.monotonic() - started, busy_s()
         evaluation = autoseg.train(work, **options, config=config)[arguments.fold]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -156,7 +156,7 @@ def sides_only() -> Iterator[None]:
         yield
 
 
-LEVERS: dict[str, Callable[[], Any]] = {
+LEVERS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "averaged weights": functools.partial(averaged_weights, 20),
     "first output only": functools.partial(outputs_weighted, lambda n: (1.0, *[0.0] * (n - 1))),
     "outputs alike": functools.partial(outputs_weighted, lambda n: [1 / n] * n),
@@ -166,7 +166,6 @@ LEVERS: dict[str, Callable[[], Any]] = {
     "label smoothing": functools.partial(loss_of, smoothed),
     "focal": functools.partial(loss_of, focal),
     "Tversky": functools.partial(loss_of, tversky),
-    "sides only": sides_only,
     "small cases in the middle": in_the_middle,
     "rotated and scaled three times as often": functools.partial(
         augmented, rotation_probability=0.6, scaling_probability=0.6

@@ -200,7 +200,10 @@ def train(
         track_with=tuple(track or ()),
     )
     if configuration is None and not on_cluster:
-        names = [pipeline.configuration_for_time(workspace, request.config, device=device).name]
+        chosen = pipeline.configuration_for_time(
+            workspace, request.config, device=device, folds=folds, resume=resume, n_processes=gpus_per_fold
+        )
+        names = [chosen.name]
     else:
         names = schedule.choose_configurations(workspace.read_plan(), configuration, budget)
     if on_cluster:
@@ -237,7 +240,16 @@ def train(
     if validate:
         for name in names:
             _tell_scores(workspace, name, folds)
-    say(f"\nNext: autoseg predict IN OUT{work_option(work)}")
+    say(f"\nNext: autoseg predict IN OUT{_configuration_option(workspace, names)}{work_option(work)}")
+
+
+def _configuration_option(workspace: Workspace, trained: Sequence[str]) -> str:
+    """What `predict` has to be told to take what has just been trained: nothing where it does so by itself."""
+    from autoseg.pipeline.inputs import trained_by_default
+
+    if len(trained) > 1 or workspace.selection_file.exists() or trained_by_default(workspace) in trained:
+        return ""
+    return f" -c {trained[0]}"
 
 
 def _train_one_by_one(

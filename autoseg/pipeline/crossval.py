@@ -338,12 +338,13 @@ def _review(
                 raise TrainingInterrupted("stopped while all folds looked at the cases; start again")
             if time.monotonic() - began > limit_s:
                 logger.info(
-                    "%s: all folds looked at %d of %d cases in %s, as long as they were trained; the rest is left out "
-                    "of the labels to look at",
+                    "%s: all folds looked at %d of %d cases in %s; it takes no longer than their training, or %s; the "
+                    "rest is left out of the labels to look at",
                     configuration,
                     number,
                     len(cases),
                     format_duration(time.monotonic() - began),
+                    format_duration(MIN_REVIEW_S),
                 )
                 break
             stored = open_stored(workspace, predictor, case)

@@ -32,7 +32,7 @@ def run_demo(folder: Path, *, max_time_s: float, device: str = "auto", seed: int
     Returns:
         The scores of the test cases and the picture.
     """
-    from autoseg.reporting.figures import OverlayRow, draw_overlay_grid
+    from autoseg.reporting.figures import OverlayRow, draw_overlays
     from autoseg.training.config import Budget, TrainConfig
 
     dataset, work, output = folder / "dataset", folder / "work", folder / "segmentations"
@@ -56,4 +56,4 @@ def run_demo(folder: Path, *, max_time_s: float, device: str = "auto", seed: int
                 prediction=read_label(file)[0],
             )
         )
-    return evaluation, draw_overlay_grid(folder / "demo.png", rows)
+    return evaluation, draw_overlays(folder / "demo.png", rows)

@@ -95,8 +95,11 @@ def train(
     made, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
     where = resolve_device(device)
     settings, ranks = config or TrainConfig(), ranks or ALONE
+    wanted = range(len(splits.folds)) if folds is None else folds
     if configuration is None:
-        chosen = configuration_for_time(workspace, settings, device=device)
+        chosen = configuration_for_time(
+            workspace, settings, device=device, folds=wanted, resume=resume, n_processes=ranks.count
+        )
         made = workspace.read_plan()
     else:
         chosen = default_configuration(made, configuration)
@@ -106,7 +109,6 @@ def train(
             f"{', '.join(dataset.channels)}; correct 'normalization', or plan again"
         )
     model = workspace.model(chosen.name)
-    wanted = range(len(splits.folds)) if folds is None else folds
     unknown = sorted(set(wanted) - set(range(len(splits.folds))))
     if unknown:
         raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {len(splits.folds) - 1}")

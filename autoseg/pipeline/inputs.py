@@ -68,8 +68,7 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
 
     Args:
         path: a work folder, the folder of a trained configuration, or a `.autoseg` file.
-        configuration: its name; None for the recommended one of a work folder or the only one that is trained, or for
-            the one that a model is of.
+        configuration: its name; None for that of a model, or of a work folder what `trained_by_default` says.
         is_model: whether it must be a model by itself, not a work folder.
 
     Raises:
@@ -84,15 +83,31 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
         return _open_model(path, configuration)
     workspace = Workspace(root=path)
     made = workspace.read_plan()
-    folder = workspace.model(default_configuration(made, configuration).name)
-    if not usable_folds(folder):
-        usable = [name for name in made.configurations if usable_folds(workspace.model(name))]
-        if configuration is None and len(usable) == 1:
-            logger.info("%s is the only configuration that is trained", usable[0])
-            return read_model(workspace.model(usable[0]))
+    name = default_configuration(made, configuration).name if configuration else trained_by_default(workspace)
+    if not usable_folds(workspace.model(name)):
+        usable = [known for known in made.configurations if usable_folds(workspace.model(known))]
         hint = f"; trained is {', '.join(usable)}, name it with -c" if usable else ""
-        raise PredictionError(f"{folder}: no fold is trained yet; run 'autoseg train' first{hint}")
-    return read_model(folder)
+        raise PredictionError(f"{workspace.model(name)}: no fold is trained yet; run 'autoseg train' first{hint}")
+    if configuration is None and name != made.recommended:
+        logger.info("%s is recommended, but not trained to its end: %s segments", made.recommended, name)
+    return read_model(workspace.model(name))
+
+
+def trained_by_default(workspace: Workspace) -> str:
+    """The configuration to predict with where none is named: the recommended one, or the only one that is trained.
+
+    Folds that are trained to their end count before those that are not.
+    """
+    from autoseg.training.folds import trained_folds, usable_folds
+
+    made = workspace.read_plan()
+    for folds_of in (trained_folds, usable_folds):
+        names = [name for name in made.configurations if folds_of(workspace.model(name))]
+        if made.recommended in names:
+            return made.recommended
+        if len(names) == 1:
+            return names[0]
+    return made.recommended
 
 
 def _open_model(path: Path, configuration: str | None) -> Model:

@@ -34,6 +34,7 @@ from autoseg.pipeline.examine import file_identity, look_at, refuse_foreign_fold
 from autoseg.pipeline.explain import measure_plan, write_report
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.choices import Choices
+from autoseg.planning.configurations import QUICK_NAMES
 from autoseg.planning.estimates import GIB, Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan, Reason
@@ -104,7 +105,7 @@ def plan(
         made = _decide(fingerprint, index.labels, index.name, len(made_splits.folds), choices, source)
         made = _note_optional_channels(made, index)
         made = _tell_splits(made, made_splits)
-        made = _keep_measurements(workspace, made)
+        made = _keep_measurements(workspace, _keep_quick(workspace, made))
         _keep_replaced_plan(workspace, made)
         write_json(workspace.splits_file, made_splits)
         write_json(workspace.plan_file, made)
@@ -216,14 +217,35 @@ def _note_optional_channels(made: Plan, index: Dataset) -> Plan:
     )
 
 
+def _keep_quick(workspace: Workspace, made: Plan) -> Plan:
+    """The plan with the grid that a short training has given the plan before, where all other grids stay."""
+    before = _read_plan_before(workspace)
+    if before is None or before.is_edited or before.axis_order != made.axis_order:
+        return made
+    quick = {name: before.configurations[name] for name in QUICK_NAMES.values() if name in before.configurations}
+    configurations = {**made.configurations, **quick}
+    if configurations != before.configurations:
+        return made
+    subjects = tuple(f"configurations.{name}." for name in quick)
+    reasons = (reason for reason in before.reasons if reason.subject.startswith(subjects))
+    return dataclasses.replace(made, configurations=configurations, reasons=(*made.reasons, *reasons)).signed()
+
+
 def _keep_measurements(workspace: Workspace, made: Plan) -> Plan:
     """The plan with those measurements of the plan before that are still true."""
-    try:
-        before = workspace.read_plan()
-    except AutosegError:
+    before = _read_plan_before(workspace)
+    if before is None:
         return made
     keys = {made.measurement_key(name) for name in made.configurations}
     return dataclasses.replace(made, measurements=tuple(known for known in before.measurements if known.key in keys))
+
+
+def _read_plan_before(workspace: Workspace) -> Plan | None:
+    """The plan that a new one replaces; None where there is none that can be read."""
+    try:
+        return workspace.read_plan()
+    except AutosegError:
+        return None
 
 
 def _announce_disk(workspace: Workspace, grids: Collection[str], estimates: Estimates) -> None:

@@ -12,7 +12,7 @@ from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import write_json
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
-from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, plan_quick
+from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, plan_quick
 from autoseg.planning.plan import ConfigurationPlan, Plan
 
 if TYPE_CHECKING:
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def configuration_for_time(workspace: Workspace, config: TrainConfig, *, device: str = "auto") -> ConfigurationPlan:
+def configuration_for_time(
+    workspace: Workspace,
+    config: TrainConfig,
+    *,
+    device: str = "auto",
+    folds: Sequence[int] = (),
+    resume: bool = True,
+    n_processes: int = 1,
+) -> ConfigurationPlan:
     """The configuration that is trained where a user names none.
 
     It is the recommended one, unless a patch for which there is time has less than 5 % of the median case: then one on
@@ -32,44 +40,60 @@ def configuration_for_time(workspace: Workspace, config: TrainConfig, *, device:
         workspace: planned.
         config: what the user asks for.
         device: as in `train`.
+        folds: that are to be trained.
+        resume: whether they go on; otherwise they count as not begun.
+        n_processes: that train a fold together.
     """
-    from autoseg.pipeline.settle import read_settled
-    from autoseg.training.adapt import SMALLEST_PATCH_SCALE, adapts, choose_training, is_set_by_user, resize
-    from autoseg.training.folds import usable_folds
+    from autoseg.pipeline.settle import read_settled, staying_folds
+    from autoseg.training.adapt import SMALLEST_PATCH_SCALE, adapts, choose_network, find_request, resize
 
     made, where = workspace.read_plan(), resolve_device(device)
-    chosen = configuration_to_train(made, None, config.budget, on_cpu=where.type == "cpu")
-    if chosen.previous is not None or not adapts(made, config, on_cpu=where.type == "cpu"):
-        return chosen
-    if any(is_set_by_user(made, chosen, decision) for decision in ("spacing_mm", "patch_size")):
+    on_cpu = where.type == "cpu"
+    chosen = configuration_to_train(made, None, config.budget, on_cpu=on_cpu)
+    if chosen.previous is not None or not adapts(made, config, on_cpu=on_cpu) or _is_set_by_user(made, chosen.name):
         return chosen
     smallest = resize(chosen, "half", SMALLEST_PATCH_SCALE)
     if _shows_enough(chosen, smallest.patch_size):
         return chosen
-    quick_name = f"{'3d' if chosen.n_axes == 3 else '2d'}_quick"
-    begun = [name for name in (chosen.name, quick_name) if usable_folds(workspace.model(name))]
+    n_cases = len(workspace.read_splits().folds[0].training)
+    budget, _ = find_request(chosen, config, n_cases=n_cases, on_cpu=on_cpu)
+    quick_name = QUICK_NAMES[chosen.n_axes]
+    begun = [
+        name
+        for name in (chosen.name, quick_name)
+        if name in made.configurations and staying_folds(workspace.model(name), folds, resume=resume)
+    ]
     for name in begun:
         settled = read_settled(workspace.model(name))
-        if name in made.configurations and settled and config.budget in (None, settled.choices.budget):
+        if settled is not None and settled.choices.budget == budget:
             return made.configuration(name)
-    n_cases = len(workspace.read_splits().folds[0].training)
-    choices, _ = choose_training(made, chosen, config, n_cases=n_cases, device=where)
-    patch_size = choices.configuration.patch_size
-    if _shows_enough(chosen, patch_size):
+    network, _ = choose_network(made, chosen, config, n_cases=n_cases, device=where, n_processes=n_processes)
+    if _shows_enough(chosen, network.patch_size):
         return chosen
-    if quick_name in begun and quick_name in made.configurations:
-        return made.configuration(quick_name)
-    return _add_quick(workspace, chosen.name, patch_size)
+    return _add_quick(workspace, chosen.name, network.patch_size, is_kept=resume or quick_name in begun)
+
+
+def _is_set_by_user(made: Plan, name: str) -> bool:
+    """Whether the user has said which grid, also where a coarser one follows from it, or which patches."""
+    return made.is_set_by_user(name, "patch_size") or any(
+        made.is_set_by_user(known, "spacing_mm") for known in made.configurations
+    )
 
 
 def _shows_enough(configuration: ConfigurationPlan, patch_size: Sequence[int]) -> bool:
     return prod(patch_size) / prod(configuration.median_shape) >= QUICK_BELOW_COVERAGE
 
 
-def _add_quick(workspace: Workspace, name: str, patch_size: Sequence[int]) -> ConfigurationPlan:
-    """Gives the plan a configuration on a coarser grid; the named one where there is none worth it."""
+def _add_quick(workspace: Workspace, name: str, patch_size: Sequence[int], *, is_kept: bool) -> ConfigurationPlan:
+    """Gives the plan a configuration on a coarser grid; the named one where there is none worth it.
+
+    One that the plan has already is kept, where that is wanted: others may be preprocessing their cases for it.
+    """
     with workspace.planning():
         made: Plan = workspace.read_plan()
+        known = made.configurations.get(QUICK_NAMES[made.configuration(name).n_axes])
+        if known is not None and is_kept:
+            return known
         planned = plan_quick(
             made, made.configuration(name), patch_size=patch_size, fingerprint=workspace.read_fingerprint()
         )

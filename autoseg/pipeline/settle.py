@@ -91,8 +91,7 @@ def settle_training(
         rules = RECIPES[config.recipe], LADDER, WIDTHS, __version__
         request = digest((planned, asked, n_cases, device.type, n_processes, rules))
         known = read_settled(model)
-        begun = usable_folds(model)
-        staying = [fold for fold in _announced(model) if fold not in folds or (resume and fold in begun)]
+        staying = staying_folds(model, folds, resume=resume)
         spent_s = 0.0
         if known is None or known.request != request:
             if staying:
@@ -131,9 +130,14 @@ def _refuse_while_trained(folds: Sequence[FoldFiles]) -> None:
         )
 
 
-def _announced(model: Path) -> list[int]:
-    """Folds whose training has begun, with or without a checkpoint."""
-    return sorted({*usable_folds(model), *folds_with(model, "training.json")})
+def staying_folds(model: Path, folds: Sequence[int], *, resume: bool) -> list[int]:
+    """What a model has of folds, and keeps when these are trained: they go on, or else are deleted.
+
+    Folds that are trained elsewhere count from their beginning, with or without a checkpoint.
+    """
+    begun = usable_folds(model)
+    announced = {*begun, *folds_with(model, "training.json")}
+    return sorted(fold for fold in announced if fold not in folds or (resume and fold in begun))
 
 
 def planned_digest(plan: Plan, configuration: str) -> str:

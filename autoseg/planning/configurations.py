@@ -29,6 +29,9 @@ QUICK_BELOW_COVERAGE, QUICK_COVERAGE = 0.05, 0.1
 """Where a patch for which there is time has less of the median case's voxels than the first, a grid on which it has the
 second shows more."""
 
+QUICK_NAMES = {2: "2d_quick", 3: "3d_quick"}
+"""Of configurations for short trainings, by their number of axes."""
+
 MIN_QUICK_VOXELS = 100
 """That the smallest label has in the median case, on the grid for short trainings."""
 
@@ -135,16 +138,19 @@ def plan_quick(
         fingerprint: of the dataset: its smallest structure keeps some voxels.
 
     Returns:
-        It, called "3d_quick" or "2d_quick", and the reasons; None where the grid can't be made much coarser.
+        It, named as in `QUICK_NAMES`, and the reasons; None where the grid can't be made much coarser.
     """
+    name = QUICK_NAMES[configuration.n_axes]
     smallest_ml = smallest_volume_ml(fingerprint)
     spacing_mm, median_shape = configuration.spacing_mm, configuration.median_shape
+    # Slices of a 2D configuration keep their distance.
+    slice_mm = median(case.spacing_mm[plan.axis_order[0]] for case in fingerprint.cases)
+    kept_mm = slice_mm if configuration.n_axes == 2 else 1.0
     finest_mm = min(spacing_mm)
     while prod(patch_size) / prod(median_shape) < QUICK_COVERAGE:
         finest_mm *= LOWRES_SPACING_STEP
         coarser_mm = tuple(max(edge_mm, finest_mm) for edge_mm in configuration.spacing_mm)
-        # Slices of a 2D configuration keep their distance, which is not known here.
-        if len(coarser_mm) == 3 and prod(coarser_mm) / 1000 * MIN_QUICK_VOXELS > smallest_ml:
+        if prod(coarser_mm) * kept_mm / 1000 * MIN_QUICK_VOXELS > smallest_ml:
             break
         spacing_mm = coarser_mm
         median_shape = _rescale(configuration.median_shape, configuration.spacing_mm, spacing_mm)
@@ -153,7 +159,6 @@ def plan_quick(
         return None
     n_cases = len(fingerprint.cases)
     planner = _Planner(plan.labels.n_outputs, find_preset(plan.preset, plan.gpu_memory_gib), n_cases, Choices())
-    name = "3d_quick" if len(spacing_mm) == 3 else "2d_quick"
     quick, reasons = planner.plan(
         name,
         spacing_mm,
@@ -167,7 +172,11 @@ def plan_quick(
         f"first, to {join_numbers(round(edge_mm, 3) for edge_mm in spacing_mm)} mm, where as many voxels are "
         f"{prod(patch_size) / prod(median_shape):.0%}"
     )
-    return quick, (Reason(subject=f"configurations.{name}.spacing_mm", text=text), *reasons)
+    told = {f"configurations.{name}.spacing_mm": text, **{reason.subject: reason.text for reason in reasons}}
+    if plan.is_set_by_user(configuration.name, "batch_size") and configuration.batch_size < quick.batch_size:
+        quick = replace(quick, batch_size=configuration.batch_size)
+        told[f"configurations.{name}.batch_size"] = f"{SET_BY_USER} for {configuration.name}: {quick.batch_size}"
+    return quick, tuple(Reason(subject=subject, text=text) for subject, text in told.items())
 
 
 def smallest_volume_ml(fingerprint: Fingerprint) -> float:

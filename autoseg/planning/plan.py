@@ -269,6 +269,11 @@ class Plan:
                 raise PlanError(f"{name}: its previous, {configuration.previous}, is not 3D; for none, write null")
         self.configuration(self.recommended)
 
+    def is_set_by_user(self, configuration: str, decision: str) -> bool:
+        """Whether the user has decided, for instance, the "patch_size" of a configuration."""
+        subject = f"configurations.{configuration}.{decision}"
+        return any(reason.subject == subject and reason.text.startswith(SET_BY_USER) for reason in self.reasons)
+
     def configuration(self, name: str) -> ConfigurationPlan:
         """The configuration of that name.
 

@@ -70,53 +70,21 @@ class OverlayRow:
         return n_x * self.spacing_mm[2] / (n_y * self.spacing_mm[1])
 
 
-def draw_overlay(
-    path: Path,
-    image: NDArray,
-    *,
-    reference: NDArray | None = None,
-    prediction: NDArray | None = None,
-    spacing_mm: Sequence[float],
-    n_slices: int = 3,
-    title: str = "",
-    window: tuple[float, float] | None = None,
-) -> Path:
-    """Draws axial slices of one case with the borders of its labels: reference green, prediction red.
+def draw_overlays(path: Path, rows: Sequence[OverlayRow], *, n_slices: int = 3) -> Path:
+    """Draws axial slices of cases, one case below the other, and borders of labels: reference green, prediction red.
 
     Slices are seen as radiologists see them: anterior up, the patient's right on the left.
 
     Args:
         path: of the PNG.
-        image: (Z, Y, X), in canonical orientation (RAS+).
-        reference: (Z, Y, X), integers, 0 is background.
-        prediction: (Z, Y, X), integers.
-        spacing_mm: (z, y, x).
-        n_slices: at most so many; those with most foreground, spread over its extent.
-        title: written above.
-        window: intensities shown as black and white; None chooses them by what is labelled.
+        rows: the cases, at least one.
+        n_slices: at most so many of each case; those with most foreground, spread over its extent.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: image and labels differ in shape.
-    """
-    row = OverlayRow(
-        title=title, image=image, spacing_mm=spacing_mm, reference=reference, prediction=prediction, window=window
-    )
-    return draw_overlay_grid(path, [row], n_slices=n_slices)
-
-
-def draw_overlay_grid(path: Path, rows: Sequence[OverlayRow], *, n_slices: int = 3) -> Path:
-    """Draws several cases as `draw_overlay` does, one below the other.
-
-    Args:
-        path: of the PNG.
-        rows: the cases, at least one.
-        n_slices: at most so many of each case.
-
-    Returns:
-        The path.
+        ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("an overlay needs at least one row")

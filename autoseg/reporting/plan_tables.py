@@ -41,6 +41,8 @@ PURPOSES = {
     "3d_fullres": "segments blocks of a scan at full resolution",
     "3d_lowres": "segments blocks of a scan at a coarser resolution, so that each of them shows more of the body",
     "3d_cascade_fullres": "refines at full resolution what 3d_lowres has found at a coarser one",
+    "2d_quick": "segments a scan slice by slice at a coarser resolution, for short trainings",
+    "3d_quick": "segments blocks of a scan at a coarser resolution, for short trainings",
 }
 OTHER_PURPOSE = "was added to the plan by hand"
 PURPOSE_NOTES = {

@@ -114,8 +114,13 @@ def show_suspects(known: CrossValidation, load: LoadOverlay, pictures: PictureFo
         return element(
             "p", "Several folds are needed to find them: what all of them contradict may be labelled wrongly."
         )
+    n_seen, n_all = len(known.reviews), len(known.folds)
+    seen: Html | str = ""
+    if n_seen < n_all:
+        text = f"All folds together looked at {n_seen} of {n_all} cases: time or memory were short for the others."
+        seen = classed("p", "note", text)
     if not known.suspects:
-        return element("p", "No case stands out.")
+        return join(element("p", "No case stands out."), seen)
     columns = [Column(title="case"), Column(title="why", kind="prose"), Column(title="how suspicious", kind="number")]
     rows: list[list[Child]] = [
         [suspect.case, suspect.why, format_number(suspect.score, n_digits=3)]
@@ -130,6 +135,7 @@ def show_suspects(known: CrossValidation, load: LoadOverlay, pictures: PictureFo
         element("p", text),
         table(columns, rows, is_stacked=True),
         classed("p", "note", f"... and {n_more} more") if n_more > 0 else "",
+        seen,
         _show_suspects(known.suspects[:max_examples], known, load, pictures, worst=worst),
     )
 

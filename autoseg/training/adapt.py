@@ -116,24 +116,17 @@ def choose_training(
     started = time.monotonic()
     recipe = RECIPES[config.recipe]
     reasons: dict[str, str] = {}
-    on_cpu, batch_size = device.type == "cpu", config.batch_size
-    if batch_size is None:
-        batch_size = choose_batch_size(recipe, configuration.batch_size, n_axes=configuration.n_axes, on_cpu=on_cpu)
-        if batch_size != configuration.batch_size:
-            reasons["batch_size"] = f"{batch_size} of {configuration.batch_size}: on a CPU more steps gain more"
-    budget = config.budget or full_training(recipe, n_cases=n_cases, batch_size=batch_size, on_cpu=on_cpu)[0]
+    on_cpu = device.type == "cpu"
+    budget, batch_size = find_request(configuration, config, n_cases=n_cases, on_cpu=on_cpu)
+    if batch_size != configuration.batch_size:
+        reasons["batch_size"] = f"{batch_size} of {configuration.batch_size}: on a CPU more steps gain more"
     network, n_steps = configuration, budget.iterations or 0
     adapting = adapts(plan, config, on_cpu=on_cpu)
     may_mirror = config.mirror is None and config.augment != "none" and recipe.steps_per_label_to_mirror > 0
     if budget.max_time_s is not None and (adapting or may_mirror):
-        known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
-        if adapting:
-            known = candidates(
-                configuration, n_cases=n_cases, keep_patch=is_set_by_user(plan, configuration, "patch_size")
-            )
-        timer = timer or functools.partial(_time_step, plan, config, device=device)
-        of_process = functools.partial(timer, batch_size=math.ceil(batch_size / n_processes))
-        network, step_s = _choose_network(known, of_process, budget)
+        network, step_s = choose_network(
+            plan, configuration, config, n_cases=n_cases, device=device, n_processes=n_processes, timer=timer
+        )
         n_steps = round(budget.expected_iterations(step_s))
         if adapting:
             few = n_cases if are_few(configuration, n_cases) else None
@@ -174,6 +167,52 @@ def choose_training(
     return with_requests(choices, config, n_cases=n_cases, on_cpu=on_cpu), time.monotonic() - started
 
 
+def find_request(
+    configuration: ConfigurationPlan, config: TrainConfig, *, n_cases: int, on_cpu: bool
+) -> tuple[Budget, int]:
+    """Budget and batch size: what the user asks for, or what the recipe makes of the plan.
+
+    Args:
+        configuration: as planned.
+        config: what the user asks for.
+        n_cases: to train on.
+        on_cpu: whether training runs there.
+    """
+    recipe, batch_size = RECIPES[config.recipe], config.batch_size
+    if batch_size is None:
+        batch_size = choose_batch_size(recipe, configuration.batch_size, n_axes=configuration.n_axes, on_cpu=on_cpu)
+    budget = config.budget or full_training(recipe, n_cases=n_cases, batch_size=batch_size, on_cpu=on_cpu)[0]
+    return budget, batch_size
+
+
+def choose_network(
+    plan: Plan,
+    configuration: ConfigurationPlan,
+    config: TrainConfig,
+    *,
+    n_cases: int,
+    device: torch.device,
+    n_processes: int = 1,
+    timer: Callable[..., float] | None = None,
+) -> tuple[ConfigurationPlan, float]:
+    """The largest network and patch that make enough steps within a limit of time, and the seconds of such a step.
+
+    Arguments and errors are those of `choose_training`. Where nothing adapts, the planned network is timed.
+    """
+    on_cpu = device.type == "cpu"
+    budget, batch_size = find_request(configuration, config, n_cases=n_cases, on_cpu=on_cpu)
+    known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
+    if adapts(plan, config, on_cpu=on_cpu):
+        keep_patch = plan.is_set_by_user(configuration.name, "patch_size")
+        known = candidates(configuration, n_cases=n_cases, keep_patch=keep_patch)
+    timer = timer or functools.partial(_time_step, plan, config, device=device)
+    found = _find_largest(known, functools.partial(timer, batch_size=math.ceil(batch_size / n_processes)), budget)
+    if device.type == "cuda":
+        # It may be another process that trains on this GPU.
+        torch.cuda.empty_cache()
+    return found
+
+
 def steps_to_mirror(recipe: Recipe, *, n_labels: int, n_cases: int, batch_size: int) -> int:
     """From how many steps on patches are mirrored; 0 for always."""
     of_cases = math.ceil(recipe.patches_per_case_to_mirror * n_labels * n_cases / batch_size)
@@ -208,15 +247,18 @@ def with_requests(choices: TrainingChoices, config: TrainConfig, *, n_cases: int
         if getattr(config, name) is not None
     }
     reasons = {f"training.{name}": SET_BY_USER for name in asked}
-    budget = config.budget
-    if budget is None:
+    budget, before = config.budget, {reason.subject: reason.text for reason in choices.reasons}
+    if budget is None and "training.budget" in before:
+        # Nobody asked for one when these were made, maybe on another device: what was begun goes on as it was meant.
+        budget, reasons["training.budget"] = choices.budget, before["training.budget"]
+    elif budget is None:
         batch_size = asked.get("batch_size", choices.batch_size)
         budget, reasons["training.budget"] = full_training(
             RECIPES[choices.recipe], n_cases=n_cases, batch_size=batch_size, on_cpu=on_cpu
         )
-    kept = (reason for reason in choices.reasons if reason.subject not in {*reasons, "training.budget"})
-    made = (Reason(subject=subject, text=text) for subject, text in reasons.items())
-    return dataclasses.replace(choices, **asked, budget=budget, reasons=(*kept, *made))
+    before.pop("training.budget", None)
+    told = tuple(Reason(subject=subject, text=text) for subject, text in (before | reasons).items())
+    return dataclasses.replace(choices, **asked, budget=budget, reasons=told)
 
 
 def full_training(recipe: Recipe, *, n_cases: int, batch_size: int, on_cpu: bool) -> tuple[Budget, str]:
@@ -248,13 +290,7 @@ def full_training(recipe: Recipe, *, n_cases: int, batch_size: int, on_cpu: bool
     return budget, text
 
 
-def is_set_by_user(plan: Plan, configuration: ConfigurationPlan, decision: str) -> bool:
-    """Whether the user has decided, for instance, the "patch_size" of a configuration."""
-    subject = f"configurations.{configuration.name}.{decision}"
-    return any(reason.subject == subject and reason.text.startswith(SET_BY_USER) for reason in plan.reasons)
-
-
-def _choose_network(
+def _find_largest(
     known: Iterable[tuple[ConfigurationPlan, int]], timer: Timer, budget: Budget
 ) -> tuple[ConfigurationPlan, float]:
     """The largest network and patch that make enough steps, and the seconds of such a step."""

@@ -63,6 +63,8 @@ SMOOTHING = 0.9
 MAX_DATA_WAIT = 0.05
 # Compiling takes a minute or two and saves perhaps a fifth of the time afterwards.
 MIN_TIME_TO_COMPILE_S = 900.0
+LATE_RATE = 0.05
+"""Of the highest learning rate: below, there is little left to learn."""
 
 Stop = Callable[[], bool]
 OnEpoch = Callable[[Sequence[EpochFigures], Sequence[ValidationSlice]], None]
@@ -253,6 +255,14 @@ class _Run:
                 # The checkpoint holds the same; what is left of the training is to write them.
                 self._say(logging.WARNING, "%s; they are made again from the checkpoint", error)
                 self.finished = False
+        last_rate = self.epochs[-1].learning_rate if self.epochs else math.inf
+        if done >= 1 and not self.finished and last_rate > LATE_RATE * self.recipe.learning_rate:
+            self._say(
+                logging.WARNING,
+                "was begun with a longer budget than that of now, which is used up: it ends at step %d as it is, in "
+                "the middle of learning; to go on, give the same command with the budget that it was begun with",
+                self.iteration,
+            )
         state_told = "already trained" if self.finished else "resuming"
         self._say(logging.INFO, "%s at step %d after %s", state_told, self.iteration, format_duration(self.elapsed_s))
 

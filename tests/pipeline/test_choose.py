@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import autoseg
+from autoseg.cli import app
 from autoseg.core.errors import PredictionError, TrainingError
 from autoseg.core.serialize import read_json, write_json
 from autoseg.core.steps import FOREGROUND, LARGEST, Step
@@ -29,6 +31,7 @@ from autoseg.inference.predictor import Predictor
 from autoseg.inference.quality import QualityModel
 from autoseg.pipeline import Workspace, cross_validate, crossval
 from autoseg.pipeline.crossval import read_cross_validation
+from autoseg.pipeline.inputs import trained_by_default
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.trainer import TrainingInterrupted
 
@@ -145,9 +148,32 @@ def test_what_alone_is_trained_predicts_where_the_recommended_one_is_not(
     caplog.set_level(logging.INFO)
     autoseg.predict(tiny_dataset / "imagesTs", tmp_path / "out", work, device="cpu", speed="fast")
     assert manifest(tmp_path / "out")["configuration"] == "2d"
-    assert "2d is the only configuration that is trained" in caplog.text
+    assert "3d_fullres is recommended, but not trained to its end: 2d segments" in caplog.text
     with pytest.raises(PredictionError, match=r"3d_fullres: no fold is trained yet.*trained is 2d"):
         autoseg.predict(tiny_dataset / "imagesTs", tmp_path / "other", work, device="cpu", configuration="3d_fullres")
+
+
+def test_what_is_trained_to_its_end_predicts_before_what_is_not(work: Path) -> None:
+    workspace = Workspace(root=work)
+    assert trained_by_default(workspace) == "3d_fullres"
+    for weights in (work / "models" / "3d_fullres").glob("fold_*/weights.safetensors"):
+        weights.unlink()
+    assert trained_by_default(workspace) == "2d"
+    shutil.rmtree(work / "models" / "2d")
+    assert trained_by_default(workspace) == "3d_fullres"
+
+
+def test_the_next_command_names_what_was_trained_where_another_one_would_predict(work: Path) -> None:
+    def next_command(*arguments: str) -> str:
+        command = ["train", "--fold", "0", "--iterations", "8", "--device", "cpu", "-w", str(work), *arguments]
+        return CliRunner().invoke(app, command, catch_exceptions=False).output.splitlines()[-1]
+
+    assert next_command("-c", "2d") == f"Next: autoseg predict IN OUT -w {work}"
+    (work / "selection.json").unlink()
+    for name in ("2d", "3d_fullres"):
+        shutil.rmtree(work / "models" / name / "fold_1")
+    assert next_command("-c", "2d") == f"Next: autoseg predict IN OUT -c 2d -w {work}"
+    assert next_command() == f"Next: autoseg predict IN OUT -w {work}"
 
 
 def after(n: int) -> Callable[[], bool]:

@@ -8,15 +8,21 @@ from math import prod
 from pathlib import Path
 
 import pytest
+import torch
 
 import autoseg
+from autoseg.core.serialize import write_json
 from autoseg.data.io import read_image, read_label
 from autoseg.data.phantom import write_phantom_dataset
 from autoseg.pipeline import Workspace, configuration_for_time
+from autoseg.pipeline.settle import RECIPE_FILE, SettledTraining
 from autoseg.planning.choices import Choices
+from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.training.adapt import choose_training, resize
 from autoseg.training.config import Budget, TrainConfig
 
 SHORT = TrainConfig(budget=Budget(max_time_s=2.0))
+CHOICES = Choices(gpu_memory_gib=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Large volumes, planned for a small GPU."""
     folder = tmp_path_factory.mktemp("quick")
     data = write_phantom_dataset(folder / "data", n_train=4, n_test=1, coarseness=0.5)
-    autoseg.plan(data, folder / "work", choices=Choices(gpu_memory_gib=1.0), n_folds=2, preprocess="none")
+    autoseg.plan(data, folder / "work", choices=CHOICES, n_folds=2, preprocess="none")
     return folder
 
 
@@ -55,6 +61,9 @@ def test_a_short_training_takes_a_coarser_grid_and_predicts_on_that_of_the_scan(
     assert configuration_for_time(workspace, SHORT, device="cpu").name == "3d_quick"
     assert workspace.read_plan() == plan
     assert "is trained, at" not in caplog.text
+    # Planning again leaves it where it was, so that what it has trained stays of use.
+    assert autoseg.plan(world / "data", work, choices=CHOICES, n_folds=2, preprocess="none") == plan
+    assert not list(work.glob("plan.previous*"))
 
 
 @pytest.mark.parametrize(
@@ -85,3 +94,64 @@ def test_where_small_patches_show_enough_nothing_is_timed(
     monkeypatch.setattr("autoseg.training.adapt.choose_training", None)
     chosen = configuration_for_time(Workspace(root=tmp_path / "work"), SHORT, device="cpu")
     assert chosen == plan.configuration(plan.recommended)
+
+
+class Timed:
+    """What the budget has time for, as if it had been measured; counts how often that is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.patch_scale, self.n_asked = 0.4, 0
+        monkeypatch.setattr("autoseg.training.adapt.choose_network", self)
+
+    def __call__(self, plan: Plan, configuration: ConfigurationPlan, *_: object, **__: object) -> tuple[object, float]:
+        self.n_asked += 1
+        return resize(configuration, "half", self.patch_scale), 1.0
+
+
+@pytest.fixture
+def planned(world: Path, tmp_path: Path) -> Workspace:
+    """Without a coarser grid yet."""
+    autoseg.plan(world / "data", tmp_path / "work", choices=CHOICES, n_folds=2, preprocess="none")
+    return Workspace(root=tmp_path / "work")
+
+
+def begin(model: Path, budget: Budget, plan: Plan) -> None:
+    """As if its first fold had been trained for a while."""
+    (model / "fold_0").mkdir(parents=True)
+    (model / "fold_0" / "checkpoint.safetensors").touch()
+    config = TrainConfig(budget=budget, network="planned", mirror=False)
+    choices, _ = choose_training(plan, plan.configuration(model.name), config, n_cases=2, device=torch.device("cpu"))
+    write_json(model / RECIPE_FILE, SettledTraining(planned="", request="", choices=choices))
+
+
+def test_another_grid_does_not_take_the_place_of_one_that_others_may_work_on(
+    planned: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = Timed(monkeypatch)
+    first = configuration_for_time(planned, SHORT, device="cpu")
+    timed.patch_scale = 0.5
+    assert configuration_for_time(planned, SHORT, device="cpu") == first
+    anew = configuration_for_time(planned, SHORT, device="cpu", folds=(0, 1), resume=False)
+    assert anew.name == "3d_quick"
+    assert prod(anew.spacing_mm) < prod(first.spacing_mm)
+    begin(planned.model("3d_quick"), Budget(max_time_s=99.0), planned.read_plan())
+    timed.patch_scale = 0.4
+    assert configuration_for_time(planned, SHORT, device="cpu", folds=(1,), resume=False) == anew
+    assert prod(configuration_for_time(planned, SHORT, device="cpu", folds=(0,), resume=False).spacing_mm) == (
+        pytest.approx(prod(first.spacing_mm))
+    )
+
+
+def test_what_has_begun_goes_on_without_a_look_with_the_same_budget_only(
+    planned: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = Timed(monkeypatch)
+    short, hour = Budget(max_time_s=99.0), TrainConfig()
+    quick = configuration_for_time(planned, TrainConfig(budget=short), device="cpu")
+    begin(planned.model(quick.name), short, planned.read_plan())
+    assert configuration_for_time(planned, TrainConfig(budget=short), device="cpu") == quick
+    assert timed.n_asked == 1
+    # The hour that a CPU has without a budget is another one.
+    timed.patch_scale = 1.0
+    assert configuration_for_time(planned, hour, device="cpu").name == planned.read_plan().recommended
+    assert timed.n_asked == 2

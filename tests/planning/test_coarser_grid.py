@@ -9,6 +9,7 @@ import pytest
 
 from autoseg.core.labels import LabelSpec
 from autoseg.planning.checks import check_plan
+from autoseg.planning.choices import Choices
 from autoseg.planning.configurations import MIN_QUICK_VOXELS, QUICK_COVERAGE, plan_quick
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.plan import Plan
@@ -107,3 +108,27 @@ def test_without_labels_in_the_fingerprint_only_the_patch_counts() -> None:
     full = plan.configuration("3d_fullres")
     with_labels, without = (plan_quick(plan, full, patch_size=PATCH, fingerprint=known) for known in (ABDOMEN, nothing))
     assert with_labels == without
+
+
+def test_the_smallest_structure_keeps_voxels_in_slices_too() -> None:
+    shape, spacing_mm = (1, 2000, 2000), (1.0, 0.1, 0.1)
+    # 100 voxels of 0.144 mm.
+    vessels = fingerprint_of(shape, spacing_mm, lesions_ml=(0.00207, 0.00207))
+    plan = plan_of(vessels)
+    full = plan.configuration("2d")
+    planned = plan_quick(plan, full, patch_size=(256, 256), fingerprint=vessels)
+    assert planned is not None
+    assert 0.135 < planned[0].spacing_mm[0] <= 0.144
+    thicker = dataclasses.replace(
+        vessels, cases=tuple(dataclasses.replace(case, spacing_mm=(2.0, 0.1, 0.1)) for case in vessels.cases)
+    )
+    assert plan_quick(plan, full, patch_size=(256, 256), fingerprint=thicker) is None
+
+
+def test_a_batch_size_that_the_user_has_set_is_kept() -> None:
+    plan = make_plan(ABDOMEN, LABELS, dataset="test", n_folds=5, choices=Choices(batch_size=1))
+    planned = plan_quick(plan, plan.configuration("3d_fullres"), patch_size=PATCH, fingerprint=ABDOMEN)
+    assert planned is not None
+    assert planned[0].batch_size == 1
+    (text,) = [reason.text for reason in planned[1] if reason.subject == "configurations.3d_quick.batch_size"]
+    assert text == "set by user for 3d_fullres: 1"

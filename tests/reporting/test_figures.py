@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -17,8 +18,7 @@ from autoseg.reporting.figures import (
     choose_slices,
     choose_window,
     draw_curves,
-    draw_overlay,
-    draw_overlay_grid,
+    draw_overlays,
     find_borders,
     smooth,
 )
@@ -43,6 +43,11 @@ def read_picture(path: Path) -> np.ndarray:
     return picture[: round(picture.shape[0] - LEGEND_HEIGHT), :, :3]
 
 
+def draw_case(path: Path, image: np.ndarray, *, n_slices: int = 3, **options: Any) -> Path:
+    row = OverlayRow(title="case", image=image, spacing_mm=SPACING_MM, **options)
+    return draw_overlays(path, [row], n_slices=n_slices)
+
+
 def find_green(picture: np.ndarray) -> np.ndarray:
     return (picture[..., 1] > 0.6) & (picture[..., 0] < 0.3) & (picture[..., 2] < 0.5)
 
@@ -54,9 +59,7 @@ def find_red(picture: np.ndarray) -> np.ndarray:
 def test_reference_is_green_and_prediction_red(tmp_path: Path) -> None:
     image, label = make_case()
     for reference, prediction in ((label, None), (None, label), (None, None), (label, label)):
-        path = draw_overlay(
-            tmp_path / "a.png", image, reference=reference, prediction=prediction, spacing_mm=SPACING_MM
-        )
+        path = draw_case(tmp_path / "a.png", image, reference=reference, prediction=prediction)
         picture = read_picture(path)
         assert find_green(picture).any() == (reference is not None)
         assert find_red(picture).any() == (prediction is not None)
@@ -66,9 +69,7 @@ def test_reference_is_green_and_prediction_red(tmp_path: Path) -> None:
 def test_contours_lie_on_the_borders(tmp_path: Path) -> None:
     image, label = np.zeros((1, 30, 40), np.float32), np.zeros((1, 30, 40), np.uint8)
     label[0, 15:24, 20:30] = 3
-    picture = read_picture(
-        draw_overlay(tmp_path / "a.png", image, reference=label, spacing_mm=(5.0, 2.0, 2.0), n_slices=1)
-    )
+    picture = read_picture(draw_case(tmp_path / "a.png", image, reference=label, n_slices=1))
     rows, columns = np.nonzero(find_green(picture))
     pixels_per_voxel = PANEL_HEIGHT_INCHES * DPI / 30
     top = ROW_TITLE_INCHES * DPI
@@ -81,10 +82,8 @@ def test_contours_lie_on_the_borders(tmp_path: Path) -> None:
 
 def test_both_are_legible_where_they_coincide(tmp_path: Path) -> None:
     image, label = make_case()
-    together = read_picture(
-        draw_overlay(tmp_path / "a.png", image, reference=label, prediction=label, spacing_mm=SPACING_MM)
-    )
-    alone = read_picture(draw_overlay(tmp_path / "b.png", image, prediction=label, spacing_mm=SPACING_MM))
+    together = read_picture(draw_case(tmp_path / "a.png", image, reference=label, prediction=label))
+    alone = read_picture(draw_case(tmp_path / "b.png", image, prediction=label))
     assert find_red(together).sum() > 0.5 * find_red(alone).sum()
     assert find_green(together).sum() > 0.5 * find_red(alone).sum()
 
@@ -92,9 +91,7 @@ def test_both_are_legible_where_they_coincide(tmp_path: Path) -> None:
 def test_anterior_is_up_and_right_is_left(tmp_path: Path) -> None:
     image = np.zeros((3, 40, 50), np.float32)
     image[:, 33:37, 40:45] = 100
-    picture = read_picture(
-        draw_overlay(tmp_path / "a.png", image, spacing_mm=SPACING_MM, n_slices=1, window=(0.0, 100.0))
-    )
+    picture = read_picture(draw_case(tmp_path / "a.png", image, n_slices=1, window=(0.0, 100.0)))
     panel = picture[round(ROW_TITLE_INCHES * DPI) + 4 : ROW_HEIGHT - 4, 10:-10]
     rows, columns = np.nonzero(panel.min(-1) > 0.9)
     assert rows.max() < panel.shape[0] / 2
@@ -107,16 +104,16 @@ def test_proportions_are_true(tmp_path: Path, step_y_mm: float, step_x_mm: float
     label[0, 10:30, 10:30] = 1
     row = OverlayRow(title="", image=np.zeros(label.shape), reference=label, spacing_mm=(5.0, step_y_mm, step_x_mm))
     other = OverlayRow(title="", image=np.zeros((1, 40, 60)), spacing_mm=(5.0, 1.0, 1.0))
-    rows, columns = np.nonzero(find_green(read_picture(draw_overlay_grid(tmp_path / "a.png", [row, other]))))
+    rows, columns = np.nonzero(find_green(read_picture(draw_overlays(tmp_path / "a.png", [row, other]))))
     assert np.ptp(columns) / np.ptp(rows) == pytest.approx(step_x_mm / step_y_mm, rel=0.06)
 
 
 def test_size_of_the_picture(tmp_path: Path) -> None:
     image, label = make_case()
     row = OverlayRow(title="case", image=image, reference=label, prediction=label, spacing_mm=SPACING_MM)
-    one = matplotlib.image.imread(draw_overlay_grid(tmp_path / "one.png", [row]))
-    three = matplotlib.image.imread(draw_overlay_grid(tmp_path / "three.png", [row] * 3))
-    single = matplotlib.image.imread(draw_overlay_grid(tmp_path / "single.png", [row], n_slices=1))
+    one = matplotlib.image.imread(draw_overlays(tmp_path / "one.png", [row]))
+    three = matplotlib.image.imread(draw_overlays(tmp_path / "three.png", [row] * 3))
+    single = matplotlib.image.imread(draw_overlays(tmp_path / "single.png", [row], n_slices=1))
     assert three.shape[1] == one.shape[1]
     assert three.shape[0] - one.shape[0] == pytest.approx(2 * ROW_HEIGHT, abs=2)
     assert one.shape[0] == pytest.approx(ROW_HEIGHT + LEGEND_HEIGHT, abs=2)
@@ -131,7 +128,7 @@ def test_a_grid_holds_cases_of_any_size(tmp_path: Path) -> None:
         OverlayRow(title="one slice", image=image[3:4], reference=label[3:4], spacing_mm=(1.0, 4.0, 1.0)),
         OverlayRow(title="only the image", image=image.astype(np.int16), spacing_mm=SPACING_MM),
     ]
-    picture = read_picture(draw_overlay_grid(tmp_path / "deep" / "grid.png", rows))
+    picture = read_picture(draw_overlays(tmp_path / "deep" / "grid.png", rows))
     bands = [picture[i * ROW_HEIGHT : (i + 1) * ROW_HEIGHT] for i in range(3)]
     assert [bool(find_green(band).any()) for band in bands] == [True, True, False]
     assert [bool(find_red(band).any()) for band in bands] == [True, False, False]
@@ -140,18 +137,16 @@ def test_a_grid_holds_cases_of_any_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_nothing_to_see_is_drawn_too(tmp_path: Path, value: float) -> None:
     image, empty = np.full((4, 8, 8), value, np.float32), np.zeros((4, 8, 8), np.uint8)
-    picture = read_picture(
-        draw_overlay(tmp_path / "a.png", image, reference=empty, prediction=empty, spacing_mm=SPACING_MM)
-    )
+    picture = read_picture(draw_case(tmp_path / "a.png", image, reference=empty, prediction=empty))
     assert not find_green(picture).any()
     assert not find_red(picture).any()
 
 
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prediction has shape \(2, 4, 5\), the image has \(2, 4, 4\)"):
-        draw_overlay(tmp_path / "a.png", np.zeros((2, 4, 4)), prediction=np.zeros((2, 4, 5), int), spacing_mm=(1, 1, 1))
+        draw_case(tmp_path / "a.png", np.zeros((2, 4, 4)), prediction=np.zeros((2, 4, 5), int))
     with pytest.raises(ValueError, match="at least one row"):
-        draw_overlay_grid(tmp_path / "a.png", [])
+        draw_overlays(tmp_path / "a.png", [])
     assert not list(tmp_path.iterdir())
 
 

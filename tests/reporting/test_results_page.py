@@ -430,6 +430,16 @@ def test_suspects_are_not_looked_for_in_one_fold(tmp_path: Path) -> None:
     assert "No case stands out" not in page.text
 
 
+def test_cases_that_not_all_folds_have_seen_are_told(tmp_path: Path) -> None:
+    plan = make_a_plan(("tumour",))
+    whole = make_crossval(plan, {"a": 0.5, "b": 0.6, "c": 0.7})
+    told = "All folds together looked at 2 of 3 cases"
+    for known, is_told in ((whole, False), (dataclasses.replace(whole, reviews=whole.reviews[:2]), True)):
+        page = write(tmp_path, plan, [ConfigurationResults(name="2d", curves={}, crossval=known)])
+        assert (told in page.text) == is_told
+        assert "No case stands out." in page.text
+
+
 @pytest.mark.parametrize("dice", [{"only": 0.5}, {"only": math.nan}, {"a": math.nan, "b": 0.5}])
 def test_few_cases_and_none_with_a_dice(tmp_path: Path, dice: dict[str, float]) -> None:
     plan = make_a_plan(("tumour",))

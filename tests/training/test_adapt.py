@@ -29,6 +29,7 @@ from autoseg.training.adapt import (
     full_training,
     resize,
     steps_to_mirror,
+    with_requests,
 )
 from autoseg.training.config import SAMPLINGS, Budget, TrainConfig
 from autoseg.training.patches import SAMPLING
@@ -282,6 +283,16 @@ def test_without_a_budget_a_cpu_trains_for_an_hour_and_not_for_days(machine: Mac
     (told,) = (reason.text for reason in choices.reasons if reason.subject == "training.budget")
     assert "1 h 0 min for each fold" in told
     assert choose(recipe="published").budget == Budget.make(epochs=1000)
+
+
+def test_what_was_begun_without_a_budget_keeps_it_on_another_device(machine: Machine) -> None:
+    on_cpu = choose(machine=machine)
+    assert with_requests(on_cpu, TrainConfig(), n_cases=100, on_cpu=False) == on_cpu
+    asked = choose(machine=machine, budget=Budget(iterations=10))
+    on_gpu = with_requests(asked, TrainConfig(), n_cases=100, on_cpu=False)
+    assert on_gpu.budget.max_time_s is None
+    assert with_requests(on_gpu, TrainConfig(), n_cases=100, on_cpu=True) == on_gpu
+    assert with_requests(on_gpu, TrainConfig(budget=asked.budget), n_cases=100, on_cpu=True).budget == asked.budget
 
 
 def test_a_step_of_the_real_network_is_timed() -> None:

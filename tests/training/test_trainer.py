@@ -199,6 +199,21 @@ def test_a_finished_fold_is_not_trained_again_but_a_larger_budget_goes_on(
     assert read_log(tmp_path)[-1]["iteration"] == 14
 
 
+def test_who_ends_a_longer_training_before_its_end_is_told(
+    tmp_path: Path, cases: list[PreprocessedCase], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path, cases, config=TEN, stop=stop_after(5))
+    train(tmp_path, cases, config=TrainConfig(budget=Budget(iterations=5, iterations_per_epoch=4)))
+    assert "it ends at step 5 as it is" in caplog.text
+    caplog.clear()
+    # What has come to its end is ended by no budget.
+    train(tmp_path, cases, config=TEN)
+    (tmp_path / "weights.safetensors").unlink()
+    train(tmp_path, cases, config=TEN)
+    assert "as it is" not in caplog.text
+
+
 def test_another_seed_in_the_same_folder_is_refused_until_resuming_is_off(
     tmp_path: Path, cases: list[PreprocessedCase]
 ) -> None:
