@@ -25,8 +25,8 @@ fi
 source .venv/bin/activate
 
 # Without an NVIDIA driver, the version of which pip may find a build for CPUs: the other brings gigabytes for nothing.
-constraints=()
+constraints=(--constraint scripts/constraints-tools.txt)
 if ! command -v nvidia-smi >/dev/null; then
-    constraints=(--constraint scripts/constraints-cpu.txt)
+    constraints+=(--constraint scripts/constraints-cpu.txt)
 fi
 python -m pip install --quiet --disable-pip-version-check "${constraints[@]}" --editable ".${1:+[$1]}"

@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from autoseg import pipeline
 from autoseg.core.serialize import to_plain, write_json
 from autoseg.data.phantom import write_phantom_dataset
+
+# The same examples in every run, and no limit of time for one of them.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -206,6 +206,9 @@ FINALIZER = """
 import os, signal, sys, time
 from autoseg.cli import app, main
 
+# Shells switch it off for what they start in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 class Cleaned:
     def __del__(self):
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))

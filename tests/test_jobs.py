@@ -324,6 +324,14 @@ def test_a_killed_process_says_by_what(tmp_path: Path) -> None:
     assert "SIGKILL" in ending.reason
 
 
+def test_who_was_killed_is_why_the_others_have_failed(tmp_path: Path) -> None:
+    codes = ("raise SystemExit('lost another')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    group = ProcessGroup([[sys.executable, "-c", code] for code in codes], log=tmp_path / "log.txt")
+    for pid in group.pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert "SIGKILL" in group.wait().reason
+
+
 def test_a_log_is_followed_by_whole_lines(tmp_path: Path) -> None:
     follower = LogFollower(tmp_path / "log.txt")
     assert follower.read_new() == ""

@@ -178,7 +178,7 @@ def test_a_time_limit_shorter_than_the_training(trained: Path, user: Path) -> No
     lines = (user / "autoseg-work/models/3d_fullres/fold_0/log.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["time_s"] for line in lines]
     assert seconds == sorted(seconds)
-    assert 30 <= seconds[-1] < 40, "what was trained before counts"
+    assert 29 <= seconds[-1] < 40, "what was trained before counts"
 
 
 @pytest.mark.slow

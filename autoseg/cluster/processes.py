@@ -75,10 +75,11 @@ class ProcessGroup:
         """How the group has ended; None while one of its processes runs."""
         codes = [process.poll() for process in self._processes]
         if self._first_failure is None:
-            for code, log in zip(codes, self._logs, strict=True):
-                if code:
-                    self._first_failure = Ending(exit_code=code, reason=_why(code, log))
-                    break
+            # Whoever was killed, which is a negative code, is why the others have failed.
+            failed = [(code, log) for code, log in zip(codes, self._logs, strict=True) if code]
+            if failed:
+                code, log = min(failed)
+                self._first_failure = Ending(exit_code=code, reason=_why(code, log))
         if None not in codes:
             return self._first_failure or Ending(exit_code=0)
         if self._first_failure is not None:

@@ -176,9 +176,14 @@ class LockFile:
         except FileExistsError:
             self._remove_where_abandoned()
             return False
-        with os.fdopen(descriptor, "w") as file:
-            me = Holder(host=platform.node(), machine=machine_name(), pid=os.getpid(), began=_began(os.getpid()))
-            json.dump(asdict(me), file)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                me = Holder(host=platform.node(), machine=machine_name(), pid=os.getpid(), began=_began(os.getpid()))
+                json.dump(asdict(me), file)
+        except BaseException:
+            # Nobody could tell whose it is.
+            self._file.unlink(missing_ok=True)
+            raise
         return True
 
     def _remove_where_abandoned(self) -> None:

@@ -92,20 +92,23 @@ class MemoryShares:
 
     def __init__(self, limit_gib: float) -> None:
         """All of it is left."""
-        self._limit_gib, self._held_gib = limit_gib, 0.0
+        self._limit_gib, self._held_gib, self._n_holding = limit_gib, 0.0, 0
         self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, gib: float) -> Iterator[None]:
         """Has so much while the block runs."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._held_gib or self._held_gib + gib <= self._limit_gib)
+            # Sums of what was held and given back need not be exactly 0.
+            self._changed.wait_for(lambda: not self._n_holding or self._held_gib + gib <= self._limit_gib)
             self._held_gib += gib
+            self._n_holding += 1
         try:
             yield
         finally:
             with self._changed:
                 self._held_gib -= gib
+                self._n_holding -= 1
                 self._changed.notify_all()
 
 

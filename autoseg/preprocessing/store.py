@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,6 +34,8 @@ PREVIOUS_RECORD, PREVIOUS_ARRAY = "previous.json", "previous.npy"
 # Enough voxels that a class' shape is represented, few enough that the index of a CT is a few hundred kilobytes.
 MAX_FOREGROUND_PER_CLASS = 4096
 MAX_FLOAT16 = 65504.0
+MIN_AGE_NS = 1_000_000_000
+"""Of a file, to be told by its times from one that is changed now: some file systems tell them in steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +263,7 @@ def _find_damage(folder: Path, stored: StoredCase | StoredPrevious, name: str, a
                 return folder / array
         except OSError:
             return folder / array
-    if arrays:
+    if arrays and time.time_ns() - max(changed_ns for *_, changed_ns in seen) > MIN_AGE_NS:
         _whole[folder] = seen
     return None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from autoseg.core import locks
 from autoseg.core.locks import Holder, LockFile, SystemLock, is_free, locked
 
 HOLD = """
@@ -45,16 +46,25 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate("\n", timeout=60)
 
 
-def test_a_second_process_waits_and_says_for_what(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_process_waits_and_says_for_what(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
     file = tmp_path / "folder" / ".lock"
     file.parent.mkdir()
     caplog.set_level(logging.INFO)
     with holder("SystemLock", file) as process:
         assert not is_free(file)
-        timer = threading.Timer(1.3, end, [process])
+        told = threading.Event()
+
+        def end_then() -> None:
+            told.set()
+            end(process)
+
+        timer = threading.Timer(1.0, end_then)
         timer.start()
         with locked(file, waiting_for="plans"):
-            assert process.poll() is not None, "it was held before the other process had ended"
+            assert told.is_set(), "it was held before the other process was to end"
         timer.join()
     assert caplog.messages == ["waiting for another process, which plans"]
     assert is_free(file)

@@ -15,6 +15,7 @@ import pytest
 from autoseg.core import runtime
 from autoseg.core.errors import AutosegError
 from autoseg.core.runtime import (
+    MemoryShares,
     autocast_dtype,
     derive_seed,
     format_duration,
@@ -47,7 +48,7 @@ def test_map_threads_works_on_what_fits_the_memory(
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.01)
+        time.sleep(0.1)
         with lock:
             running -= 1
         if item == 7:
@@ -63,6 +64,23 @@ def test_map_threads_works_on_what_fits_the_memory(
     # What one that failed has held is given back: nobody waits for it.
     with pytest.raises(ValueError, match="seven"):
         map_threads(work, range(20), n_threads=4, description="failing", needed_gib=gib)
+
+
+def test_one_alone_does_not_wait_for_memory_whatever_others_have_held_before() -> None:
+    memory = MemoryShares(1.0)
+    first, second = memory.hold(0.1), memory.hold(0.2)
+    for part in (first, second):
+        part.__enter__()
+    for part in (first, second):
+        part.__exit__(None, None, None)
+    entered = threading.Event()
+
+    def enter() -> None:
+        with memory.hold(5.0):
+            entered.set()
+
+    threading.Thread(target=enter, daemon=True).start()
+    assert entered.wait(10)
 
 
 def test_map_threads_keeps_the_order_and_uses_the_threads() -> None:

@@ -403,6 +403,8 @@ def test_waiting_for_data_is_logged_and_warned_of(
         return draw(self, number)
 
     monkeypatch.setattr(PatchSampler, "batch", slow)
+    # One thread, which cannot read ahead while patches are validated.
+    monkeypatch.setattr(trainer, "n_cpus", lambda: 2)
     train(tmp_path, cases, config=TrainConfig(budget=Budget(iterations=4, iterations_per_epoch=2)))
     assert all(line["data_wait_fraction"] > 0.05 for line in read_log(tmp_path))
     assert sum("waiting for data" in record.getMessage() for record in caplog.records) == 1
@@ -411,7 +413,8 @@ def test_waiting_for_data_is_logged_and_warned_of(
 def test_time_budget_ends_training_and_the_rate_goes_to_zero(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
     train(tmp_path, cases, config=TrainConfig(budget=Budget(max_time_s=4.0)))
     log = read_log(tmp_path)
-    assert 4.0 <= log[-1]["time_s"] < 30.0
+    # Writing the last checkpoint may take what is left.
+    assert 3.5 <= log[-1]["time_s"] < 30.0
     assert len(log) > 3
     assert log[-1]["learning_rate"] < 0.05 * max(line["learning_rate"] for line in log)
 
