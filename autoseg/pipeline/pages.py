@@ -12,9 +12,9 @@ from autoseg.core.locks import locked
 from autoseg.core.serialize import read_json
 from autoseg.data.io import read_label, read_raw
 from autoseg.data.references import read_shown_reference
+from autoseg.inference.record import DONE, CaseResult, PredictionRecord
 from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.crossval import read_cross_validation, validation_folder
-from autoseg.pipeline.segment import DONE, CaseResult, PredictionRecord
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from autoseg.core.errors import AutosegError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
 from autoseg.evaluation.scores import DEFAULT_SETTINGS, ScoreSettings
-from autoseg.pipeline.segment import PredictionRecord
+from autoseg.inference.record import PredictionRecord
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation

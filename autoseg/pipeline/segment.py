@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from autoseg.core.labels import LabelSpec, mask_of
 from autoseg.core.leftovers import temporary_path
 from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
 from autoseg.core.serialize import read_json, write_json
-from autoseg.core.steps import Step
 from autoseg.data.io import output_ending, write_volume
 from autoseg.data.load import load_image
+from autoseg.inference.record import DONE, FAILED, CaseResult, PredictionRecord
 from autoseg.pipeline.inputs import Choice, choose_models, find_images
 from autoseg.pipeline.workspace import DEFAULT_WORK
 
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_INTERVAL_S = 10.0
 N_LABELS_SHOWN = 5
-DONE, FAILED = "done", "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,83 +61,6 @@ SPEEDS: dict[str, Speed] = {
     "balanced": Speed(mirroring=False, step_fraction=0.5, n_folds=None),
     "fast": Speed(mirroring=False, step_fraction=0.75, n_folds=1),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseResult:
-    """What became of one image.
-
-    Attributes:
-        status: "done" or "failed".
-        seconds: that it took; reading, preprocessing and writing go on beside the case before and after.
-        volumes_ml: of each label.
-        estimated_dice: mean Dice to expect, from how the folds agree; None where that is not known.
-        is_doubtful: whether that is low for this model: a person should look at the label map.
-        files: the image, absolute paths.
-        label_map: name of the file, in the folder of the record.
-        warnings: how the image differs from those of the training.
-        error: why there is no label map.
-    """
-
-    status: str
-    seconds: float = 0.0
-    volumes_ml: dict[str, float] = field(default_factory=dict)
-    estimated_dice: float | None = None
-    is_doubtful: bool = False
-    files: tuple[str, ...] = ()
-    label_map: str | None = None
-    warnings: tuple[str, ...] = ()
-    error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictionRecord:
-    """What was run with what on what, for `prediction.json` in the folder of the label maps.
-
-    Attributes:
-        autoseg, torch, python: versions.
-        dataset: the model was trained on.
-        configuration: of the model; several of an ensemble.
-        model: the sha256 that tells models apart, see `autoseg.inference.model.digest_model`.
-        folds: that were averaged.
-        mirrored: whether mirrored copies were averaged.
-        step_fraction: distance of tiles as a fraction of the patch.
-        device: that it ran on.
-        precision: of the network's arithmetic.
-        labels: names and values in the label maps.
-        postprocessing: steps that were done after the network.
-        started: date and time, UTC.
-        seconds: in all.
-        peak_memory_gib: of the process.
-        peak_gpu_memory_gib: None without a GPU.
-        cases: what became of each; a label map is whole where it says "done".
-        request: by which calls know each other that go on with the same; empty where nobody goes on with it.
-    """
-
-    autoseg: str
-    torch: str
-    python: str
-    dataset: str
-    configuration: str
-    model: str
-    folds: tuple[int, ...]
-    mirrored: bool
-    step_fraction: float
-    device: str
-    precision: str
-    labels: LabelSpec
-    postprocessing: tuple[Step, ...]
-    started: str
-    seconds: float
-    peak_memory_gib: float
-    peak_gpu_memory_gib: float | None
-    cases: dict[str, CaseResult]
-    request: str = ""
-
-    @property
-    def settings(self) -> tuple[object, ...]:
-        """What label maps depend on, so that those of two runs can stand in one folder."""
-        return self.model, self.folds, self.mirrored, self.step_fraction, self.postprocessing
 
 
 def predict(

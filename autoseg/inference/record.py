@@ -1,0 +1,87 @@
+"""What a prediction leaves beside its label maps, in `prediction.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from autoseg.core.labels import LabelSpec
+from autoseg.core.steps import Step
+
+DONE, FAILED = "done", "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """What became of one image.
+
+    Attributes:
+        status: "done" or "failed".
+        seconds: that it took; reading, preprocessing and writing go on beside the case before and after.
+        volumes_ml: of each label.
+        estimated_dice: mean Dice to expect, from how the folds agree; None where that is not known.
+        is_doubtful: whether that is low for this model: a person should look at the label map.
+        files: the image, absolute paths.
+        label_map: name of the file, in the folder of the record.
+        warnings: how the image differs from those of the training.
+        error: why there is no label map.
+    """
+
+    status: str
+    seconds: float = 0.0
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    estimated_dice: float | None = None
+    is_doubtful: bool = False
+    files: tuple[str, ...] = ()
+    label_map: str | None = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRecord:
+    """What was run with what on what, for `prediction.json` in the folder of the label maps.
+
+    Attributes:
+        autoseg, torch, python: versions.
+        dataset: the model was trained on.
+        configuration: of the model; several of an ensemble.
+        model: the sha256 that tells models apart, see `autoseg.inference.model.digest_model`.
+        folds: that were averaged.
+        mirrored: whether mirrored copies were averaged.
+        step_fraction: distance of tiles as a fraction of the patch.
+        device: that it ran on.
+        precision: of the network's arithmetic.
+        labels: names and values in the label maps.
+        postprocessing: steps that were done after the network.
+        started: date and time, UTC.
+        seconds: in all.
+        peak_memory_gib: of the process.
+        peak_gpu_memory_gib: None without a GPU.
+        cases: what became of each; a label map is whole where it says "done".
+        request: by which calls know each other that go on with the same; empty where nobody goes on with it.
+    """
+
+    autoseg: str
+    torch: str
+    python: str
+    dataset: str
+    configuration: str
+    model: str
+    folds: tuple[int, ...]
+    mirrored: bool
+    step_fraction: float
+    device: str
+    precision: str
+    labels: LabelSpec
+    postprocessing: tuple[Step, ...]
+    started: str
+    seconds: float
+    peak_memory_gib: float
+    peak_gpu_memory_gib: float | None
+    cases: dict[str, CaseResult]
+    request: str = ""
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What label maps depend on, so that those of two runs can stand in one folder."""
+        return self.model, self.folds, self.mirrored, self.step_fraction, self.postprocessing
