@@ -245,11 +245,12 @@ def train(
 
 def _configuration_option(workspace: Workspace, trained: Sequence[str]) -> str:
     """What `predict` has to be told to take what has just been trained: nothing where it does so by itself."""
+    from autoseg.pipeline.choose import read_selection
     from autoseg.pipeline.inputs import trained_by_default
 
-    if len(trained) > 1 or workspace.selection_file.exists() or trained_by_default(workspace) in trained:
-        return ""
-    return f" -c {trained[0]}"
+    selection = read_selection(workspace)
+    predicting = selection.candidate.configurations if selection else (trained_by_default(workspace),)
+    return "" if len(trained) > 1 or trained[0] in predicting else f" -c {trained[0]}"
 
 
 def _train_one_by_one(

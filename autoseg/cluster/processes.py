@@ -78,7 +78,7 @@ class ProcessGroup:
             # Whoever was killed, which is a negative code, is why the others have failed.
             failed = [(code, log) for code, log in zip(codes, self._logs, strict=True) if code]
             if failed:
-                code, log = min(failed)
+                code, log = next((known for known in failed if known[0] < 0), failed[0])
                 self._first_failure = Ending(exit_code=code, reason=_why(code, log))
         if None not in codes:
             return self._first_failure or Ending(exit_code=0)

@@ -50,7 +50,7 @@ def choose_models(path: Path, configuration: str | None = None, *, is_model: boo
 
     Args:
         path: as in `find_model`.
-        configuration: its name; None for what `select` chose, or else the recommended one.
+        configuration: its name; None for what `select` chose, or else what `trained_by_default` says.
         is_model: as in `find_model`.
 
     Raises:
@@ -94,9 +94,9 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
 
 
 def trained_by_default(workspace: Workspace) -> str:
-    """The configuration to predict with where none is named: the recommended one, or the only one that is trained.
+    """The configuration to predict with where none is named and none was selected.
 
-    Folds that are trained to their end count before those that are not.
+    It is the recommended one, unless another one alone is trained to its end, or trained at all.
     """
     from autoseg.training.folds import trained_folds, usable_folds
 

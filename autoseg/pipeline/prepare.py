@@ -220,7 +220,7 @@ def _note_optional_channels(made: Plan, index: Dataset) -> Plan:
 def _keep_quick(workspace: Workspace, made: Plan) -> Plan:
     """The plan with the grid that a short training has given the plan before, where all other grids stay."""
     before = _read_plan_before(workspace)
-    if before is None or before.is_edited or before.axis_order != made.axis_order:
+    if before is None or before.is_edited or (before.axis_order, before.labels) != (made.axis_order, made.labels):
         return made
     quick = {name: before.configurations[name] for name in QUICK_NAMES.values() if name in before.configurations}
     configurations = {**made.configurations, **quick}

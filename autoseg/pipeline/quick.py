@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoseg.core.errors import FormatError
 from autoseg.core.geometry import join_numbers
+from autoseg.core.locks import is_free
 from autoseg.core.runtime import resolve_device
-from autoseg.core.serialize import write_json
+from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
 from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, plan_quick
 from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.training.folds import fold_folder
 
 if TYPE_CHECKING:
     from autoseg.training.config import TrainConfig
@@ -44,8 +49,8 @@ def configuration_for_time(
         resume: whether they go on; otherwise they count as not begun.
         n_processes: that train a fold together.
     """
-    from autoseg.pipeline.settle import read_settled, staying_folds
-    from autoseg.training.adapt import SMALLEST_PATCH_SCALE, adapts, choose_network, find_request, resize
+    from autoseg.pipeline.settle import staying_folds
+    from autoseg.training.adapt import SMALLEST_PATCH_SCALE, adapts, choose_network, resize
 
     made, where = workspace.read_plan(), resolve_device(device)
     on_cpu = where.type == "cpu"
@@ -56,27 +61,53 @@ def configuration_for_time(
     if _shows_enough(chosen, smallest.patch_size):
         return chosen
     n_cases = len(workspace.read_splits().folds[0].training)
-    budget, _ = find_request(chosen, config, n_cases=n_cases, on_cpu=on_cpu)
     quick_name = QUICK_NAMES[chosen.n_axes]
-    begun = [
-        name
-        for name in (chosen.name, quick_name)
-        if name in made.configurations and staying_folds(workspace.model(name), folds, resume=resume)
-    ]
-    for name in begun:
-        settled = read_settled(workspace.model(name))
-        if settled is not None and settled.choices.budget == budget:
+    begun = {
+        name: staying_folds(workspace.model(name), folds, resume=resume)
+        for name in (quick_name, chosen.name)
+        if name in made.configurations
+    }
+    for name, staying in begun.items():
+        if staying and _goes_on(workspace.model(name), staying, config, n_cases=n_cases, on_cpu=on_cpu):
             return made.configuration(name)
     network, _ = choose_network(made, chosen, config, n_cases=n_cases, device=where, n_processes=n_processes)
     if _shows_enough(chosen, network.patch_size):
+        if begun.get(quick_name):
+            text = "there is time for larger patches: %s is trained anew; -c %s goes on with what is there"
+            logger.info(text, chosen.name, quick_name)
         return chosen
-    return _add_quick(workspace, chosen.name, network.patch_size, is_kept=resume or quick_name in begun)
+    is_used = bool(begun.get(quick_name)) or _is_being_trained(workspace.model(quick_name), folds)
+    return _add_quick(workspace, chosen.name, network.patch_size, is_kept=resume or is_used)
+
+
+def _goes_on(model: Path, folds: Sequence[int], config: TrainConfig, *, n_cases: int, on_cpu: bool) -> bool:
+    """Whether folds of a model have been trained with the budget that is asked for now."""
+    from autoseg.pipeline.settle import read_settled
+    from autoseg.training.adapt import with_requests
+    from autoseg.training.record import FoldFiles, TrainingRecord
+
+    settled = read_settled(model)
+    if settled is None:
+        return False
+    budgets = [settled.choices.budget]
+    for fold in folds:
+        # What cannot be read is told when it is trained.
+        with suppress(FormatError, OSError):
+            record = read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord)
+            budgets += [record.choices.budget] if record.choices else []
+    return with_requests(settled.choices, config, n_cases=n_cases, on_cpu=on_cpu).budget in budgets
+
+
+def _is_being_trained(model: Path, folds: Sequence[int]) -> bool:
+    from autoseg.training.record import FoldFiles
+
+    return any(not is_free(FoldFiles(folder=fold_folder(model, fold)).lock) for fold in folds)
 
 
 def _is_set_by_user(made: Plan, name: str) -> bool:
     """Whether the user has said which grid, also where a coarser one follows from it, or which patches."""
     return made.is_set_by_user(name, "patch_size") or any(
-        made.is_set_by_user(known, "spacing_mm") for known in made.configurations
+        made.is_set_by_user(known, "spacing_mm") for known in ("2d", "3d_fullres")
     )
 
 

@@ -35,7 +35,7 @@ def export(
         work: the work folder, or a model: the folder of a trained configuration, or such a file.
         target: the file to write, `NAME.autoseg`; an older one is replaced. None for one beside the model's folder,
             `models/<configuration>.autoseg` in a work folder.
-        configuration: its name; None for the one that was selected, or else the recommended one.
+        configuration: its name; None as for `predict`.
         folds: which; None for all that are trained to their end. Others that are named are exported as their last
             checkpoint has them.
 

@@ -9,6 +9,7 @@ from autoseg import __version__
 from autoseg.core.errors import PlanError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import digest
+from autoseg.planning.configurations import QUICK_NAMES
 from autoseg.planning.fingerprint import Fingerprint, check_fingerprint
 from autoseg.planning.grid import Grid, adopt_grid, choose_grid
 from autoseg.planning.memory import count_feature_map_values
@@ -64,6 +65,9 @@ def transfer_plan(
     preset = find_preset(source.preset, source.gpu_memory_gib)
     configurations = {}
     for key, configuration in source.configurations.items():
+        if key in QUICK_NAMES.values():
+            # It was made for the time that there was for another dataset.
+            continue
         if configuration.n_axes == 3 and not own.has_slices:
             text = f"{name} has it, but the median case here is a single slice"
             reasons.append(Reason(subject=f"configurations.{key}", text=text))

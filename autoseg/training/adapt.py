@@ -117,7 +117,7 @@ def choose_training(
     recipe = RECIPES[config.recipe]
     reasons: dict[str, str] = {}
     on_cpu = device.type == "cpu"
-    budget, batch_size = find_request(configuration, config, n_cases=n_cases, on_cpu=on_cpu)
+    budget, batch_size = _find_request(configuration, config, n_cases=n_cases, on_cpu=on_cpu)
     if batch_size != configuration.batch_size:
         reasons["batch_size"] = f"{batch_size} of {configuration.batch_size}: on a CPU more steps gain more"
     network, n_steps = configuration, budget.iterations or 0
@@ -167,7 +167,7 @@ def choose_training(
     return with_requests(choices, config, n_cases=n_cases, on_cpu=on_cpu), time.monotonic() - started
 
 
-def find_request(
+def _find_request(
     configuration: ConfigurationPlan, config: TrainConfig, *, n_cases: int, on_cpu: bool
 ) -> tuple[Budget, int]:
     """Budget and batch size: what the user asks for, or what the recipe makes of the plan.
@@ -200,7 +200,7 @@ def choose_network(
     Arguments and errors are those of `choose_training`. Where nothing adapts, the planned network is timed.
     """
     on_cpu = device.type == "cpu"
-    budget, batch_size = find_request(configuration, config, n_cases=n_cases, on_cpu=on_cpu)
+    budget, batch_size = _find_request(configuration, config, n_cases=n_cases, on_cpu=on_cpu)
     known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
     if adapts(plan, config, on_cpu=on_cpu):
         keep_patch = plan.is_set_by_user(configuration.name, "patch_size")
@@ -248,11 +248,12 @@ def with_requests(choices: TrainingChoices, config: TrainConfig, *, n_cases: int
     }
     reasons = {f"training.{name}": SET_BY_USER for name in asked}
     budget, before = config.budget, {reason.subject: reason.text for reason in choices.reasons}
-    if budget is None and "training.budget" in before:
-        # Nobody asked for one when these were made, maybe on another device: what was begun goes on as it was meant.
+    batch_size = asked.get("batch_size", choices.batch_size)
+    is_kept = choices.budget.iterations is not None and batch_size == choices.batch_size
+    if budget is None and "training.budget" in before and is_kept:
+        # What was begun on a GPU is not at its end after the hour of a CPU.
         budget, reasons["training.budget"] = choices.budget, before["training.budget"]
     elif budget is None:
-        batch_size = asked.get("batch_size", choices.batch_size)
         budget, reasons["training.budget"] = full_training(
             RECIPES[choices.recipe], n_cases=n_cases, batch_size=batch_size, on_cpu=on_cpu
         )

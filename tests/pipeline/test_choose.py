@@ -168,12 +168,15 @@ def test_the_next_command_names_what_was_trained_where_another_one_would_predict
         command = ["train", "--fold", "0", "--iterations", "8", "--device", "cpu", "-w", str(work), *arguments]
         return CliRunner().invoke(app, command, catch_exceptions=False).output.splitlines()[-1]
 
-    assert next_command("-c", "2d") == f"Next: autoseg predict IN OUT -w {work}"
+    named, not_named = f"Next: autoseg predict IN OUT -c 2d -w {work}", f"Next: autoseg predict IN OUT -w {work}"
+    for chosen, expected in (("2d", not_named), (BOTH, not_named), ("3d_fullres", named)):
+        choose(work, chosen)
+        assert next_command("-c", "2d", "--no-validate") == expected
     (work / "selection.json").unlink()
     for name in ("2d", "3d_fullres"):
         shutil.rmtree(work / "models" / name / "fold_1")
-    assert next_command("-c", "2d") == f"Next: autoseg predict IN OUT -c 2d -w {work}"
-    assert next_command() == f"Next: autoseg predict IN OUT -w {work}"
+    assert next_command("-c", "2d") == named
+    assert next_command() == not_named
 
 
 def after(n: int) -> Callable[[], bool]:

@@ -6,6 +6,7 @@ import json
 import logging
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from autoseg.pipeline import Workspace, configuration_for_time
 from autoseg.pipeline.settle import RECIPE_FILE, SettledTraining
 from autoseg.planning.choices import Choices
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.training.adapt import choose_training, resize
+from autoseg.training.adapt import choose_training, resize, with_requests
 from autoseg.training.config import Budget, TrainConfig
 
 SHORT = TrainConfig(budget=Budget(max_time_s=2.0))
@@ -91,7 +92,7 @@ def test_where_small_patches_show_enough_nothing_is_timed(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = autoseg.plan(tiny_dataset, tmp_path / "work", preprocess="none")
-    monkeypatch.setattr("autoseg.training.adapt.choose_training", None)
+    monkeypatch.setattr("autoseg.training.adapt.choose_network", None)
     chosen = configuration_for_time(Workspace(root=tmp_path / "work"), SHORT, device="cpu")
     assert chosen == plan.configuration(plan.recommended)
 
@@ -115,12 +116,14 @@ def planned(world: Path, tmp_path: Path) -> Workspace:
     return Workspace(root=tmp_path / "work")
 
 
-def begin(model: Path, budget: Budget, plan: Plan) -> None:
-    """As if its first fold had been trained for a while."""
+def begin(model: Path, plan: Plan, budget: Budget, **asked: Any) -> None:
+    """As if its first fold had been trained for a while, with this budget or what `with_requests` makes of `asked`."""
     (model / "fold_0").mkdir(parents=True)
     (model / "fold_0" / "checkpoint.safetensors").touch()
     config = TrainConfig(budget=budget, network="planned", mirror=False)
     choices, _ = choose_training(plan, plan.configuration(model.name), config, n_cases=2, device=torch.device("cpu"))
+    if asked:
+        choices = with_requests(choices, TrainConfig(), n_cases=2, **asked)
     write_json(model / RECIPE_FILE, SettledTraining(planned="", request="", choices=choices))
 
 
@@ -131,10 +134,13 @@ def test_another_grid_does_not_take_the_place_of_one_that_others_may_work_on(
     first = configuration_for_time(planned, SHORT, device="cpu")
     timed.patch_scale = 0.5
     assert configuration_for_time(planned, SHORT, device="cpu") == first
+    with monkeypatch.context() as others:
+        others.setattr("autoseg.pipeline.quick.is_free", lambda lock: "fold_1" not in lock.parts)
+        assert configuration_for_time(planned, SHORT, device="cpu", folds=(0, 1), resume=False) == first
     anew = configuration_for_time(planned, SHORT, device="cpu", folds=(0, 1), resume=False)
     assert anew.name == "3d_quick"
     assert prod(anew.spacing_mm) < prod(first.spacing_mm)
-    begin(planned.model("3d_quick"), Budget(max_time_s=99.0), planned.read_plan())
+    begin(planned.model("3d_quick"), planned.read_plan(), Budget(max_time_s=99.0))
     timed.patch_scale = 0.4
     assert configuration_for_time(planned, SHORT, device="cpu", folds=(1,), resume=False) == anew
     assert prod(configuration_for_time(planned, SHORT, device="cpu", folds=(0,), resume=False).spacing_mm) == (
@@ -143,15 +149,25 @@ def test_another_grid_does_not_take_the_place_of_one_that_others_may_work_on(
 
 
 def test_what_has_begun_goes_on_without_a_look_with_the_same_budget_only(
-    planned: Workspace, monkeypatch: pytest.MonkeyPatch
+    planned: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     timed = Timed(monkeypatch)
     short, hour = Budget(max_time_s=99.0), TrainConfig()
     quick = configuration_for_time(planned, TrainConfig(budget=short), device="cpu")
-    begin(planned.model(quick.name), short, planned.read_plan())
+    begin(planned.model(quick.name), planned.read_plan(), short)
     assert configuration_for_time(planned, TrainConfig(budget=short), device="cpu") == quick
     assert timed.n_asked == 1
     # The hour that a CPU has without a budget is another one.
     timed.patch_scale = 1.0
+    caplog.set_level(logging.INFO)
     assert configuration_for_time(planned, hour, device="cpu").name == planned.read_plan().recommended
     assert timed.n_asked == 2
+    assert "-c 3d_quick goes on with what is there" in caplog.text
+
+
+def test_a_training_of_a_gpu_goes_on_with_a_cpu(planned: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed, plan = Timed(monkeypatch), planned.read_plan()
+    begin(planned.model(plan.recommended), plan, Budget(iterations=10), on_cpu=False)
+    configuration = plan.configuration(plan.recommended)
+    assert configuration_for_time(planned, TrainConfig(), device="cpu") == configuration
+    assert timed.n_asked == 0

@@ -14,6 +14,7 @@ from autoseg.planning.configurations import MIN_QUICK_VOXELS, QUICK_COVERAGE, pl
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
+from autoseg.planning.transfer import transfer_plan
 
 LABELS = LabelSpec(names=("organ", "lesion"), values=(1, 2))
 
@@ -132,3 +133,12 @@ def test_a_batch_size_that_the_user_has_set_is_kept() -> None:
     assert planned[0].batch_size == 1
     (text,) = [reason.text for reason in planned[1] if reason.subject == "configurations.3d_quick.batch_size"]
     assert text == "set by user for 3d_fullres: 1"
+
+
+def test_another_dataset_with_the_same_plan_does_not_have_it() -> None:
+    plan = plan_of(ABDOMEN)
+    planned = plan_quick(plan, plan.configuration("3d_fullres"), patch_size=PATCH, fingerprint=ABDOMEN)
+    assert planned is not None
+    with_quick = dataclasses.replace(plan, configurations={**plan.configurations, "3d_quick": planned[0]}).signed()
+    like = transfer_plan(with_quick, ABDOMEN, LABELS, dataset="other", n_folds=5, name="test")
+    assert set(like.configurations) == set(plan.configurations)

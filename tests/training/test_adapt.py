@@ -285,14 +285,17 @@ def test_without_a_budget_a_cpu_trains_for_an_hour_and_not_for_days(machine: Mac
     assert choose(recipe="published").budget == Budget.make(epochs=1000)
 
 
-def test_what_was_begun_without_a_budget_keeps_it_on_another_device(machine: Machine) -> None:
-    on_cpu = choose(machine=machine)
-    assert with_requests(on_cpu, TrainConfig(), n_cases=100, on_cpu=False) == on_cpu
+def test_what_was_begun_on_a_gpu_without_a_budget_does_not_end_after_the_hour_of_a_cpu(machine: Machine) -> None:
     asked = choose(machine=machine, budget=Budget(iterations=10))
     on_gpu = with_requests(asked, TrainConfig(), n_cases=100, on_cpu=False)
     assert on_gpu.budget.max_time_s is None
     assert with_requests(on_gpu, TrainConfig(), n_cases=100, on_cpu=True) == on_gpu
     assert with_requests(on_gpu, TrainConfig(budget=asked.budget), n_cases=100, on_cpu=True).budget == asked.budget
+    # A GPU has a full training in any case, and batches of another size need another number of them.
+    on_cpu = choose(machine=machine)
+    assert with_requests(on_cpu, TrainConfig(), n_cases=100, on_cpu=False).budget == on_gpu.budget
+    larger = with_requests(on_gpu, TrainConfig(batch_size=2 * on_gpu.batch_size), n_cases=100, on_cpu=False)
+    assert 0 < (larger.budget.iterations or 0) < (on_gpu.budget.iterations or 0)
 
 
 def test_a_step_of_the_real_network_is_timed() -> None:
