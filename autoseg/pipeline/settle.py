@@ -182,9 +182,9 @@ def _adapted(made: Plan, choices: TrainingChoices) -> Plan:
     """The plan with the configuration as it is trained, recommended, and the reasons."""
     name = choices.configuration.name
     reasons = {reason.subject: reason for reason in (*made.reasons, *choices.reasons)}
-    for part, decision in (("patch_size", "network"), ("network", "network"), ("batch_dice", "batch_dice")):
-        chosen = reasons.get(f"training.{decision}")
-        if chosen is not None:
+    chosen = reasons.get("training.network")
+    if chosen is not None:
+        for part in ("patch_size", "network"):
             subject = f"configurations.{name}.{part}"
             reasons[subject] = Reason(subject=subject, text=chosen.text)
     plan = dataclasses.replace(

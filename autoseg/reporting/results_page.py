@@ -191,7 +191,6 @@ def _show_choices(choices: TrainingChoices) -> Html:
         "network": f"Patches of {format_size(choices.configuration.patch_size)}, features "
         f"{format_size(choices.configuration.network.features)}",
         "batch_size": f"{choices.batch_size} patches per step",
-        "batch_dice": f"Dice {'over the whole batch' if choices.configuration.batch_dice else 'of each patch'}",
         "sampling": f"Sampling {choices.sampling}",
         "foreground_fraction": f"{choices.foreground_fraction:.0%} of the patches are centred on foreground",
         "mirror": "Mirrored" if choices.mirror else "Not mirrored",

@@ -139,14 +139,8 @@ def choose_training(
                 n_steps,
             )
     reasons["sampling"] = SAMPLING_REASONS[recipe.sampling]
-    covered = prod(min(1.0, edge / size) for edge, size in zip(network.patch_size, network.median_shape, strict=True))
-    reasons["foreground_fraction"] = f"of the recipe; a patch covers {covered:.0%} of the median case"
-    is_smaller = network.patch_size != configuration.patch_size
-    if is_smaller and not network.batch_dice and covered < recipe.batch_dice_below:
-        network = dataclasses.replace(network, batch_dice=True)
-        reasons["batch_dice"] = (
-            f"on: a patch that covers {covered:.0%} of the median case lacks many classes, the batch fewer"
-        )
+    covered = (min(1.0, edge / size) for edge, size in zip(network.patch_size, network.median_shape, strict=True))
+    reasons["foreground_fraction"] = f"of the recipe; a patch covers {prod(covered):.0%} of the median case"
     mirror = config.mirror if config.augment != "none" else False
     if mirror is None:
         needed = steps_to_mirror(recipe, n_labels=len(plan.labels.structures), n_cases=n_cases, batch_size=batch_size)

@@ -26,8 +26,6 @@ class Recipe:
         max_gradient_norm: gradients are scaled down to it.
         max_cpu_batch: patches per step on a CPU, where steps count for more than patches; None for the plan's.
         adapts: whether a short training may take smaller patches and a narrower network than planned.
-        batch_dice_below: where patches are made smaller and have less of the median case's voxels than this, Dice is
-            taken over the batch: most of them lack many classes, or have a corner of them.
         sampling, foreground_fraction: see `autoseg.training.config.TrainConfig`.
         patches_per_case: that a full training sees, where the user gives no budget; None for `max_epochs`.
         min_epochs, max_epochs: of a full training.
@@ -48,7 +46,6 @@ class Recipe:
     max_gradient_norm: float
     max_cpu_batch: int | None
     adapts: bool
-    batch_dice_below: float
     sampling: str
     foreground_fraction: float
     patches_per_case: int | None
@@ -83,7 +80,6 @@ RECIPES: dict[str, Recipe] = {
         max_gradient_norm=12.0,
         max_cpu_batch=2,
         adapts=True,
-        batch_dice_below=0.25,
         sampling="balanced",
         foreground_fraction=2 / 3,
         patches_per_case=500,
@@ -104,7 +100,6 @@ RECIPES: dict[str, Recipe] = {
         max_gradient_norm=12.0,
         max_cpu_batch=None,
         adapts=False,
-        batch_dice_below=0.0,
         sampling="published",
         foreground_fraction=1 / 3,
         patches_per_case=None,

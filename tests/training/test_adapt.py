@@ -138,8 +138,7 @@ def test_more_time_buys_larger_networks_and_the_planned_one_in_the_end(machine: 
 def test_each_larger_network_makes_the_steps_that_it_needs(machine: Machine) -> None:
     chosen = choose(machine=machine, budget=Budget(max_time_s=3000)).configuration
     step_s = 2e-6 * torch.Size(chosen.patch_size).numel() * chosen.network.features[0]
-    alike = dataclasses.replace(chosen, batch_dice=THICK.batch_dice)
-    needed = next(rung.min_steps for rung in LADDER if resize(THICK, rung.width, rung.patch_scale) == alike)
+    needed = next(rung.min_steps for rung in LADDER if resize(THICK, rung.width, rung.patch_scale) == chosen)
     assert 3000 / step_s >= needed > 0
 
 
@@ -266,26 +265,6 @@ def test_the_published_recipe_is_as_published() -> None:
     assert choices.budget.iterations == 250_000
 
 
-@pytest.mark.parametrize(("median_shape", "over_batch"), [((40, 200, 200), True), ((8, 64, 40), False)])
-def test_small_patches_of_large_cases_have_dice_over_the_batch(
-    machine: Machine, median_shape: tuple[int, int, int], over_batch: bool
-) -> None:
-    planned = dataclasses.replace(THICK, median_shape=median_shape)
-    plan = dataclasses.replace(make_plan(), configurations={planned.name: planned})
-
-    def has_batch_dice(**asked: Any) -> bool:
-        choices, _ = choose_training(plan, planned, TrainConfig(**asked), n_cases=100, device=CPU, timer=machine)
-        told = any(reason.subject == "training.batch_dice" for reason in choices.reasons)
-        assert told == choices.configuration.batch_dice
-        return told
-
-    assert has_batch_dice(budget=Budget(max_time_s=1)) == over_batch
-    # What is not made smaller stays as planned.
-    assert not has_batch_dice(budget=Budget(max_time_s=1_000_000))
-    assert not has_batch_dice(budget=Budget(max_time_s=1), recipe="published")
-    assert not has_batch_dice(budget=Budget(max_time_s=1), network="planned")
-
-
 def test_nothing_is_mirrored_without_augmentation() -> None:
     assert not choose(recipe="published", augment="none").mirror
 
@@ -323,8 +302,7 @@ def test_a_step_of_the_real_network_is_timed() -> None:
     choices, seconds = choose_training(
         make_plan(), THICK, TrainConfig(budget=Budget(max_time_s=0.01)), n_cases=3, device=CPU
     )
-    smallest = resize(THICK, LADDER[0].width, LADDER[0].patch_scale)
-    assert choices.configuration == dataclasses.replace(smallest, batch_dice=True)
+    assert choices.configuration == resize(THICK, LADDER[0].width, LADDER[0].patch_scale)
     assert seconds > 0
 
 
