@@ -6,10 +6,12 @@ rounding. Whatever depends on a clock or a signal has to be agreed on, or they w
 
 from __future__ import annotations
 
+import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from autoseg.core.errors import TrainingError, first_line
 
 # The others wait while one compiles, or the first one writes to a slow disk.
 TIMEOUT = timedelta(minutes=30)
+MAX_WAIT_TO_PART_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class Ranks:
 
     index: int
     count: int
+    _sent: list[weakref.ref[Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -63,6 +67,7 @@ class Ranks:
         sent = rows.detach().contiguous()
         parts = [torch.empty_like(sent) for _ in range(self.count)]
         distributed.all_gather(parts, sent)
+        self._remember(sent, *parts)
         own = rows.view_as(rows)
         if own.requires_grad:
             own.register_hook(lambda gradient: gradient * self.count)
@@ -75,9 +80,10 @@ class Ranks:
             return values
         from torch import distributed
 
-        result = values.clone()
-        distributed.all_reduce(result)
-        return result
+        sent = values.clone()
+        distributed.all_reduce(sent)
+        self._remember(sent)
+        return sent.clone()
 
     def first_says(self, value: float) -> float:
         """The value that the first process has."""
@@ -112,7 +118,16 @@ class Ranks:
         from torch import distributed
 
         if self.count > 1 and distributed.is_initialized():
+            # A thread of gloo that frees its last tensor when the interpreter is gone ends the process.
+            end = time.monotonic() + MAX_WAIT_TO_PART_S
+            while any(sent() is not None for sent in self._sent) and time.monotonic() < end:
+                time.sleep(0.001)
             distributed.destroy_process_group()
+
+    def _remember(self, *sent: Tensor) -> None:
+        """Tensors that nobody but gloo has, which frees them a little later than it says that it is done."""
+        living = [known for known in self._sent if known() is not None]
+        self._sent[:] = living + [weakref.ref(tensor) for tensor in sent if tensor.device.type == "cpu"]
 
 
 ALONE = Ranks(index=0, count=1)
