@@ -245,6 +245,16 @@ def echo_job(folder: Path, script: str, *, max_failures: int) -> tuple[BatchFold
     return batch_folder, Supervisor(batch_folder, job, devices=["cpu"], max_failures=max_failures)
 
 
+def test_a_job_does_not_outlive_who_looks_after_it(tmp_path: Path) -> None:
+    folder, supervisor = echo_job(tmp_path, "broken", max_failures=1)
+    command = ("run-job", folder.root, supervisor.job.name, "--device", "cpu", "--parent")
+    for parent, code in ((os.getpid(), 1), (os.getppid(), 128 + signal.SIGTERM)):
+        job = start(*command, parent, cwd=tmp_path)
+        _, errors = job.communicate(timeout=60)
+        assert job.returncode == code
+        assert ("unheard_of" in errors) == (code == 1), "it begins only while its parent is there"
+
+
 def test_a_job_that_fails_for_the_same_reason_is_given_up(tmp_path: Path) -> None:
     folder, supervisor = echo_job(tmp_path, "broken", max_failures=3)
     assert supervisor.begin()

@@ -91,6 +91,7 @@ def run_job(
     cpus: Annotated[int | None, typer.Option()] = None,
     rank: Annotated[int, typer.Option()] = 0,
     rendezvous: Annotated[Path | None, typer.Option()] = None,
+    parent: Annotated[int | None, typer.Option()] = None,
 ) -> None:
     """Do a job of a batch; started by what looks after it."""
     from autoseg.pipeline.jobs.batch import BatchFolder
@@ -100,7 +101,7 @@ def run_job(
     task = BatchFolder(root=folder).read().job(name).task
     with stopping_on_signals() if task in HEED_SIGNALS else nullcontext(lambda: False) as stop:
         place = Place(device=device, rank=rank, rendezvous=rendezvous, attempt=attempt, stop=stop)
-        run(folder, name, place, n_cpus=cpus)
+        run(folder, name, place, n_cpus=cpus, parent=parent)
 
 
 def _shorten(detail: str) -> str:

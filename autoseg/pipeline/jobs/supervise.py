@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import signal
 import socket
@@ -140,7 +141,7 @@ class Supervisor:
         commands = []
         for rank, device in zip(range(n), self._devices, strict=True):
             command = [sys.executable, "-m", "autoseg", "run-job", str(self._folder.root), self.job.name]
-            command += ["--device", device, "--attempt", str(n_attempts)]
+            command += ["--device", device, "--attempt", str(n_attempts), "--parent", str(os.getpid())]
             if self._n_cpus is not None or n > 1:
                 command += ["--cpus", str(self._cpus_of_each(n))]
             if n > 1:

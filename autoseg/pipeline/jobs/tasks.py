@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Place:
     stop: Callable[[], bool] = lambda: False
 
 
-def run_job(folder: Path, name: str, place: Place, *, n_cpus: int | None = None) -> None:
+def run_job(folder: Path, name: str, place: Place, *, n_cpus: int | None = None, parent: int | None = None) -> None:
     """Does a job of a batch, or the part of it that is for this process.
 
     Args:
@@ -51,6 +52,7 @@ def run_job(folder: Path, name: str, place: Place, *, n_cpus: int | None = None)
         name: of the job.
         place: where.
         n_cpus: that this process may use; None for all that it was granted.
+        parent: the process that looks after this one, with which it ends; None for whichever is its parent now.
 
     Raises:
         AutosegError: whatever the task raises.
@@ -59,19 +61,22 @@ def run_job(folder: Path, name: str, place: Place, *, n_cpus: int | None = None)
     job = batch.job(name)
     if n_cpus is not None:
         limit_cpus(n_cpus)
-    _end_with_parent()
+    _end_with_parent(parent)
     if place.attempt > 1:
         logger.info("%s begins again, for the %d. time", name, place.attempt)
     TASKS[job.task](batch, job, place)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int | None) -> None:
     """Whoever looks after this process may be killed; then it saves and ends, too, where the system is Linux."""
     if hasattr(signal, "SIGUSR2"):
         # Clusters tell every process of a job that its time is up; the one that looks after this one decides.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        # It ended before the system was asked to tell of that.
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _preprocess(batch: Batch, job: Job, place: Place) -> None:
