@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.core.errors import TrainingError
+from autoseg.core.errors import TrainingError, TrainingInterrupted
 from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
@@ -35,7 +35,7 @@ from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.losses import deep_supervision_loss, dice_ce_loss
 from autoseg.training.measure import measure_configuration
 from autoseg.training.record import EpochFigures, FoldFiles, read_log
-from autoseg.training.trainer import TrainingInterrupted, train_fold
+from autoseg.training.trainer import train_fold
 
 # cuBLAS is asked once in a process whether it may be used in deterministic training: when anything first uses it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from autoseg import pipeline
 from autoseg.cli import app
-from autoseg.cluster.processes import LogFollower, ProcessGroup
+from autoseg.cluster.processes import Ending, LogFollower, ProcessGroup
 from autoseg.cluster.slurm import Partition, SlurmOptions, parse_time, submit_array
 from autoseg.core.errors import AutosegError
 from autoseg.core.serialize import read_json, to_plain
@@ -60,6 +60,13 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.1)
+
+
+def wait_for(group: ProcessGroup) -> Ending:
+    wait_until(lambda: group.poll() is not None)
+    ending = group.poll()
+    assert ending is not None
+    return ending
 
 
 def fold_folder(cwd: Path, fold: int) -> Path:
@@ -320,7 +327,7 @@ def test_a_group_ends_when_one_of_it_fails(tmp_path: Path, monkeypatch: pytest.M
         log=tmp_path / "log.txt",
     )
     started = time.monotonic()
-    ending = group.wait()
+    ending = wait_for(group)
     assert (ending.exit_code, ending.reason) == (1, "out of luck")
     assert not ending.is_stopped
     assert time.monotonic() - started < 60
@@ -329,7 +336,7 @@ def test_a_group_ends_when_one_of_it_fails(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_killed_process_says_by_what(tmp_path: Path) -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    ending = ProcessGroup([[sys.executable, "-c", code]], log=tmp_path / "log.txt").wait()
+    ending = wait_for(ProcessGroup([[sys.executable, "-c", code]], log=tmp_path / "log.txt"))
     assert ending.exit_code == -signal.SIGKILL
     assert "SIGKILL" in ending.reason
 
@@ -339,7 +346,7 @@ def test_who_was_killed_is_why_the_others_have_failed(tmp_path: Path) -> None:
     group = ProcessGroup([[sys.executable, "-c", code] for code in codes], log=tmp_path / "log.txt")
     for pid in group.pids:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert "SIGKILL" in group.wait().reason
+    assert "SIGKILL" in wait_for(group).reason
 
 
 def test_a_log_is_followed_by_whole_lines(tmp_path: Path) -> None:

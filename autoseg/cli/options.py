@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoseg.core.errors import AutosegError
+from autoseg.core.errors import AutosegError, TrainingInterrupted
 from autoseg.core.text import printable, printable_json
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def stopping_on_signals() -> Iterator[Callable[[], bool]]:
     Yields:
         Whether to stop.
     """
-    from autoseg.training.trainer import TrainingInterrupted
 
     received: list[int] = []
 

@@ -29,7 +29,7 @@ from autoseg.cli.options import (
     work_option,
 )
 from autoseg.cluster.slurm import SlurmOptions
-from autoseg.core.errors import AutosegError, Problem
+from autoseg.core.errors import AutosegError, Problem, TrainingInterrupted
 
 if TYPE_CHECKING:
     from autoseg.pipeline.jobs.batch import TrainRequest
@@ -49,7 +49,7 @@ def train(
             "-c",
             "--configuration",
             help="2d, 3d_fullres, cascade, several as in 2d,3d_fullres, or all. Default: the recommended one; of a "
-            "cascade only the first stage where --max-time is less than an hour.",
+            "cascade only the first stage where --max-time is less than an hour, or on a CPU without a budget.",
         ),
     ] = None,
     work: Work = DEFAULT_WORK,
@@ -154,7 +154,6 @@ def train(
     from autoseg.pipeline.jobs import local, schedule, start
     from autoseg.pipeline.jobs.batch import TrainRequest
     from autoseg.training.config import Budget, TrainConfig
-    from autoseg.training.trainer import TrainingInterrupted
 
     on_cluster = parse_executor(executor)
     options = slurm_options(
@@ -272,7 +271,6 @@ def _train_one_by_one(
     from autoseg.core.errors import TrainingError, describe_problems
     from autoseg.core.faults import describe_fault
     from autoseg.pipeline.jobs.start import discard_folds
-    from autoseg.training.trainer import TrainingInterrupted
 
     if not resume:
         # All before the first begins: what others have left would count as trained otherwise.

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,18 +85,6 @@ class ProcessGroup:
         if self._first_failure is not None:
             self._end_the_rest()
         return None
-
-    def wait(self, *, meanwhile: Callable[[], object] = lambda: None) -> Ending:
-        """Waits until all have ended.
-
-        Args:
-            meanwhile: called again and again.
-        """
-        while (ending := self.poll()) is None:
-            meanwhile()
-            time.sleep(POLL_INTERVAL_S)
-        meanwhile()
-        return ending
 
     def _end_the_rest(self) -> None:
         now = time.monotonic()

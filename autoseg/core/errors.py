@@ -50,6 +50,10 @@ class TrainingError(AutosegError):
     """Training cannot start or cannot go on."""
 
 
+class TrainingInterrupted(TrainingError):
+    """It was asked to stop; what there is is saved, and the same command goes on from there."""
+
+
 class PredictionError(AutosegError):
     """One or more images could not be segmented."""
 

@@ -73,6 +73,11 @@ class LabelSpec:
             )
         self._check_regions()
 
+    @classmethod
+    def of_values(cls, values: Sequence[int]) -> LabelSpec:
+        """Labels of which nothing but their values in the files is known."""
+        return cls(names=tuple(f"label {value}" for value in values), values=tuple(values))
+
     def _check_regions(self) -> None:
         names = [region.name for region in self.regions]
         if len(set(names)) != len(names):
@@ -99,11 +104,6 @@ class LabelSpec:
     def n_outputs(self) -> int:
         """Channels of the network's output."""
         return len(self.regions) or self.n_classes
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """What the channels of the network's output stand for."""
-        return tuple(region.name for region in self.regions) or ("background", *self.names)
 
     @property
     def structures(self) -> tuple[str, ...]:

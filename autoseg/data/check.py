@@ -91,7 +91,7 @@ def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
             f"{dataset.name}: found {len(values)} different values in the label maps, expected a few labels; "
             "are these intensity images?"
         )
-    return LabelSpec(names=tuple(f"label {value}" for value in values), values=tuple(values))
+    return LabelSpec.of_values(values)
 
 
 def scan_dataset(dataset: Dataset, labels: LabelSpec, measure: Callable[[LoadedCase], T], *, n_threads: int) -> Scan[T]:

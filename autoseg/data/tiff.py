@@ -85,7 +85,6 @@ class _Layout:
         order: of these axes as channels, slices, rows, columns.
         shape: slices, rows, columns.
         n_channels: that are read.
-        n_alpha: samples after these, which say how transparent a pixel is.
         has_samples: whether the channels are the colours of a pixel.
         bits: per sample.
         is_inverted: whether zero is white.
@@ -96,7 +95,6 @@ class _Layout:
     order: tuple[int, ...]
     shape: tuple[int, int, int]
     n_channels: int
-    n_alpha: int
     has_samples: bool
     bits: int
     is_inverted: bool
@@ -242,7 +240,6 @@ def _describe(path: Path, tiff: Any) -> _Layout:
         order=order,
         shape=(math.prod(size_of[axis] for axis in slices), size_of["Y"], size_of["X"]),
         n_channels=n_samples - n_alpha,
-        n_alpha=n_alpha,
         has_samples=has_samples,
         bits=int(page.bitspersample),
         is_inverted=page.photometric == _MINISWHITE,

@@ -77,10 +77,10 @@ class CrossValidation:
         key: digest of the model and of the references as they were.
         evaluation: out-of-fold scores of all cases, without post-processing.
         folds: the fold that had not seen each case.
-        confusion: voxels on the network's grid by class of the reference (rows) and of the prediction (columns); class
-            0 is the background.
-        calibration: of the folds' probabilities.
-        reviews: case by case; cases that take too much memory are left out.
+        confusion: of the reviewed cases, voxels on the network's grid by class of the reference (rows) and of the
+            prediction (columns); class 0 is the background.
+        calibration: of the folds' probabilities there.
+        reviews: case by case; cases that take too much memory, or that there was no time for, are left out.
         suspects: most suspicious first.
         quality: None where agreement tells nothing: too few cases or folds.
     """

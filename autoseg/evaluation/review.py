@@ -19,7 +19,7 @@ from autoseg.evaluation.intervals import robust_deviation
 from autoseg.inference.quality import Agreement, QualityModel, count_values
 from autoseg.networks.outputs import Outputs
 
-MIN_CASES_FOR_QUALITY = 10
+MIN_REVIEWED_CASES = 10
 MIN_SUSPICION = 2.0
 """Robust z-score from which a case is shown to a person."""
 
@@ -144,12 +144,12 @@ def fit_quality(reviews: Sequence[CaseReview], dice: Sequence[float]) -> Quality
         dice: mean Dice of the same cases; NaN where there is nothing to be found.
 
     Returns:
-        None where there are fewer than `MIN_CASES_FOR_QUALITY` cases, or agreement does not rise with Dice.
+        None where there are fewer than `MIN_REVIEWED_CASES` cases, or agreement does not rise with Dice.
     """
     agreement, known = np.array([review.agreement for review in reviews]), np.array(dice, np.float64)
     finite = np.isfinite(agreement) & np.isfinite(known)
     agreement, known = agreement[finite], known[finite]
-    if len(known) < MIN_CASES_FOR_QUALITY or np.ptp(agreement) == 0 or np.ptp(known) == 0:
+    if len(known) < MIN_REVIEWED_CASES or np.ptp(agreement) == 0 or np.ptp(known) == 0:
         return None
     slope, intercept, *_ = theilslopes(known, agreement)
     if not slope > 0:
@@ -173,7 +173,7 @@ def find_suspects(reviews: Sequence[CaseReview]) -> tuple[Suspect, ...]:
     the loss of the fold that had not seen the case, of how far the mean of all folds is from the reference, and of how
     little the folds agree.
     """
-    if len(reviews) < MIN_CASES_FOR_QUALITY:
+    if len(reviews) < MIN_REVIEWED_CASES:
         return ()
     loss = np.array([review.loss for review in reviews])
     consensus = np.array([review.consensus_dice for review in reviews])

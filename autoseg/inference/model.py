@@ -12,14 +12,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from autoseg import __version__
 from autoseg.core.errors import FormatError, PredictionError, TrainingError
-from autoseg.core.serialize import encode_json, from_plain, read_json
-from autoseg.core.steps import Step
+from autoseg.core.serialize import encode_json, read_json
 from autoseg.core.versions import refuse_newer
 from autoseg.inference.archive import (
     FORMAT,
@@ -27,7 +26,6 @@ from autoseg.inference.archive import (
     PLAN,
     POSTPROCESSING,
     SUFFIX,
-    Archive,
     Manifest,
     Member,
     read_archive,
@@ -35,50 +33,16 @@ from autoseg.inference.archive import (
     weights_member,
     write_archive,
 )
-from autoseg.inference.quality import QualityModel
+from autoseg.inference.sources import FileSource, FolderSource, FoldWeights, Postprocessing, Source
 from autoseg.networks.build import build_trainable
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.training.checkpoint import Progress, format_weights, load_into, parse_weights, read_network
-from autoseg.training.folds import fold_folder, trained_folds, unfinished_folds, usable_folds
-from autoseg.training.record import FoldFiles, FoldRecord
+from autoseg.training.checkpoint import Progress, load_into
+from autoseg.training.folds import trained_folds, unfinished_folds, usable_folds
 
 logger = logging.getLogger(__name__)
 
 PROVENANCE_SHOWN = ("autoseg", "fingerprint", "like", "decisions")
 """What of a plan's provenance goes with a model: versions, digests and the name of a plan."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Postprocessing:
-    """What is to be done after the network, as cross-validation found it to help, for `postprocessing.json`.
-
-    Attributes:
-        weights: the sha256 of each fold's weights that this was found with; it tells nothing about others.
-        steps: in order.
-        quality: how the agreement of folds tells the Dice; None where that is not known.
-    """
-
-    weights: dict[int, str]
-    steps: tuple[Step, ...]
-    quality: QualityModel | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldWeights:
-    """The weights of one fold.
-
-    Attributes:
-        data: a safetensors file.
-        progress: how far the training had come; None for one that has come to its end.
-    """
-
-    data: bytes
-    progress: Progress | None
-
-    @property
-    def sha256(self) -> str:
-        """Of the data, in hexadecimal."""
-        return hashlib.sha256(self.data).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,25 +58,6 @@ class TrainedFold:
     network: nn.Module
     sha256: str
     progress: Progress | None
-
-
-class Source(Protocol):
-    """Where the folds of a model are read from."""
-
-    advice: str
-    """What to do where a fold is missing."""
-
-    def read_record(self, fold: int) -> FoldRecord:
-        """How a fold was trained."""
-
-    def read_weights(self, fold: int) -> FoldWeights:
-        """The weights of a fold, whole in memory."""
-
-    def hash_weights(self, fold: int) -> str:
-        """The sha256 of a fold's weights."""
-
-    def read_postprocessing(self) -> Postprocessing | None:
-        """What was found to help; None where that was not looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +147,6 @@ class Model:
         Raises:
             TrainingError: the weights are of another network.
         """
-        import torch
-
         most = sum(tensor.numel() for tensor in tensors.values())
         try:
             with torch.device("meta"):
@@ -264,9 +207,6 @@ def warn_of_unfinished(path: Path, folds: Mapping[int, Progress | None]) -> None
         logger.warning("%s: not trained to the end, so its last checkpoint is used: %s", path, ", ".join(found))
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
 def read_model(path: Path | str) -> Model:
     """Opens a trained model; its folds are read later.
 
@@ -294,7 +234,7 @@ def _read_folder(folder: Path) -> Model:
         plan=plan,
         finished=trained_folds(folder),
         unfinished=unfinished_folds(folder),
-        source=_FolderSource(folder),
+        source=FolderSource(folder),
         previous=None if first is None else _read_first_stage(folder, first),
     )
 
@@ -322,83 +262,8 @@ def _read_file(path: Path) -> Model:
         plan=plan,
         finished=tuple(sorted(fold for fold, progress in folds.items() if progress is None)),
         unfinished=tuple(sorted(fold for fold, progress in folds.items() if progress is not None)),
-        source=_FileSource(archive),
+        source=FileSource(archive),
     )
-
-
-class _FolderSource:
-    """The folder that training makes. What is being trained meanwhile is whole, be it older or newer."""
-
-    advice = "run 'autoseg train' first"
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def _files(self, fold: int) -> FoldFiles:
-        return FoldFiles(folder=fold_folder(self._folder, fold))
-
-    def read_record(self, fold: int) -> FoldRecord:
-        file = self._files(fold).training
-        content = read_json(file, dict[str, Any])
-        kept = {field.name for field in dataclasses.fields(FoldRecord)}
-        try:
-            return from_plain(FoldRecord, {key: value for key, value in content.items() if key in kept})
-        except FormatError as error:
-            raise FormatError(f"{file}: {error}") from error
-
-    def read_weights(self, fold: int) -> FoldWeights:
-        files = self._files(fold)
-        try:
-            data = files.weights.read_bytes()
-        except FileNotFoundError:
-            tensors, progress = read_network(files.checkpoint)
-            return FoldWeights(data=format_weights(tensors), progress=progress)
-        parse_weights(data, files.weights)
-        return FoldWeights(data=data, progress=None)
-
-    def hash_weights(self, fold: int) -> str:
-        return self.read_weights(fold).sha256
-
-    def read_postprocessing(self) -> Postprocessing | None:
-        file = self._folder / POSTPROCESSING
-        if not file.is_file():
-            return None
-        content: Postprocessing = read_json(file, Postprocessing)
-        return content
-
-
-class _FileSource:
-    """A one-file model."""
-
-    advice = "the file was exported without; export it again with them"
-
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
-
-    def read_record(self, fold: int) -> FoldRecord:
-        return self._archive.read_json(training_member(fold), FoldRecord)
-
-    def read_weights(self, fold: int) -> FoldWeights:
-        data = self._archive.read(weights_member(fold))
-        return FoldWeights(data=data, progress=self._archive.manifest.folds[fold])
-
-    def hash_weights(self, fold: int) -> str:
-        return self._archive.manifest.members[weights_member(fold)].sha256
-
-    def read_postprocessing(self) -> Postprocessing | None:
-        if POSTPROCESSING not in self._archive.manifest.members:
-            return None
-        return self._archive.read_json(POSTPROCESSING, Postprocessing)
-
-
-# -- the folder of a trained configuration -----------------------------------------------------------------------------
-
-
-def _join(folds: Sequence[int]) -> str:
-    return ", ".join(map(str, folds))
-
-
-# -- giving a model to others ------------------------------------------------------------------------------------------
 
 
 def export_model(model: Model, target: Path, *, folds: Sequence[int] | None = None) -> None:
@@ -464,3 +329,7 @@ def _plan_to_give(plan: Plan) -> Plan:
     """The plan with nothing but what is known to be harmless in its provenance."""
     provenance = {key: plan.provenance[key] for key in PROVENANCE_SHOWN if key in plan.provenance}
     return dataclasses.replace(plan, provenance=provenance)
+
+
+def _join(folds: Sequence[int]) -> str:
+    return ", ".join(map(str, folds))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import FormatError, PredictionError, TrainingError
+from autoseg.core.errors import FormatError, PredictionError, TrainingError, TrainingInterrupted
 from autoseg.core.locks import locked
 from autoseg.core.runtime import track
 from autoseg.core.serialize import read_json, write_json
@@ -227,7 +227,9 @@ def _cost(workspace: Workspace, configuration: str, cases: Sequence[Case]) -> fl
 
 def _write_postprocessing(workspace: Workspace, known: CrossValidation, decided: Postprocessed) -> None:
     """Puts what helps a configuration beside its weights, where every prediction with it finds it."""
-    from autoseg.inference.model import Postprocessing, read_model
+    from autoseg.inference.archive import POSTPROCESSING
+    from autoseg.inference.model import read_model
+    from autoseg.inference.sources import Postprocessing
 
     folder = workspace.model(known.configuration)
     model = read_model(folder)
@@ -235,9 +237,7 @@ def _write_postprocessing(workspace: Workspace, known: CrossValidation, decided:
     if model.digest(folds) != known.model:
         raise TrainingError(f"{folder}: was trained on while it was compared; run 'autoseg select' again")
     weights = {fold: model.source.hash_weights(fold) for fold in folds}
-    write_json(
-        folder / "postprocessing.json", Postprocessing(weights=weights, steps=decided.steps, quality=known.quality)
-    )
+    write_json(folder / POSTPROCESSING, Postprocessing(weights=weights, steps=decided.steps, quality=known.quality))
 
 
 def _predict_together(
@@ -251,7 +251,6 @@ def _predict_together(
     """Out-of-fold label maps of several configurations together; those of these very models are not made again."""
     from autoseg.inference.ensemble import Ensemble
     from autoseg.inference.predictor import Predictor
-    from autoseg.training.trainer import TrainingInterrupted
 
     names = [known.configuration for known in members]
     folder = workspace.ensemble(names)

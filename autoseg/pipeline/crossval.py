@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import FormatError, PredictionError, TrainingError
+from autoseg.core.errors import FormatError, PredictionError, TrainingError, TrainingInterrupted
 from autoseg.core.runtime import format_duration, n_cpus, track
 from autoseg.core.serialize import digest as digest_of
 from autoseg.core.serialize import holds_json, read_json, write_json
@@ -65,7 +65,6 @@ def validate_fold(
     from autoseg.evaluation.scores import Evaluation, ScoreSettings, targets_of
     from autoseg.inference.model import read_model
     from autoseg.inference.predictor import Predictor
-    from autoseg.training.trainer import TrainingInterrupted
 
     model = read_model(workspace.model(configuration))
     folder = validation_folder(workspace, configuration, fold)
@@ -321,7 +320,6 @@ def _review(
     from autoseg.inference.predictor import Predictor
     from autoseg.training.folds import fold_folder
     from autoseg.training.record import FoldFiles, read_log
-    from autoseg.training.trainer import TrainingInterrupted
 
     folds = sorted(set(fold_of.values()))
     predictor = Predictor(

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 from autoseg.core.errors import TrainingError, WorkspaceError
 from autoseg.core.locks import locked
 from autoseg.core.runtime import resolve_device
-from autoseg.core.serialize import to_plain
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
 from autoseg.pipeline.crossval import never, open_preprocessed, validate_fold, why_incomplete
 from autoseg.pipeline.prepare import preprocess_cases
 from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.training.config import CHECKPOINT_INTERVAL_S, TrainConfig
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation
     from autoseg.planning.plan import Plan
     from autoseg.preprocessing.store import PreprocessedCase
-    from autoseg.training.config import TrainConfig
     from autoseg.training.ranks import Ranks
     from autoseg.training.record import EpochFigures, TrainingChoices, ValidationSlice
 
@@ -41,7 +40,7 @@ def train(
     resume: bool = True,
     validate: bool = True,
     and_select: bool = True,
-    checkpoint_interval_s: float = 600.0,
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
     track_with: Sequence[str] = (),
     stop: Callable[[], bool] = never,
     ranks: Ranks | None = None,
@@ -85,7 +84,6 @@ def train(
     """
     from autoseg.pipeline.settle import settle_training
     from autoseg.preprocessing.store import load_into_memory
-    from autoseg.training.config import TrainConfig
     from autoseg.training.folds import fold_folder
     from autoseg.training.ranks import ALONE
     from autoseg.training.record import FoldFiles, read_log
@@ -226,4 +224,4 @@ def _curve_drawer(folder: Path) -> Callable[[Sequence[EpochFigures]], None]:
 def _draw_curves(folder: Path, epochs: Sequence[EpochFigures]) -> None:
     from autoseg.reporting.figures import draw_curves
 
-    draw_curves(folder / "curves.png", [to_plain(figures) for figures in epochs], title=folder.name)
+    draw_curves(folder / "curves.png", epochs, title=folder.name)

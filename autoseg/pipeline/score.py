@@ -49,7 +49,7 @@ def evaluate(
             written.
         DatasetError: nothing in common, or label maps that cannot be compared.
     """
-    from autoseg.evaluation.evaluate import evaluate_folders
+    from autoseg.evaluation.folders import evaluate_folders
     from autoseg.evaluation.tables import write_csv
 
     folder = Path(prediction)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import platform
-import re
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -20,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 from autoseg import __version__
 from autoseg.core.errors import AutosegError, FormatError, PredictionError, Problem, describe_problems, first_line
 from autoseg.core.faults import DeviceError, describe_fault, describe_lost_device, is_device_lost, is_out_of_memory
-from autoseg.core.labels import LabelSpec, mask_of
-from autoseg.core.leftovers import temporary_path
 from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
 from autoseg.core.serialize import read_json, write_json
-from autoseg.data.io import output_ending, write_volume
 from autoseg.data.load import load_image
 from autoseg.inference.record import DONE, FAILED, CaseResult, PredictionRecord
 from autoseg.pipeline.inputs import Choice, choose_models, find_images
+from autoseg.pipeline.outputs import OutputFolder, ending_of, measure_volumes
 from autoseg.pipeline.workspace import DEFAULT_WORK
 
 if TYPE_CHECKING:
@@ -37,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_INTERVAL_S = 10.0
+RECORD_INTERVAL_S = 10.0
 N_LABELS_SHOWN = 5
 
 
@@ -159,17 +155,14 @@ def predict(
     if folder.resolve() in {(path if path.is_dir() else path.parent).resolve() for path in paths}:
         raise PredictionError(f"{folder}: is the folder of the images; name another one for the label maps")
     cases = {case: files for number, (case, files) in enumerate(cases.items()) if number % part[1] == part[0] - 1}
-    run = _Run(
-        predictor,
-        folder,
-        endings={case: _ending(next(filter(None, files)), predictor.plan.labels) for case, files in cases.items()},
-        part=part,
+    output_folder = OutputFolder(
+        root=folder,
+        labels=predictor.plan.labels,
+        endings={case: ending_of(next(filter(None, files)), predictor.plan.labels) for case, files in cases.items()},
         probabilities=save_probabilities,
         uncertainty=save_uncertainty,
-        problems=problems,
-        fix=fix,
-        request=request,
     )
+    run = _Run(predictor, output_folder, part=part, problems=problems, fix=fix, request=request)
     todo = cases if overwrite else run.continue_with(cases)
     logger.info(
         "segmenting %d images with %s, folds %s, %s mirroring, on %s",
@@ -185,7 +178,7 @@ def predict(
         n_images = len({*cases, *(str(problem.case) for problem in run.problems)})
         headline = f"{n_failed} of {n_images} images could not be segmented; the others are done."
         raise PredictionError(describe_problems(headline, run.problems))
-    return [run.output_file(case) for case in cases]
+    return [output_folder.label_map(case) for case in cases]
 
 
 def _load(
@@ -239,31 +232,23 @@ class _Run:
     def __init__(
         self,
         predictor: Predictor | Ensemble,
-        folder: Path,
+        output: OutputFolder,
         *,
-        endings: Mapping[str, str],
         part: tuple[int, int],
-        probabilities: bool,
-        uncertainty: bool,
         problems: Sequence[Problem],
         fix: bool,
         request: str,
     ) -> None:
-        self._fix, self._endings, self._request = fix, endings, request
+        self._fix, self._request = fix, request
         self._writing: tuple[str, Future[None]] | None = None
-        self.predictor, self.folder, self.problems = predictor, folder, list(problems)
+        self.predictor, self.output, self.problems = predictor, output, list(problems)
         name = "prediction.json" if part == (1, 1) else f"prediction.part-{part[0]}-of-{part[1]}.json"
-        self._manifest = folder / name
-        self._probabilities, self._uncertainty = probabilities, uncertainty
+        self._record_file = output.root / name
         self._results: dict[str, CaseResult] = {}
         for problem in problems:
             self._results[str(problem.case)] = CaseResult(status=FAILED, error=f"{problem.kind}: {problem.found}")
         self._started, self._started_at = time.monotonic(), datetime.now(timezone.utc)
         self._written_at = -math.inf
-
-    def output_file(self, case: str) -> Path:
-        """The label map of a case, in the format of its image where that can hold one."""
-        return self.folder / f"{case}{self._endings[case]}"
 
     def continue_with(self, cases: Mapping[str, Sequence[Path | None]]) -> dict[str, Sequence[Path | None]]:
         """The cases that have no label map yet, or only an older one.
@@ -271,18 +256,18 @@ class _Run:
         Raises:
             PredictionError: another model or other settings made those that are there.
         """
-        done = {case for case in cases if self.output_file(case).is_file()}
+        done = {case for case in cases if self.output.label_map(case).is_file()}
         own_settings = self._record().settings
         # Other processes may have segmented other parts into this folder, and other parts before.
-        for file in sorted(self.folder.glob("prediction*.json")):
+        for file in sorted(self.output.root.glob("prediction*.json")):
             earlier: PredictionRecord = read_json(file, PredictionRecord)
             if self._request and earlier.request != self._request:
                 continue
             known = {case: found for case, found in earlier.cases.items() if case in done and found.status == DONE}
             if known and earlier.settings != own_settings:
                 raise PredictionError(
-                    f"{self.folder}: its label maps were made by another model or with other folds, mirroring, step or "
-                    "post-processing; --overwrite makes all anew"
+                    f"{self.output.root}: its label maps were made by another model or with other folds, mirroring, "
+                    "step or post-processing; --overwrite makes all anew"
                 )
             self._results |= known
         if self._request:
@@ -299,12 +284,12 @@ class _Run:
         except BaseException:
             # What went wrong first is what to tell.
             with suppress(OSError):
-                self._write_manifest()
+                self._write_record()
             raise
-        self._write_manifest()
+        self._write_record()
         text = "%d label maps in %s after %s"
         n_done = sum(known.status == DONE for known in self._results.values())
-        logger.info(text, n_done, self.folder, format_duration(time.monotonic() - self._started))
+        logger.info(text, n_done, self.output.root, format_duration(time.monotonic() - self._started))
 
     def _segment_all(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
         before = time.monotonic()
@@ -315,7 +300,7 @@ class _Run:
         ):
             written: Callable[[], None] | None = None
             for number, image in enumerate(opened, start=1):
-                with self._scratch() as scratch:
+                with self.output.scratch() as scratch:
                     segmentation = self._segment(image, scratch)
                     if written is not None:
                         written()
@@ -371,7 +356,10 @@ class _Run:
             logger.warning("%s: %s", image.case, text)
         try:
             return self.predictor.segment(
-                image.prepared, probabilities=self._probabilities, uncertainty=self._uncertainty, scratch=scratch
+                image.prepared,
+                probabilities=self.output.probabilities,
+                uncertainty=self.output.uncertainty,
+                scratch=scratch,
             )
         except PredictionError as error:
             self._fail(image, error)
@@ -392,42 +380,9 @@ class _Run:
         self.problems.append(Problem(kind="image cannot be segmented", case=image.case, text=str(error), advice=advice))
         logger.warning("%s: could not be segmented: %s", image.case, error)
 
-    @contextmanager
-    def _scratch(self) -> Iterator[Path | None]:
-        """A folder for probabilities, which are as many volumes as there are labels; None where none are kept."""
-        if not self._probabilities:
-            yield None
-            return
-        # Of a name by which it is removed should this process be killed.
-        folder = temporary_path(self.folder / "probabilities")
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
     def _write(self, image: _Opened, segmentation: Segmentation) -> None:
-        geometry, like = image.geometry, image.files[0]
-        assert geometry is not None
-        soft, labels = segmentation.soft, self.predictor.plan.labels
-        names = _file_names(labels.structures)
-        if soft is not None and self._probabilities:
-            written = [region.written for region in labels.regions] or labels.values
-            for index, (name, value) in enumerate(zip(labels.structures, written, strict=True)):
-                path = self.folder / "probabilities" / image.case / f"{value}_{names[name]}.nii.gz"
-                # The first of exclusive classes is the background.
-                channel = index if labels.regions else index + 1
-                write_volume(path, soft.probability(channel), geometry, like=like, scale=1 / 255)
-        if soft is not None and self._uncertainty:
-            folder = self.folder / "uncertainty" / image.case
-            write_volume(folder / "entropy.nii.gz", soft.entropy(), geometry, like=like, scale=1 / 255)
-            write_volume(folder / "disagreement.nii.gz", soft.disagreement(), geometry, like=like, scale=1 / 255)
-        if labels.one_file_each:
-            for name, values in labels.structure_values.items():
-                path = self.folder / "structures" / image.case / f"{names[name]}{self._endings[image.case]}"
-                write_volume(path, mask_of(segmentation.label, values).astype("uint8"), geometry, like=like)
-        # Last, so that a case that has a label map has everything.
-        write_volume(self.output_file(image.case), segmentation.label, geometry, like=like)
+        assert image.geometry is not None
+        self.output.write(image.case, segmentation, image.geometry, like=image.files[0])
 
     def _note(
         self, image: _Opened, segmentation: Segmentation | None, *, seconds: float, number: int, n_cases: int
@@ -443,7 +398,7 @@ class _Run:
             )
         else:
             assert image.geometry is not None
-            volumes = _measure_volumes(segmentation, image.geometry, self.predictor.plan.labels)
+            volumes = measure_volumes(segmentation, image.geometry, self.predictor.plan.labels)
             estimate = segmentation.estimated_dice
             doubtful = estimate is not None and estimate < (self.predictor.low_dice or 0)
             self._results[image.case] = CaseResult(
@@ -453,7 +408,7 @@ class _Run:
                 estimated_dice=None if estimate is None else round(estimate, 4),
                 is_doubtful=doubtful,
                 files=tuple(str(file.absolute()) for file in image.files),
-                label_map=self.output_file(image.case).name,
+                label_map=self.output.label_map(image.case).name,
                 warnings=image.warnings,
             )
             if doubtful:
@@ -473,11 +428,11 @@ class _Run:
                 shown or "nothing found",
                 f"; {format_duration(left)} left" if number < n_cases else "",
             )
-        if time.monotonic() - self._written_at > MANIFEST_INTERVAL_S:
-            self._write_manifest()
+        if time.monotonic() - self._written_at > RECORD_INTERVAL_S:
+            self._write_record()
 
-    def _write_manifest(self) -> None:
-        write_json(self._manifest, self._record())
+    def _write_record(self) -> None:
+        write_json(self._record_file, self._record())
         self._written_at = time.monotonic()
 
     def _record(self) -> PredictionRecord:
@@ -512,28 +467,3 @@ class _Run:
 
 def _is_well(written: Future[None]) -> bool:
     return written.done() and not written.cancelled() and written.exception() is None
-
-
-def _measure_volumes(segmentation: Segmentation, geometry: Geometry, labels: LabelSpec) -> dict[str, float]:
-    import numpy as np
-
-    counts = np.bincount(segmentation.label.ravel(), minlength=max(labels.values, default=0) + 1)
-    voxel_ml = geometry.voxel_volume_ml
-    return {
-        name: round(float(counts[list(values)].sum()) * voxel_ml, 3) for name, values in labels.structure_values.items()
-    }
-
-
-def _ending(image: Path, labels: LabelSpec) -> str:
-    """Of the label map of an image."""
-    ending = output_ending(image)
-    return ".png" if ending in (".bmp", ".gif") and max(labels.values) > 255 else ending
-
-
-def _file_names(structures: Sequence[str]) -> dict[str, str]:
-    """Names of files for structures, all different."""
-    names: dict[str, str] = {}
-    for number, structure in enumerate(structures, start=1):
-        name = re.sub(r"[^\w.-]+", "_", structure)
-        names[structure] = f"{name}_{number}" if name in names.values() else name
-    return names

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoseg.core.errors import list_some
 from autoseg.core.labels import LabelSpec
 from autoseg.core.sides import Sides, find_sides
 from autoseg.planning.plan import ConfigurationPlan, Plan
@@ -83,8 +84,8 @@ def explain_mirroring(labels: LabelSpec) -> str:
     sides = find_sides_of(labels)
     if sides.unpaired:
         return (
-            f"left and right are not mirrored, because nothing mirrors {_list_some(sides.unpaired)}; other axes are, "
-            "where the recipe mirrors"
+            f"left and right are not mirrored, because nothing mirrors {list_some(sides.unpaired, most=4)}; other "
+            "axes are, where the recipe mirrors"
         )
     if sides.has_pairs:
         names = labels.structures
@@ -93,10 +94,5 @@ def explain_mirroring(labels: LabelSpec) -> str:
             for number, other in enumerate(find_sides(names).opposite)
             if number < other
         ]
-        return f"where left and right are mirrored, so are the labels: {_list_some(pairs)} change places"
+        return f"where left and right are mirrored, so are the labels: {list_some(pairs, most=4)} change places"
     return "no label has a side, so that all axes may be mirrored"
-
-
-def _list_some(names: list[str] | tuple[str, ...], most: int = 4) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

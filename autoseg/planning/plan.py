@@ -79,7 +79,8 @@ class ConfigurationPlan:
     """One way to segment the dataset: a grid, a patch and a network. Arrays are in the plan's `axis_order`.
 
     Attributes:
-        name: one of `CONFIGURATIONS`, or any other in a plan that a person has edited.
+        name: one of `CONFIGURATIONS`, `2d_quick` or `3d_quick`, which a short training adds, or any other in a plan
+            that a person has edited.
         spacing_mm: target spacing: (y, x) for 2D, whose slices keep their distance, (z, y, x) for 3D.
         median_shape: median size of a case on this grid, in voxels, same axes as `spacing_mm`.
         largest_shape: likewise, the largest size along each axis.

@@ -22,15 +22,14 @@ ATTEMPTS = ((N_GREYS, 1.0), (32, 1.0), (16, 1.0), (16, 0.75), (12, 0.6), (8, 0.4
 """Shades of grey, and the edge as a part of `EDGE_PIXELS`: the first that makes a file small enough is taken."""
 
 
-def choose_frames(row: OverlayRow, *, max_frames: int = MAX_FRAMES) -> list[int]:
-    """The slices with labels and a few around them, thinned out evenly; all slices where there are no labels.
+def choose_frames(row: OverlayRow) -> list[int]:
+    """The slices with labels and a few around them; all slices where there are no labels.
 
     Args:
         row: the case.
-        max_frames: at most so many.
 
     Returns:
-        Ascending indices.
+        Ascending indices, at most `MAX_FRAMES`, evenly thinned out.
     """
     n_z = row.image.shape[0]
     has_label = np.zeros(n_z, bool)
@@ -39,13 +38,11 @@ def choose_frames(row: OverlayRow, *, max_frames: int = MAX_FRAMES) -> list[int]
     present = np.flatnonzero(has_label)
     first, last = (int(present[0]), int(present[-1])) if present.size else (0, n_z - 1)
     first, last = max(0, first - N_SLICES_AROUND), min(n_z - 1, last + N_SLICES_AROUND)
-    n_frames = min(max_frames, last - first + 1)
+    n_frames = min(MAX_FRAMES, last - first + 1)
     return np.rint(np.linspace(first, last, n_frames)).astype(int).tolist()
 
 
-def write_animation(
-    path: Path, row: OverlayRow, *, max_frames: int = MAX_FRAMES, max_bytes: int = MAX_BYTES
-) -> list[int]:
+def write_animation(path: Path, row: OverlayRow, *, max_bytes: int = MAX_BYTES) -> list[int]:
     """Writes the slices of a case one after the other, from feet to head, with the borders of its labels.
 
     The file has few enough colours to stay below a size; where that does not suffice, it becomes smaller.
@@ -53,13 +50,12 @@ def write_animation(
     Args:
         path: of the GIF.
         row: the case; its title is left to the caller.
-        max_frames: at most so many slices.
         max_bytes: of the file, as far as the last of `ATTEMPTS` allows.
 
     Returns:
         The indices of the slices.
     """
-    frames = choose_frames(row, max_frames=max_frames)
+    frames = choose_frames(row)
     data = b""
     for n_greys, part in ATTEMPTS:
         data = _encode(row, frames, edge_pixels=round(EDGE_PIXELS * part), n_greys=n_greys)

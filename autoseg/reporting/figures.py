@@ -5,7 +5,7 @@ Matplotlib is used through its objects, never through pyplot, which keeps global
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.runtime import format_duration
 from autoseg.core.serialize import atomic_path
+from autoseg.training.record import EpochFigures
 
 DPI = 110
 PANEL_HEIGHT_INCHES = 3.0
@@ -30,7 +31,6 @@ GAP_INCHES = 0.06
 # The reference is drawn first and wider, so that where both run together a red line with green rims is seen.
 REFERENCE_COLOUR, REFERENCE_WIDTH = "#00d040", 2.4
 PREDICTION_COLOUR, PREDICTION_WIDTH = "#ff2020", 1.0
-SMOOTHING = 0.9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,13 +222,12 @@ def _draw_legend(figure: Figure, rows: Sequence[OverlayRow]) -> None:
         figure.legend(handles=entries, loc="lower center", ncols=2, fontsize=9, frameon=False, borderaxespad=0.1)
 
 
-def draw_curves(path: Path, epochs: Sequence[Mapping[str, float | None]], *, title: str = "") -> Path:
+def draw_curves(path: Path, epochs: Sequence[EpochFigures], *, title: str = "") -> Path:
     """Draws how a training went: losses, Dice on patches of the validation cases, learning rate.
 
     Args:
         path: of the PNG.
-        epochs: one mapping per epoch, with any of the keys `epoch`, `train_loss`, `validation_loss`,
-            `validation_dice`, `learning_rate` and `time_s` (since the beginning); values may be None or NaN.
+        epochs: in order.
         title: written above.
 
     Returns:
@@ -236,18 +235,16 @@ def draw_curves(path: Path, epochs: Sequence[Mapping[str, float | None]], *, tit
     """
     figure = Figure(figsize=(8, 7), dpi=DPI, facecolor="white", layout="constrained")
     losses, dice, rate = cast(list[Axes], list(figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1))))
-    epoch = _column(epochs, "epoch")
-    epoch = np.where(np.isfinite(epoch), epoch, np.arange(len(epochs)))
+    epoch = np.array([figures.epoch for figures in epochs])
 
-    _draw_line(losses, epoch, _column(epochs, "train_loss"), "#1f77b4", "training")
-    _draw_line(losses, epoch, _column(epochs, "validation_loss"), "#d9541e", "validation")
+    _draw_line(losses, epoch, [figures.train_loss for figures in epochs], "#1f77b4", "training")
+    _draw_line(losses, epoch, [figures.validation_loss for figures in epochs], "#d9541e", "validation")
     losses.set_ylabel("loss")
-    scores = _column(epochs, "validation_dice")
-    _draw_line(dice, epoch, scores, "#9fd3a5", "each epoch")
-    _draw_line(dice, epoch, smooth(scores, SMOOTHING), "#1b7a2b", "smoothed")
+    _draw_line(dice, epoch, [figures.validation_dice for figures in epochs], "#9fd3a5", "each epoch")
+    _draw_line(dice, epoch, [figures.smoothed_dice for figures in epochs], "#1b7a2b", "smoothed")
     dice.set_ylabel("mean Dice of patches")
     dice.set_ylim(0, 1)
-    _draw_line(rate, epoch, _column(epochs, "learning_rate"), "#555555", "")
+    _draw_line(rate, epoch, [figures.learning_rate for figures in epochs], "#555555", "")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     rate.set_xlabel("epoch")
@@ -259,32 +256,17 @@ def draw_curves(path: Path, epochs: Sequence[Mapping[str, float | None]], *, tit
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9)
 
-    times = _column(epochs, "time_s")
-    pace = f"after {format_duration(float(np.nanmax(times)))}" if np.isfinite(times).any() else ""
+    pace = f"after {format_duration(epochs[-1].time_s)}" if epochs else ""
     figure.suptitle(", ".join(part for part in (title, pace) if part), fontsize=11)
     return save_figure(figure, path)
 
 
-def smooth(values: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
-    """The running mean in which each step keeps `weight` of the past. (N,) to (N,); NaN is passed over."""
-    smoothed, mean = np.full(len(values), np.nan), np.nan
-    for i, value in enumerate(values):
-        if np.isfinite(value):
-            mean = value if np.isnan(mean) else weight * mean + (1 - weight) * value
-            smoothed[i] = mean
-    return smoothed
-
-
-def _column(epochs: Sequence[Mapping[str, float | None]], key: str) -> NDArray[np.float64]:
-    found = (epoch.get(key) for epoch in epochs)
-    return np.array([np.nan if value is None else value for value in found], np.float64)
-
-
-def _draw_line(axes: Axes, epoch: NDArray, values: NDArray[np.float64], colour: str, name: str) -> None:
+def _draw_line(axes: Axes, epoch: NDArray, numbers: Sequence[float], colour: str, name: str) -> None:
+    values = np.array(numbers, np.float64)
     known = np.isfinite(values)
     if not known.any():
         return
-    # Few points would be invisible as a line. Gaps are bridged: validation need not happen in every epoch.
+    # Few points would be invisible as a line. Gaps are bridged: an epoch's patches may have none of the labels.
     marker = "o" if known.sum() <= 3 else ""
     axes.plot(epoch[known], values[known], color=colour, label=name or "_", marker=marker, markersize=4)
 

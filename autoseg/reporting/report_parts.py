@@ -64,23 +64,20 @@ class PictureFolder:
 
     folder: Path
 
-    def add(
-        self, name: str, draw: Callable[[Path], object], *, description: str, media_type: str = "image/png"
-    ) -> Html:
+    def add(self, name: str, draw: Callable[[Path], object], *, description: str) -> Html:
         """Draws a picture.
 
         Args:
-            name: of the file, with its ending.
+            name: of the PNG file, with its ending.
             draw: writes the file.
             description: for those who cannot see it.
-            media_type: of the file.
 
         Returns:
             The picture for the page.
         """
         path = self.folder / name
         draw(path)
-        return picture(path.read_bytes(), media_type, description=description)
+        return picture(path.read_bytes(), "image/png", description=description)
 
     def add_chart(self, name: str, draw: Callable[[Path], object], *, description: str, caption: Child) -> Html:
         """Draws a chart with its caption beside it, or below where there is no room."""

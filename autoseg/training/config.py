@@ -10,6 +10,7 @@ from autoseg.core.runtime import format_duration
 from autoseg.training.recipe import RECIPES
 
 ITERATIONS_PER_EPOCH = 250
+CHECKPOINT_INTERVAL_S = 600.0
 # A budget shorter than this many full epochs is cut into as many shorter ones, so that there is a curve to look at.
 MIN_EPOCHS_SHOWN = 20
 AUGMENTATIONS = ("torch", "batchgenerators", "none")

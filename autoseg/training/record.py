@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SMOOTHING = 0.9
 RECORDED_PACKAGES = (
     "numpy",
     "scipy",
@@ -153,7 +155,7 @@ class EpochFigures:
         train_loss: mean over the epoch's steps, deep supervision included.
         validation_loss: on patches of the validation cases, at full resolution.
         validation_dice: mean over the foreground classes that occur in those patches.
-        smoothed_dice: moving average of it.
+        smoothed_dice: running mean of it, see `smooth`.
         class_dice: per foreground class; null where the patches have none of it.
         learning_rate: of the last step.
         step_s: mean time of a step.
@@ -171,6 +173,13 @@ class EpochFigures:
     learning_rate: float
     step_s: float
     data_wait_fraction: float
+
+
+def smooth(mean: float, value: float) -> float:
+    """A running mean after one more value. It begins with the first that is a number; what is none is passed over."""
+    if not math.isfinite(value) or not math.isfinite(mean):
+        return value if math.isfinite(value) else mean
+    return SMOOTHING * mean + (1 - SMOOTHING) * value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

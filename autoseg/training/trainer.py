@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg import __version__
-from autoseg.core.errors import TrainingError, first_line
+from autoseg.core.errors import TrainingError, TrainingInterrupted, first_line
 from autoseg.core.faults import DeviceError, describe_lost_device, is_device_lost, is_device_memory, is_out_of_memory
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import can_compute, computing, derive_seed, format_duration, n_cpus, run_ahead, track
@@ -35,7 +35,7 @@ from autoseg.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from autoseg.training.config import PRECISIONS, Budget, TrainConfig
+from autoseg.training.config import CHECKPOINT_INTERVAL_S, PRECISIONS, Budget, TrainConfig
 from autoseg.training.learner import Learner
 from autoseg.training.patches import Batch, PatchSampler
 from autoseg.training.ranks import ALONE, Ranks
@@ -48,6 +48,7 @@ from autoseg.training.record import (
     ValidationSlice,
     describe_environment,
     read_log,
+    smooth,
     write_log,
 )
 from autoseg.training.samplers import training_sampler, validation_sampler
@@ -55,11 +56,9 @@ from autoseg.training.validation import score_patches
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_INTERVAL_S = 600.0
 MAX_BAD_STEPS = 20
 # One validation batch per so many training steps keeps validation to a few percent of the time.
 STEPS_PER_VALIDATION_BATCH = 20
-SMOOTHING = 0.9
 MAX_DATA_WAIT = 0.05
 # Compiling takes a minute or two and saves perhaps a fifth of the time afterwards.
 MIN_TIME_TO_COMPILE_S = 900.0
@@ -68,10 +67,6 @@ LATE_RATE = 0.05
 
 Stop = Callable[[], bool]
 OnEpoch = Callable[[Sequence[EpochFigures], Sequence[ValidationSlice]], None]
-
-
-class TrainingInterrupted(TrainingError):
-    """Training was asked to stop; its state is saved and the same command goes on from there."""
 
 
 def train_fold(
@@ -503,7 +498,7 @@ class _Run:
             ranks=self.ranks,
         )
         dice = scores.mean_dice
-        previous = self.epochs[-1].smoothed_dice if self.epochs else dice
+        previous = self.epochs[-1].smoothed_dice if self.epochs else math.nan
         step_time_s = self.epoch_time_s / n_steps
         # Validation on patches belongs to the budget: a user who gives 15 minutes waits 15 minutes.
         self.elapsed_s += self._seconds_since(started)
@@ -514,7 +509,7 @@ class _Run:
             train_loss=float(np.nanmean(self.epoch_losses)) if np.isfinite(self.epoch_losses).any() else math.nan,
             validation_loss=scores.loss,
             validation_dice=dice,
-            smoothed_dice=SMOOTHING * previous + (1 - SMOOTHING) * dice if math.isfinite(previous) else dice,
+            smoothed_dice=smooth(previous, dice),
             class_dice=tuple(scores.class_dice.tolist()),
             learning_rate=self.learner.optimizer.param_groups[0]["lr"],
             step_s=step_time_s,

@@ -20,7 +20,8 @@ from autoseg.cli import app
 from autoseg.core.errors import AutosegError, DatasetError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
-from autoseg.evaluation.evaluate import evaluate_folders, score_case, summarise_scores
+from autoseg.evaluation.evaluate import score_case, summarise_scores
+from autoseg.evaluation.folders import evaluate_folders
 from autoseg.evaluation.scores import METRICS, UNKNOWN, CaseScore, Evaluation, LabelScore, ScoreSettings, Target
 from autoseg.evaluation.tables import write_csv
 from autoseg.pipeline import evaluate

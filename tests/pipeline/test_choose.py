@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import autoseg
 from autoseg.cli import app
-from autoseg.core.errors import PredictionError, TrainingError
+from autoseg.core.errors import PredictionError, TrainingError, TrainingInterrupted
 from autoseg.core.serialize import read_json, write_json
 from autoseg.core.steps import FOREGROUND, LARGEST, Step
 from autoseg.data.io import read_image, read_label
@@ -25,15 +25,15 @@ from autoseg.evaluation.evaluate import score_case
 from autoseg.evaluation.scores import targets_of
 from autoseg.evaluation.selection import Selection
 from autoseg.inference.ensemble import Ensemble
-from autoseg.inference.model import Postprocessing, read_model
+from autoseg.inference.model import read_model
 from autoseg.inference.postprocess import apply_steps
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.quality import QualityModel
+from autoseg.inference.sources import Postprocessing
 from autoseg.pipeline import Workspace, cross_validate, crossval
 from autoseg.pipeline.crossval import read_cross_validation
 from autoseg.pipeline.inputs import trained_by_default
 from autoseg.training.config import Budget, TrainConfig
-from autoseg.training.trainer import TrainingInterrupted
 
 SHORT = TrainConfig(budget=Budget(iterations=8))
 BOTH = "2d + 3d_fullres"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from autoseg import pipeline
+from autoseg.core.errors import TrainingInterrupted
 from autoseg.pipeline.crossval import validate_fold, validation_folder
 from autoseg.pipeline.workspace import Workspace
 from autoseg.training.config import Budget, TrainConfig
-from autoseg.training.trainer import TrainingInterrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 import autoseg
-from autoseg.core.errors import PredictionError, TrainingError
+from autoseg.core.errors import PredictionError, TrainingError, TrainingInterrupted
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.io import read_label
 from autoseg.training.config import Budget, TrainConfig
-from autoseg.training.trainer import TrainingInterrupted
 
 SIX = TrainConfig(budget=Budget(iterations=6))
 

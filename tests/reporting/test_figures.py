@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from autoseg.reporting.figures import (
     draw_curves,
     draw_overlays,
     find_borders,
-    smooth,
 )
+from autoseg.training.record import EpochFigures
 
 SPACING_MM = (5.0, 2.0, 2.0)
 ROW_HEIGHT = round((PANEL_HEIGHT_INCHES + ROW_TITLE_INCHES) * DPI)
@@ -196,16 +197,21 @@ def test_borders_of_a_pixel() -> None:
     assert find_borders(np.zeros((3, 4), np.uint8)).shape == (0, 2, 2)
 
 
-def make_epochs(n: int) -> list[dict[str, float | None]]:
+def make_epochs(n: int) -> list[EpochFigures]:
     return [
-        {
-            "epoch": i,
-            "train_loss": 1 / (i + 1),
-            "validation_loss": float("nan") if i % 2 else 1.1 / (i + 1),
-            "validation_dice": None if i == 2 else 1 - 1 / (i + 1),
-            "learning_rate": 0.01 * (1 - i / n),
-            "time_s": 2.0,
-        }
+        EpochFigures(
+            epoch=i + 1,
+            iteration=250 * (i + 1),
+            time_s=2.0 * (i + 1),
+            train_loss=1 / (i + 1),
+            validation_loss=math.nan if i % 2 else 1.1 / (i + 1),
+            validation_dice=math.nan if i == 2 else 1 - 1 / (i + 1),
+            smoothed_dice=0.9 - 0.8 / (i + 1),
+            class_dice=(0.5,),
+            learning_rate=0.01 * (1 - i / n),
+            step_s=0.1,
+            data_wait_fraction=0.0,
+        )
         for i in range(n)
     ]
 
@@ -216,12 +222,3 @@ def test_curves_of_any_length(tmp_path: Path, n: int) -> None:
     assert picture.shape[:2] == (7 * DPI, 8 * DPI)
     blue = (picture[..., 2] > 0.6) & (picture[..., 0] < 0.3)
     assert blue.any() == (n > 0)
-
-
-def test_curves_with_keys_missing(tmp_path: Path) -> None:
-    picture = matplotlib.image.imread(draw_curves(tmp_path / "curves.png", [{"train_loss": 1.0}, {"train_loss": 0.5}]))
-    assert ((picture[..., 2] > 0.6) & (picture[..., 0] < 0.3)).any()
-
-
-def test_smoothing_passes_over_gaps() -> None:
-    np.testing.assert_allclose(smooth(np.array([np.nan, 1.0, np.nan, 0.0]), 0.9), [np.nan, 1.0, np.nan, 0.9])

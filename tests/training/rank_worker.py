@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from autoseg.core.errors import TrainingError
+from autoseg.core.errors import TrainingError, TrainingInterrupted
 from autoseg.core.serialize import from_plain, read_json
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import PreprocessedCase
@@ -22,7 +22,7 @@ from autoseg.training.checkpoint import save_weights
 from autoseg.training.config import TrainConfig
 from autoseg.training.ranks import joined
 from autoseg.training.record import TrainingChoices
-from autoseg.training.trainer import TrainingInterrupted, train_fold
+from autoseg.training.trainer import train_fold
 
 CPU = torch.device("cpu")
 

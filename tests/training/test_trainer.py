@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.core.errors import TrainingError
+from autoseg.core.errors import TrainingError, TrainingInterrupted
 from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.networks.build import build_trainable
@@ -27,8 +27,8 @@ from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.learner import Learner
 from autoseg.training.patches import Batch, PatchSampler
 from autoseg.training.recipe import RECIPES
-from autoseg.training.record import EpochFigures, ValidationSlice
-from autoseg.training.trainer import TrainingInterrupted, train_fold
+from autoseg.training.record import EpochFigures, ValidationSlice, smooth
+from autoseg.training.trainer import train_fold
 
 SHAPE = (18, 20, 22)
 LABELS = LabelSpec(names=("ball", "shell"), values=(1, 2))
@@ -550,3 +550,11 @@ def test_a_channel_that_is_absent_is_zero_after_augmentation(
     for images, absent in seen:
         assert images.flatten(2).any(dim=2).equal(~absent)
     assert sum(int(absent.sum()) for _, absent in seen) > 6
+
+
+def test_running_means_pass_over_what_is_no_number() -> None:
+    means, mean = [], math.nan
+    for value in (math.nan, 1.0, math.nan, 0.0):
+        mean = smooth(mean, value)
+        means.append(mean)
+    np.testing.assert_allclose(means, [math.nan, 1.0, 1.0, 0.9])

@@ -12,7 +12,7 @@ from autoseg import __version__
 from autoseg.core.errors import AutosegError
 from autoseg.core.machine import is_running
 from autoseg.core.serialize import read_json, write_json
-from autoseg.training.config import TrainConfig
+from autoseg.training.config import CHECKPOINT_INTERVAL_S, TrainConfig
 
 LOCAL, SLURM = "local", "slurm"
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
@@ -48,7 +48,7 @@ class TrainRequest:
     config: TrainConfig
     device: str = "auto"
     validate: bool = True
-    checkpoint_interval_s: float = 600.0
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
     track_with: tuple[str, ...] = ()
 
 
