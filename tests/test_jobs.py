@@ -220,6 +220,7 @@ def test_the_stages_of_a_cascade_and_other_configurations_are_in_order(user: Pat
     assert choose_configurations(made, None, None) == [made.recommended]
     of_cascade = dataclasses.replace(made, recommended="3d_cascade_fullres")
     assert configuration_to_train(of_cascade, None, None, on_cpu=True).name == "3d_lowres"
+    assert configuration_to_train(of_cascade, None, Budget(max_time_s=7200), on_cpu=True).name == "3d_lowres"
     assert configuration_to_train(of_cascade, "cascade", None, on_cpu=True).name == "3d_cascade_fullres"
     for asked, budget, expected in (
         (None, None, "3d_cascade_fullres"),

@@ -49,7 +49,7 @@ def train(
             "-c",
             "--configuration",
             help="2d, 3d_fullres, cascade, several as in 2d,3d_fullres, or all. Default: the recommended one; of a "
-            "cascade only the first stage where --max-time is less than an hour, or on a CPU without a budget.",
+            "cascade only the first stage on a CPU, or where --max-time is less than an hour.",
         ),
     ] = None,
     work: Work = DEFAULT_WORK,

@@ -210,7 +210,7 @@ def configuration_to_train(made: Plan, name: str | None, budget: Budget | None, 
     if name is not None or chosen.previous is None:
         return chosen
     time_s = None if budget is None else budget.max_time_s
-    if not (on_cpu and budget is None) and (time_s is None or time_s >= MIN_CASCADE_TIME_S):
+    if not on_cpu and (time_s is None or time_s >= MIN_CASCADE_TIME_S):
         return chosen
     logger.info(
         "a cascade takes at least %s for each fold, on a GPU: its first stage, %s, is trained alone; -c cascade trains "

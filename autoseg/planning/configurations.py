@@ -35,6 +35,9 @@ QUICK_NAMES = {2: "2d_quick", 3: "3d_quick"}
 MIN_QUICK_VOXELS = 100
 """That the smallest label has in the median case, on the grid for short trainings."""
 
+MIN_QUICK_COMPONENT_VOXELS = 25
+"""Likewise, that a typical one of the connected components of each label has, such as a lesion of many."""
+
 
 def plan_configurations(
     grid: Grid, n_classes: int, preset: Preset, choices: Choices | None = None
@@ -135,13 +138,13 @@ def plan_quick(
         plan: of the dataset.
         configuration: of the plan, without a first stage.
         patch_size: the largest on its grid that there is time for.
-        fingerprint: of the dataset: its smallest structure keeps some voxels.
+        fingerprint: of the dataset: its smallest structures keep some voxels, see `largest_voxel_ml`.
 
     Returns:
         It, named as in `QUICK_NAMES`, and the reasons; None where the grid can't be made much coarser.
     """
     name = QUICK_NAMES[configuration.n_axes]
-    smallest_ml = smallest_volume_ml(fingerprint)
+    most_ml = largest_voxel_ml(fingerprint)
     spacing_mm, median_shape = configuration.spacing_mm, configuration.median_shape
     # Slices of a 2D configuration keep their distance.
     slice_mm = median(case.spacing_mm[plan.axis_order[0]] for case in fingerprint.cases)
@@ -150,7 +153,7 @@ def plan_quick(
     while prod(patch_size) / prod(median_shape) < QUICK_COVERAGE:
         finest_mm *= LOWRES_SPACING_STEP
         coarser_mm = tuple(max(edge_mm, finest_mm) for edge_mm in configuration.spacing_mm)
-        if prod(coarser_mm) * kept_mm / 1000 * MIN_QUICK_VOXELS > smallest_ml:
+        if prod(coarser_mm) * kept_mm / 1000 > most_ml:
             break
         spacing_mm = coarser_mm
         median_shape = _rescale(configuration.median_shape, configuration.spacing_mm, spacing_mm)
@@ -179,9 +182,20 @@ def plan_quick(
     return quick, tuple(Reason(subject=subject, text=text) for subject, text in told.items())
 
 
-def smallest_volume_ml(fingerprint: Fingerprint) -> float:
-    """Of the label that is smallest, in the median case that has it; infinite where nothing is labelled."""
-    by_label = zip(*(case.label_volumes_ml for case in fingerprint.cases), strict=True)
+def largest_voxel_ml(fingerprint: Fingerprint) -> float:
+    """The largest voxel with which the smallest label, and the smallest lesions of one, keep enough of them.
+
+    Returns:
+        Its volume; infinite where nothing is known of what is labelled.
+    """
+    label_ml = _smallest_of_median_case([case.label_volumes_ml for case in fingerprint.cases])
+    component_ml = _smallest_of_median_case([case.component_volumes_ml for case in fingerprint.cases])
+    return min(label_ml / MIN_QUICK_VOXELS, component_ml / MIN_QUICK_COMPONENT_VOXELS)
+
+
+def _smallest_of_median_case(volumes_ml: Sequence[tuple[float, ...]]) -> float:
+    """Of the volumes of all labels, case by case, the smallest one, each in the median case that has it."""
+    by_label = zip(*(volumes for volumes in volumes_ml if volumes), strict=True)
     present = [[volume for volume in volumes if volume > 0] for volumes in by_label]
     return min((median(volumes) for volumes in present if volumes), default=inf)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from math import prod
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import autoseg
+from autoseg import pipeline
 from autoseg.core.serialize import write_json
 from autoseg.data.io import read_image, read_label
 from autoseg.data.phantom import write_phantom_dataset
@@ -95,6 +97,16 @@ def test_where_small_patches_show_enough_nothing_is_timed(
     monkeypatch.setattr("autoseg.training.adapt.choose_network", None)
     chosen = configuration_for_time(Workspace(root=tmp_path / "work"), SHORT, device="cpu")
     assert chosen == plan.configuration(plan.recommended)
+
+
+def test_a_first_stage_alone_shows_the_smallest_structures(planned: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = pipeline.force_cascade(planned.root)
+    write_json(planned.plan_file, dataclasses.replace(plan, recommended=plan.cascade.name).signed())
+    config = TrainConfig(budget=Budget(max_time_s=2.0), network="planned")
+    assert configuration_for_time(planned, config, device="cpu").name == "3d_lowres"
+    voxel_ml = prod(plan.configuration("3d_lowres").spacing_mm) / 1000
+    monkeypatch.setattr("autoseg.pipeline.quick.largest_voxel_ml", lambda _: 0.9 * voxel_ml)
+    assert configuration_for_time(planned, config, device="cpu").name == "3d_fullres"
 
 
 class Timed:

@@ -10,7 +10,7 @@ import pytest
 from autoseg.core.labels import LabelSpec
 from autoseg.planning.checks import check_plan
 from autoseg.planning.choices import Choices
-from autoseg.planning.configurations import MIN_QUICK_VOXELS, QUICK_COVERAGE, plan_quick
+from autoseg.planning.configurations import MIN_QUICK_COMPONENT_VOXELS, MIN_QUICK_VOXELS, QUICK_COVERAGE, plan_quick
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
@@ -83,6 +83,19 @@ def test_the_smallest_structure_keeps_voxels() -> None:
     too_small = fingerprint_of((200, 512, 512), (3.0, 0.8, 0.8), lesions_ml=(0.1, 0.1))
     plan = plan_of(too_small)
     assert plan_quick(plan, plan.configuration("3d_fullres"), patch_size=PATCH, fingerprint=too_small) is None
+
+
+def test_each_of_many_lesions_keeps_voxels() -> None:
+    def spacing_with(component_ml: float) -> tuple[float, ...]:
+        cases = (dataclasses.replace(case, component_volumes_ml=(1000.0, component_ml)) for case in ABDOMEN.cases)
+        many = dataclasses.replace(ABDOMEN, cases=tuple(cases))
+        plan = plan_of(many)
+        planned = plan_quick(plan, plan.configuration("3d_fullres"), patch_size=PATCH, fingerprint=many)
+        assert planned is not None
+        return planned[0].spacing_mm
+
+    assert prod(spacing_with(50.0)) > prod(spacing_with(0.5))
+    assert 0.9 < 500 / prod(spacing_with(0.5)) / MIN_QUICK_COMPONENT_VOXELS < 1.2
 
 
 def test_there_is_none_where_a_patch_shows_enough() -> None:

@@ -15,7 +15,14 @@ from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.load import LoadedCase
-from autoseg.planning.fingerprint import Fingerprint, intensities_per_case, measure_case, summarise
+from autoseg.planning import fingerprint
+from autoseg.planning.fingerprint import (
+    Fingerprint,
+    intensities_per_case,
+    measure_case,
+    summarise,
+    typical_component,
+)
 
 LABELS = LabelSpec(names=("vessel", "organ"), values=(3, 117))
 SHAPE = (6, 8, 10)
@@ -52,6 +59,26 @@ def test_geometry_of_a_case() -> None:
     assert measured.cropped_shape == (4, 6, 4)
     # A voxel is 2 mm3.
     assert measured.label_volumes_ml == pytest.approx((12 * 0.002, 4 * 0.002))
+    assert measured.component_volumes_ml == measured.label_volumes_ml
+
+
+def test_specks_are_no_components() -> None:
+    mask = np.zeros((20, 20, 20), bool)
+    mask[2:6, 2:6, 2:6] = mask[10:14, 10:14, 10:14] = mask[15:19, 2:6, 2:6] = True
+    assert typical_component(mask) == 64
+    mask[::9, ::9, 19] = True
+    assert typical_component(mask) == 64, "nine specks are less than a tenth"
+    assert typical_component(np.zeros((3, 3), bool)) == 0
+
+
+def test_large_label_maps_are_looked_at_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[:4, :4, :4], label[8:, 8:, 8:] = 3, 3
+    case = load(np.ones((1, 16, 16, 16), np.float32), label, name="case")
+    exact = measure_case(case, LABELS, n_intensities=5).fingerprint.component_volumes_ml
+    assert exact == pytest.approx(((4**3 + 8**3) / 2 * 0.002, 0))
+    monkeypatch.setattr(fingerprint, "MAX_COMPONENT_VOXELS", 1000)
+    assert measure_case(case, LABELS, n_intensities=5).fingerprint.component_volumes_ml == exact
 
 
 def test_every_foreground_voxel_is_drawn_equally_often() -> None:
