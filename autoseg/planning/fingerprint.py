@@ -53,6 +53,8 @@ class ChannelFingerprint:
     Attributes:
         name: the channel's name, such as "CT" or "T1".
         mean, std, minimum, maximum, median, percentile_00_5, percentile_99_5: in the image's own unit.
+        all_from, all_to: every whole image has voxels as low as the first and as high as the second; None where that
+            is not known.
     """
 
     name: str
@@ -63,6 +65,8 @@ class ChannelFingerprint:
     median: float
     percentile_00_5: float
     percentile_99_5: float
+    all_from: float | None = None
+    all_to: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +92,12 @@ class CaseMeasurement:
         fingerprint: its geometry.
         intensities: (C, n) float32, drawn from its foreground voxels; n is 0 for a case without foreground, NaN is a
             channel that it lacks.
+        extremes: (C, 2) the lowest and the highest voxel of each whole channel; NaN for one that it lacks.
     """
 
     fingerprint: CaseFingerprint
     intensities: NDArray[np.float32]
+    extremes: NDArray[np.float64]
 
 
 def measure_case(loaded: LoadedCase, labels: LabelSpec, *, n_intensities: int) -> CaseMeasurement:
@@ -113,8 +119,10 @@ def measure_case(loaded: LoadedCase, labels: LabelSpec, *, n_intensities: int) -
     drawn = _draw_foreground(label, n_intensities, rng)
     voxel_ml = geometry.voxel_volume_ml
     intensities = loaded.image.reshape(loaded.image.shape[0], -1)[:, drawn]
+    extremes = np.array([(channel.min(), channel.max()) for channel in loaded.image], np.float64)
     absent = [channel for channel, file in enumerate(loaded.case.images) if file is None]
     intensities[absent] = np.nan
+    extremes[absent] = np.nan
     return CaseMeasurement(
         fingerprint=CaseFingerprint(
             case=loaded.case.id,
@@ -125,6 +133,7 @@ def measure_case(loaded: LoadedCase, labels: LabelSpec, *, n_intensities: int) -
             component_volumes_ml=_component_volumes_ml(label, labels, voxel_ml),
         ),
         intensities=intensities,
+        extremes=extremes,
     )
 
 
@@ -196,15 +205,20 @@ def summarise(measurements: Sequence[CaseMeasurement], channels: Sequence[str]) 
         raise DatasetError(f"no case that has the channel {', '.join(empty)} has any foreground; leave the channel out")
     if not pooled.size:
         raise DatasetError("every voxel of every label map is background, expected at least one labelled structure")
+    lowest, highest = np.moveaxis(np.array([measurement.extremes for measurement in measurements]), 2, 0)
+    ranges = zip(np.nanmax(lowest, axis=0).tolist(), np.nanmin(highest, axis=0).tolist(), strict=True)
     fractions = [prod(m.fingerprint.cropped_shape) / prod(m.fingerprint.shape) for m in measurements]
     return Fingerprint(
         cases=tuple(measurement.fingerprint for measurement in measurements),
-        channels=tuple(_measure_channel(name, values) for name, values in zip(channels, pooled, strict=True)),
+        channels=tuple(
+            _measure_channel(name, values, all_from=all_from, all_to=all_to)
+            for name, values, (all_from, all_to) in zip(channels, pooled, ranges, strict=True)
+        ),
         median_cropped_fraction=float(np.median(fractions)),
     )
 
 
-def _measure_channel(name: str, values: NDArray[np.float32]) -> ChannelFingerprint:
+def _measure_channel(name: str, values: NDArray[np.float32], *, all_from: float, all_to: float) -> ChannelFingerprint:
     values = values[~np.isnan(values)]
     low, median, high = np.percentile(values, (0.5, 50, 99.5)).tolist()
     return ChannelFingerprint(
@@ -216,6 +230,8 @@ def _measure_channel(name: str, values: NDArray[np.float32]) -> ChannelFingerpri
         median=median,
         percentile_00_5=low,
         percentile_99_5=high,
+        all_from=all_from,
+        all_to=all_to,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from math import prod
 
@@ -32,6 +33,12 @@ SCHEME_BY_CHANNEL = {
     "nonorm": "none",
 }
 """Normalization by the channel's name in lower case, as in the published method; all other channels are z-scored."""
+
+NAMELESS = re.compile(r"image([ _]?\d+)?|\d+")
+"""Names of channels that say nothing of them, as datasets have that come without any."""
+
+CT_FROM, CT_TO = -900.0, 150.0
+"""Where every image has voxels as low as air and as high as contrast or bone, in Hounsfield units, it is CT."""
 
 MASK_BELOW_CROPPED_FRACTION = 0.75
 """Where cropping keeps less of the median case than this, z-scores are computed inside the non-zero mask."""
@@ -127,7 +134,7 @@ def _keep(
 def choose_normalization(
     channels: Sequence[ChannelFingerprint], median_cropped_fraction: float
 ) -> tuple[tuple[ChannelNormalization, ...], tuple[Reason, ...]]:
-    """How to scale each channel, by its name.
+    """How to scale each channel, by its name; one without, whose intensities are those of CT, as CT.
 
     Args:
         channels: the channels, in order.
@@ -138,7 +145,7 @@ def choose_normalization(
     """
     normalization, reasons = [], []
     for index, channel in enumerate(channels):
-        scheme = SCHEME_BY_CHANNEL.get(channel.name.casefold(), "zscore")
+        scheme = "ct" if _is_nameless_ct(channel) else SCHEME_BY_CHANNEL.get(channel.name.casefold(), "zscore")
         use_mask = scheme == "zscore" and median_cropped_fraction < MASK_BELOW_CROPPED_FRACTION
         normalization.append(
             ChannelNormalization(
@@ -206,10 +213,23 @@ def _explain_preset(choices: Choices, architecture: str) -> str:
     return f"{choices.preset}, architecture {architecture}: the plain U-Net of the published method is the default"
 
 
+def _is_nameless_ct(channel: ChannelFingerprint) -> bool:
+    if channel.all_from is None or channel.all_to is None or not NAMELESS.fullmatch(channel.name.casefold()):
+        return False
+    return channel.all_from <= CT_FROM and channel.all_to >= CT_TO
+
+
 def _explain_scheme(channel: ChannelFingerprint, scheme: str, use_mask: bool, cropped_fraction: float) -> str:
     if scheme == "ct":
+        known = f"'{channel.name}' has an absolute scale"
+        if _is_nameless_ct(channel):
+            known = (
+                f"'{channel.name}' says nothing of what it is, but every image reaches from {channel.all_from:g} or "
+                f"less to {channel.all_to:g} or more, as CT in Hounsfield units does (any other name of the channel, "
+                "such as MR, keeps it from being scaled so)"
+            )
         return (
-            f"'{channel.name}' has an absolute scale: clipped to the 0.5th and 99.5th percentile of the foreground, "
+            f"{known}: clipped to the 0.5th and 99.5th percentile of the foreground, "
             f"{channel.percentile_00_5:g} to {channel.percentile_99_5:g}, then shifted by its mean {channel.mean:g} "
             f"and divided by its standard deviation {channel.std:g}"
         )

@@ -101,7 +101,7 @@ def test_where_small_patches_show_enough_nothing_is_timed(
 
 def test_a_first_stage_alone_shows_the_smallest_structures(planned: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = pipeline.force_cascade(planned.root)
-    write_json(planned.plan_file, dataclasses.replace(plan, recommended=plan.cascade.name).signed())
+    write_json(planned.plan_file, dataclasses.replace(plan, recommended="3d_cascade_fullres").signed())
     config = TrainConfig(budget=Budget(max_time_s=2.0), network="planned")
     assert configuration_for_time(planned, config, device="cpu").name == "3d_lowres"
     voxel_ml = prod(plan.configuration("3d_lowres").spacing_mm) / 1000

@@ -120,6 +120,8 @@ def test_every_case_counts_the_same_however_large_its_structures() -> None:
     first = fingerprint.channels[0]
     assert first.name == "CT"
     assert (first.minimum, first.maximum) == (10, 100)
+    # The whole of the small one is 0 to 20, that of the large one 100 everywhere.
+    assert (first.all_from, first.all_to) == (100, 20)
     # Half of the values are 100, the others 12.5 in the mean.
     assert first.mean == pytest.approx(56.25, abs=1)
     assert first.median in (20.0, 60.0, 100.0)

@@ -27,7 +27,7 @@ from autoseg.planning.grid import choose_grid
 from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.patch import fit_patch, initial_patch_size
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.planning.planner import make_plan
+from autoseg.planning.planner import choose_normalization, make_plan
 from autoseg.planning.presets import PRESETS
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference" / "nnunet_plans"
@@ -236,6 +236,38 @@ def test_batch_is_at_least_two() -> None:
     # 5 % of 63,000 voxels are 1.4 patches in 2D and none in 3D.
     assert [configuration.batch_size for configuration in made.configurations.values()] == [2, 2]
     assert "2 is the least" in reason(made, "configurations.2d.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("name", "all_from", "all_to", "scheme"),
+    [
+        ("image", -1024.0, 1500.0, "ct"),
+        ("Image 1", -900.0, 150.0, "ct"),
+        ("0001", -1000.0, 900.0, "ct"),
+        ("image", -300.0, 1500.0, "zscore"),
+        ("image", -1024.0, 100.0, "zscore"),
+        ("image", None, None, "zscore"),
+        ("MR", -1024.0, 1500.0, "zscore"),
+    ],
+)
+def test_a_channel_without_a_name_may_be_ct(
+    name: str, all_from: float | None, all_to: float | None, scheme: str
+) -> None:
+    channel = ChannelFingerprint(
+        name=name,
+        mean=80.0,
+        std=40.0,
+        minimum=-100.0,
+        maximum=300.0,
+        median=90.0,
+        percentile_00_5=-40.0,
+        percentile_99_5=200.0,
+        all_from=all_from,
+        all_to=all_to,
+    )
+    (chosen,), (why,) = choose_normalization([channel], 1.0)
+    assert chosen.scheme == scheme
+    assert ("Hounsfield" in why.text) == (scheme == "ct")
 
 
 def test_normalization_by_channel_name() -> None:
