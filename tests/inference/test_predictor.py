@@ -233,6 +233,26 @@ def test_volume_smaller_than_the_patch_and_volume_of_zeros(predictor: Predictor)
     assert predictor.predict(np.zeros((2, 3, 4)), spacing_mm=SPACING_MM).shape == (2, 3, 4)
 
 
+@pytest.mark.parametrize(("scheme", "finds_air"), [("ct", False), ("zscore", True)])
+def test_what_is_below_all_foreground_of_ct_is_background(tmp_path: Path, scheme: str, finds_air: bool) -> None:
+    plan = make_plan()
+    (channel,) = plan.normalization
+    plan = replace(plan, normalization=(replace(channel, scheme=scheme, mean=40.0, std=20.0, percentile_99_5=90.0),))
+    folder = make_model(tmp_path / "model", plan)
+    network = build_network(plan.configuration(plan.recommended).network, n_channels=1, n_classes=plan.labels.n_classes)
+    torch.nn.init.zeros_(network.get_parameter("heads.0.weight"))
+    with torch.no_grad():
+        network.get_parameter("heads.0.bias")[:2] = torch.tensor([0.0, 1.0])
+    save_weights(FoldFiles(folder=folder / "fold_0").weights, network)
+    # Tiles are 12 wide and begin every 6 voxels: the first reach no voxel of the body.
+    image = np.random.default_rng(0).normal(40, 20, (8, 12, 48)).astype(np.float32)
+    image[..., :24] = -1000 + image[..., :24]
+    label = Predictor(folder, device="cpu").predict(image, spacing_mm=SPACING_MM)
+    assert (label[..., 24:] == plan.labels.values[0]).all()
+    assert (label[..., :12] != 0).all() == finds_air
+    assert (label[..., :12] == 0).all() != finds_air
+
+
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
