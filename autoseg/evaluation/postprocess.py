@@ -25,7 +25,7 @@ from autoseg.evaluation.intervals import MIN_CASES, bootstrap_interval
 from autoseg.evaluation.metrics import count_labels, count_mask
 from autoseg.evaluation.scores import Target
 from autoseg.evaluation.selection import StepDecision
-from autoseg.inference.postprocess import apply_steps, label_components
+from autoseg.inference.postprocess import apply_steps, components_to_keep, label_components
 
 SIZE_QUANTILES = (0.0, 0.05, 0.1, 0.25)
 SIZE_FRACTION = 0.5
@@ -34,6 +34,9 @@ components are removed: what is found too small must not be lost."""
 
 MIN_GAIN = 1e-4
 """Of the mean Dice: what is less is not worth a step."""
+
+BYTES_PER_VOXEL = 16
+"""Of both label maps of a case, and of what is made of them to try steps."""
 
 NO_GAIN = f"it does not raise the mean Dice by {MIN_GAIN:g}"
 
@@ -74,13 +77,20 @@ class Postprocessed:
     dice: NDArray[np.float64]
 
 
-def decide_steps(cases: Sequence[str], load: Callable[[str], Pair], targets: Sequence[Target]) -> Postprocessed:
+def decide_steps(
+    cases: Sequence[str],
+    load: Callable[[str], Pair],
+    targets: Sequence[Target],
+    *,
+    needed_gib: Callable[[str], float] = lambda case: 0.0,
+) -> Postprocessed:
     """Tries steps on all cases and adopts those that help.
 
     Args:
         cases: names, at least one.
         load: reads one; called several times for each, from several threads.
         targets: labels or regions.
+        needed_gib: memory that one takes, `BYTES_PER_VOXEL` for each voxel.
     """
     values = tuple(sorted({value for target in targets for value in target.values}))
     whole = (Step(kind=LARGEST, target=FOREGROUND, values=values),) if len(targets) > 1 else ()
@@ -89,7 +99,8 @@ def decide_steps(cases: Sequence[str], load: Callable[[str], Pair], targets: Seq
         pair = load(case)
         return _count(pair, [(), whole][: 1 + len(whole)], targets), _component_volumes(pair, targets)
 
-    looks = map_threads(first_look, cases, n_threads=n_cpus(), description="post-processing of all labels together")
+    text = "post-processing of all labels together"
+    looks = map_threads(first_look, cases, n_threads=n_cpus(), description=text, needed_gib=needed_gib)
     counts = np.stack([counted for counted, _ in looks])
     steps: tuple[Step, ...] = ()
     decisions = []
@@ -105,10 +116,11 @@ def decide_steps(cases: Sequence[str], load: Callable[[str], Pair], targets: Seq
     def second_look(case: str) -> list[NDArray]:
         pair = load(case)
         begun = replace(pair, prediction=apply_steps(pair.prediction, steps, voxel_ml=pair.voxel_ml))
-        parts = zip(_cut_out(begun, targets), targets, options, strict=True)
-        return [_count(part, tried, [target])[:, 0] for part, target, tried in parts]
+        parts = zip(_cut_out(_squeezed(begun), targets), targets, options, strict=True)
+        return [count_options(part, target, tried) for part, target, tried in parts]
 
-    found = map_threads(second_look, cases, n_threads=n_cpus(), description="post-processing of each label")
+    text = "post-processing of each label"
+    found = map_threads(second_look, cases, n_threads=n_cpus(), description=text, needed_gib=needed_gib)
     final = []
     for index, tried in enumerate(options):
         of_label = np.stack([of_case[index] for of_case in found])
@@ -144,6 +156,61 @@ def _count(pair: Pair, tried: Sequence[Sequence[Step]], targets: Sequence[Target
             is_unknown = target.name in pair.unknown
             row[:] = -1 if is_unknown else (counts.overlap, counts.predicted, counts.reference)
     return result
+
+
+def count_options(pair: Pair, target: Target, tried: Sequence[Sequence[Step]]) -> NDArray[np.int64]:
+    """What steps make of one target, as if each were done; components are looked for once for all of them.
+
+    Args:
+        pair: a case, or the box around the target in both of its label maps.
+        target: that all steps are of.
+        tried: at most one step that removes components, and then perhaps one that fills holes.
+
+    Returns:
+        (n_tried, 3): voxels of the target in both, predicted, in the reference; -1 where it is not known.
+    """
+    if target.name in pair.unknown:
+        return np.full((len(tried), 3), -1, np.int64)
+    predicted, reference = mask_of(pair.prediction, target.values), mask_of(pair.reference, target.values)
+    known = np.ones_like(predicted) if pair.ignored is None else ~pair.ignored
+    components, n = label_components(predicted)
+    sizes = np.bincount(components.ravel(), minlength=n + 1)[1:]
+    known_sizes = sizes if pair.ignored is None else np.bincount(components[known], minlength=n + 1)[1:]
+    overlaps = np.bincount(components[reference & known], minlength=n + 1)[1:]
+    boxes = ndimage.find_objects(components)
+
+    def fill(kept: NDArray[np.bool_]) -> tuple[int, int]:
+        """Voxels of holes that the target gets, those of the reference and all."""
+        box = joint_box([boxes[index] for index in np.flatnonzero(kept)])
+        if box is None:
+            return 0, 0
+        mask = np.concatenate([[False], kept])[components[box]]
+        free = (pair.prediction[box] == 0) | predicted[box]
+        holes = ndimage.binary_fill_holes(mask) & ~mask & free & known[box]
+        return int(np.count_nonzero(holes & reference[box])), int(np.count_nonzero(holes))
+
+    result = np.zeros((len(tried), 3), np.int64)
+    filled: dict[bytes, tuple[int, int]] = {}
+    for row, steps in zip(result, tried, strict=True):
+        kept = np.ones(n, bool)
+        for step in steps:
+            if step.kind != HOLES:
+                kept = components_to_keep(sizes, step, voxel_ml=pair.voxel_ml)
+                continue
+            # Often several rules keep the same components.
+            if kept.tobytes() not in filled:
+                filled[kept.tobytes()] = fill(kept)
+            row[:2] += filled[kept.tobytes()]
+        row += (overlaps[kept].sum(), known_sizes[kept].sum(), np.count_nonzero(reference))
+    return result
+
+
+def _squeezed(pair: Pair) -> Pair:
+    """Without axes of length 1, as `apply_steps` has it: a slice by itself is an image, in which holes are closed."""
+    if max(pair.prediction.shape) == 1:
+        return pair
+    ignored = None if pair.ignored is None else pair.ignored.squeeze()
+    return replace(pair, prediction=pair.prediction.squeeze(), reference=pair.reference.squeeze(), ignored=ignored)
 
 
 def _cut_out(pair: Pair, targets: Sequence[Target]) -> Iterator[Pair]:

@@ -50,10 +50,27 @@ def _apply(label: NDArray, step: Step, voxel_ml: float) -> None:
     if not n_components:
         return
     sizes = np.bincount(components.ravel(), minlength=n_components + 1)[1:]
-    # Of several that are equally large all are kept: which of them comes first depends on the orientation.
-    kept = sizes == sizes.max() if step.kind == LARGEST else sizes * voxel_ml >= (step.min_ml or 0)
+    kept = components_to_keep(sizes, step, voxel_ml=voxel_ml)
     if not kept.all():
         label[mask & ~np.concatenate([[False], kept])[components]] = 0
+
+
+def components_to_keep(sizes: NDArray[np.int64], step: Step, *, voxel_ml: float) -> NDArray[np.bool_]:
+    """Which components a step leaves that removes some.
+
+    Of several that are equally large all are the largest: which of them comes first depends on the orientation.
+
+    Args:
+        sizes: (n,) voxels.
+        step: not one that fills holes.
+        voxel_ml: volume of a voxel.
+
+    Returns:
+        (n,).
+    """
+    if step.kind == LARGEST:
+        return np.asarray(sizes == sizes.max(initial=0), bool)
+    return np.asarray(sizes * voxel_ml >= (step.min_ml or 0), bool)
 
 
 def label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:

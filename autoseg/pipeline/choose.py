@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,10 +174,11 @@ def _judge(
     """Decides the post-processing of a configuration or ensemble, and scores it."""
     import numpy as np
 
-    from autoseg.evaluation.postprocess import Pair, decide_steps
+    from autoseg.evaluation.postprocess import BYTES_PER_VOXEL, Pair, decide_steps
     from autoseg.evaluation.scores import targets_of
     from autoseg.evaluation.select import mean_of_labels
     from autoseg.evaluation.selection import Candidate
+    from autoseg.preprocessing.store import PreprocessedCase
 
     names = [known.configuration for known in members]
     targets, by_id = targets_of(made.labels), {case.id: case for case in cases}
@@ -193,7 +195,11 @@ def _judge(
             unknown=frozenset(target.name for target in targets if not by_id[case].knows(target.name)),
         )
 
-    decided = decide_steps(sorted(members[0].folds), load, targets)
+    def needed_gib(case: str) -> float:
+        stored = PreprocessedCase(workspace.preprocessed(made.grid(names[0]), case))
+        return BYTES_PER_VOXEL * prod(stored.record.geometry.shape) / 2**30
+
+    decided = decide_steps(sorted(members[0].folds), load, targets, needed_gib=needed_gib)
     candidate = Candidate(
         configurations=tuple(names),
         models=tuple(known.model for known in members),

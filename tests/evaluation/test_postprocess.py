@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autoseg.core.steps import FOREGROUND, HOLES, LARGEST, SMALL, Step
-from autoseg.evaluation.postprocess import Pair, Postprocessed, decide_steps
+from autoseg.evaluation.postprocess import Pair, Postprocessed, count_options, decide_steps
 from autoseg.evaluation.scores import Target
 from autoseg.inference.postprocess import apply_steps
 
@@ -310,3 +310,36 @@ def test_a_target_that_was_looked_for_nowhere_decides_nothing() -> None:
     decided = decide_pairs(pairs, (ORGAN,))
     assert decided.steps == ()
     assert np.isnan(decided.dice).all()
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 13), (1, 21, 23)])
+@pytest.mark.parametrize("has_ignored", [False, True])
+def test_options_are_counted_as_if_each_were_done(shape: tuple[int, ...], has_ignored: bool) -> None:
+    rng = np.random.default_rng(0)
+    fills = Step(kind=HOLES, target="organ", values=(1,))
+    removes = [Step(kind=SMALL, target="organ", values=(1,), min_ml=n * VOXEL_ML) for n in (2, 4, 8)]
+    removes.append(Step(kind=LARGEST, target="organ", values=(1,)))
+    tried = [(), (fills,), *((step,) for step in removes), *((step, fills) for step in removes)]
+    n_filled = 0
+    for density in (0.0, 0.2, 0.5, 0.8):
+        prediction = (rng.random(shape) < density).astype(np.uint8)
+        prediction[rng.random(shape) < 0.02] = 2
+        reference = (rng.random(shape) < 0.5).astype(np.uint8)
+        ignored = rng.random(shape) < 0.1 if has_ignored else None
+        pair = Pair(prediction=prediction, reference=reference, voxel_ml=VOXEL_ML, ignored=ignored)
+        expected = []
+        for steps in tried:
+            label = apply_steps(prediction, steps, voxel_ml=VOXEL_ML)
+            n_filled += np.count_nonzero((label == 1) & (prediction != 1))
+            label = label if ignored is None else np.where(ignored, 0, label)
+            expected.append(
+                [np.count_nonzero(m) for m in ((label == 1) & (reference == 1), label == 1, reference == 1)]
+            )
+        squeezed = replace(
+            pair,
+            prediction=prediction.squeeze(),
+            reference=reference.squeeze(),
+            ignored=None if ignored is None else ignored.squeeze(),
+        )
+        assert count_options(squeezed, ORGAN, tried).tolist() == expected
+    assert n_filled
