@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 OPPOSITES = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+
+# Names that say nothing of a label, as tools give them that were told none.
+NAMELESS = re.compile(r"((label|class|structure|region|roi|object|value)[ _-]?)?\d+")
+
+MIN_PREFIXED = 4
+"""Letters of a word that may begin with that of its side; "LV" and "RV" are chambers of the heart."""
 
 # Left and right chambers of the heart are organs of different shape: a mirrored left ventricle is no right ventricle.
 HEART = frozenset({"heart", "cardiac", "atrium", "atria", "atrial", "myocardium", "myocardial"})
@@ -18,8 +25,8 @@ class Sides:
 
     Attributes:
         opposite: for each class, the background included, the class that it becomes; a class without a side stays.
-        unpaired: names that have a side but no counterpart that mirrors them; where there are any, left and right must
-            not be mirrored at all.
+        unpaired: names that have a side but no counterpart that mirrors them, or that may have one, because they are
+            numbers; where there are any, left and right must not be mirrored at all.
     """
 
     opposite: tuple[int, ...]
@@ -32,19 +39,21 @@ class Sides:
 
 
 def find_sides(names: Sequence[str]) -> Sides:
-    """Finds pairs such as "kidney_left" and "kidney_right", "Left-Hippocampus", "lung L", "caudateLeft".
+    """Finds pairs such as "kidney_left" and "kidney_right", "Left-Hippocampus", "lung L", "caudateLeft", "lkidney".
 
     Args:
         names: of the foreground classes, in order.
 
     Returns:
-        The sides. The left and right sides of a heart count as unpaired, and so does one side alone.
+        The sides. The left and right sides of a heart count as unpaired, and so do one side alone and several names
+        that are numbers: a network that learns from mirrored kidneys which of them is label 1 learns neither.
     """
-    words = [_split(name) for name in names]
+    words = _part_prefixes([_split(name) for name in names])
     has_heart = any(HEART & set(of_name) for of_name in words)
     classes = {of_name: number for number, of_name in enumerate(words, start=1)}
     opposite = list(range(len(names) + 1))
-    unpaired = []
+    nameless = [name for name in names if NAMELESS.fullmatch(name.lower())]
+    unpaired = nameless if len(nameless) > 1 else []
     for number, of_name in enumerate(words, start=1):
         mirrored = tuple(OPPOSITES.get(word, word) for word in of_name)
         if mirrored == of_name:
@@ -60,6 +69,17 @@ def _split(name: str) -> tuple[str, ...]:
     """Words in lower case: parted by what is no letter, and where a capital follows a small letter."""
     parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return tuple(re.findall(r"[^\W\d_]+|\d+", parted.lower()))
+
+
+def _part_prefixes(names: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """ "lkidney" has a side where there is "rkidney"; without, its l is a part of the word, as in "liver"."""
+    known = {word for of_name in names for word in of_name}
+
+    def part(word: str) -> tuple[str, ...]:
+        has_side = len(word) >= MIN_PREFIXED and word[0] in "lr" and OPPOSITES[word[0]] + word[1:] in known
+        return (word[0], word[1:]) if has_side else (word,)
+
+    return [tuple(itertools.chain.from_iterable(map(part, of_name))) for of_name in names]
 
 
 def _is_chamber(words: tuple[str, ...]) -> bool:

@@ -34,7 +34,7 @@ SCHEME_BY_CHANNEL = {
 }
 """Normalization by the channel's name in lower case, as in the published method; all other channels are z-scored."""
 
-NAMELESS = re.compile(r"image([ _]?\d+)?|\d+")
+NAMELESS_CHANNEL = re.compile(r"image([ _]?\d+)?|\d+")
 """Names of channels that say nothing of them, as datasets have that come without any."""
 
 CT_FROM, CT_TO = -900.0, 150.0
@@ -214,7 +214,7 @@ def _explain_preset(choices: Choices, architecture: str) -> str:
 
 
 def _is_nameless_ct(channel: ChannelFingerprint) -> bool:
-    if channel.all_from is None or channel.all_to is None or not NAMELESS.fullmatch(channel.name.casefold()):
+    if channel.all_from is None or channel.all_to is None or not NAMELESS_CHANNEL.fullmatch(channel.name.casefold()):
         return False
     return channel.all_from <= CT_FROM and channel.all_to >= CT_TO
 

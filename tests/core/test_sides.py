@@ -18,6 +18,8 @@ from autoseg.core.sides import find_sides
         ("ctx-lh-1", "ctx-rh-1"),
         ("rib_left_10", "rib_right_10"),
         ("LEFT EYE", "right eye"),
+        ("lkidney", "rkidney"),
+        ("LHippocampus_1", "RHippocampus_1"),
     ],
 )
 def test_pairs_become_each_other(left: str, right: str) -> None:
@@ -29,12 +31,16 @@ def test_pairs_become_each_other(left: str, right: str) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [("liver", "tumour"), ("LV", "RV", "myo"), ("cleft", "bright"), ("vertebrae_L1", "l"), ("label 1", "label 2")],
+    [("liver", "tumour"), ("LV", "RV", "myo"), ("cleft", "bright"), ("vertebrae_L1", "l"), ("label 1", "tumour")],
 )
 def test_names_without_a_side_stay(names: tuple[str, ...]) -> None:
     sides = find_sides(names)
     assert not sides.has_pairs
     assert sides.unpaired == ()
+
+
+def test_several_numbers_may_have_sides() -> None:
+    assert find_sides(("1", "label 2", "liver")).unpaired == ("1", "label 2")
 
 
 def test_one_side_alone_has_no_mirror_image() -> None:

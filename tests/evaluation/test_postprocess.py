@@ -330,11 +330,10 @@ def test_options_are_counted_as_if_each_were_done(shape: tuple[int, ...], has_ig
         expected = []
         for steps in tried:
             label = apply_steps(prediction, steps, voxel_ml=VOXEL_ML)
-            n_filled += np.count_nonzero((label == 1) & (prediction != 1))
+            n_filled += int(np.count_nonzero((label == 1) & (prediction != 1)))
             label = label if ignored is None else np.where(ignored, 0, label)
-            expected.append(
-                [np.count_nonzero(m) for m in ((label == 1) & (reference == 1), label == 1, reference == 1)]
-            )
+            both = (label == 1) & (reference == 1)
+            expected.append([np.count_nonzero(mask) for mask in (both, label == 1, reference == 1)])
         squeezed = replace(
             pair,
             prediction=prediction.squeeze(),
