@@ -169,11 +169,12 @@ def plan_quick(
         _round_shape(_rescale(configuration.largest_shape, configuration.spacing_mm, spacing_mm)),
         n_voxels=prod(median_shape) * n_cases,
     )
+    quick = replace(quick, smoothed=True)
     text = (
         f"in {configuration.name} there is time for patches of {join_numbers(patch_size)}, "
         f"{prod(patch_size) / prod(configuration.median_shape):.1%} of the median case; so the spacing grew, fine axes "
         f"first, to {join_numbers(round(edge_mm, 3) for edge_mm in spacing_mm)} mm, where as many voxels are "
-        f"{prod(patch_size) / prod(median_shape):.0%}"
+        f"{prod(patch_size) / prod(median_shape):.0%}; images are smoothed before, so that voxels are means"
     )
     told = {f"configurations.{name}.spacing_mm": text, **{reason.subject: reason.text for reason in reasons}}
     if plan.is_set_by_user(configuration.name, "batch_size") and configuration.batch_size < quick.batch_size:

@@ -91,6 +91,9 @@ class ConfigurationPlan:
         batch_dice: whether Dice is summed over the batch before the ratio is taken.
         previous: the configuration whose prediction is an extra input; None but for the cascade.
         network: the network.
+        smoothed: whether images are smoothed before they are resampled to larger voxels, so that each of these is a
+            mean of theirs, with less noise, and not one of them. The published method does not, and label maps are not:
+            their borders would become rounder than they are.
     """
 
     name: str
@@ -103,6 +106,7 @@ class ConfigurationPlan:
     batch_dice: bool
     previous: str | None
     network: NetworkPlan
+    smoothed: bool = False
 
     def __post_init__(self) -> None:
         n_axes = len(self.network.strides[0])

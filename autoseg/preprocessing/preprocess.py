@@ -27,6 +27,7 @@ class CaseRecord:
         shape: on the network's grid, in the network's axes, as are the next two.
         spacing_mm: of the network's grid.
         nearest_axis: the axis that is resampled by nearest neighbour, or None.
+        smoothed: as in `ConfigurationPlan`.
     """
 
     geometry: Geometry
@@ -35,6 +36,7 @@ class CaseRecord:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     nearest_axis: int | None
+    smoothed: bool = False
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:
@@ -66,6 +68,7 @@ def record_occupied(occupied: NDArray[np.bool_], geometry: Geometry, plan: Plan,
         shape=(shape[0], shape[1], shape[2]),
         spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]),
         nearest_axis=choose_nearest_axis(permute3(geometry.spacing_mm, plan.axis_order), spacing_mm),
+        smoothed=plan.configuration(configuration).smoothed,
     )
 
 
@@ -93,9 +96,8 @@ def preprocess_image(image: NDArray[np.float32], record: CaseRecord, plan: Plan)
     """
     normalized = normalize(image[(..., *record.crop.slices)], plan.normalization)
     ordered = normalized.transpose(0, *(axis + 1 for axis in record.axis_order))
-    return resample_image(
-        torch.from_numpy(np.ascontiguousarray(ordered)), record.shape, nearest_axis=record.nearest_axis
-    )
+    volume = torch.from_numpy(np.ascontiguousarray(ordered))
+    return resample_image(volume, record.shape, nearest_axis=record.nearest_axis, smoothed=record.smoothed)
 
 
 def preprocess_label(classes: NDArray, record: CaseRecord) -> Tensor:
@@ -109,7 +111,8 @@ def preprocess_label(classes: NDArray, record: CaseRecord) -> Tensor:
         `record.shape`, same dtype, in the network's axes.
     """
     ordered = np.ascontiguousarray(classes[record.crop.slices].transpose(record.axis_order))
-    return resample_label(torch.from_numpy(ordered), record.shape, nearest_axis=record.nearest_axis)
+    volume = torch.from_numpy(ordered)
+    return resample_label(volume, record.shape, nearest_axis=record.nearest_axis)
 
 
 def restore_label(classes: Tensor, record: CaseRecord) -> NDArray:

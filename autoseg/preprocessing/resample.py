@@ -25,13 +25,14 @@ def choose_nearest_axis(spacing_mm: Sequence[float], target_mm: Sequence[float])
 
 
 @lru_cache(maxsize=128)
-def axis_matrix(n_in: int, n_out: int, order: int) -> Tensor:
+def axis_matrix(n_in: int, n_out: int, order: int, *, smoothed: bool = False) -> Tensor:
     """The operator that resamples one axis.
 
     Args:
         n_in: voxels before.
         n_out: voxels after.
         order: of the spline: 0 nearest neighbour, 1 linear, 3 cubic.
+        smoothed: where voxels become larger, first by a Gaussian whose standard deviation is half of what they grow by.
 
     Returns:
         (n_out, n_in) float32 on the CPU; do not change it.
@@ -42,7 +43,10 @@ def axis_matrix(n_in: int, n_out: int, order: int) -> Tensor:
         matrix = np.zeros((n_out, n_in))
         matrix[np.arange(n_out), _nearest_indices(n_in, n_out)] = 1
     else:
-        matrix = ndimage.zoom(np.eye(n_in), (n_out / n_in, 1), order=order, mode="nearest", grid_mode=True)
+        before = np.eye(n_in)
+        if smoothed and n_out < n_in:
+            before = ndimage.gaussian_filter1d(before, (n_in / n_out - 1) / 2, axis=0, mode="nearest")
+        matrix = ndimage.zoom(before, (n_out / n_in, 1), order=order, mode="nearest", grid_mode=True)
     return torch.from_numpy(matrix.astype(np.float32))
 
 
@@ -61,7 +65,9 @@ def _apply(volume: Tensor, matrix: Tensor, axis: int) -> Tensor:
     return (matrix @ volume.reshape(*lead, z, y * x)).reshape(*lead, matrix.shape[0], y, x)
 
 
-def _resample(volume: Tensor, shape: Sequence[int], *, order: int, nearest_axis: int | None) -> Tensor:
+def _resample(
+    volume: Tensor, shape: Sequence[int], *, order: int, nearest_axis: int | None, smoothed: bool = False
+) -> Tensor:
     """(..., Z, Y, X) to (..., *shape). Axes that shrink most come first, so that the later products are smaller."""
     axes = sorted(range(3), key=lambda axis: shape[axis] / volume.shape[axis - 3])
     for axis in axes:
@@ -71,17 +77,18 @@ def _resample(volume: Tensor, shape: Sequence[int], *, order: int, nearest_axis:
         if axis == nearest_axis:
             volume = volume.index_select(axis - 3, torch.from_numpy(_nearest_indices(n_in, n_out)).to(volume.device))
         else:
-            volume = _apply(volume, axis_matrix(n_in, n_out, order), axis)
+            volume = _apply(volume, axis_matrix(n_in, n_out, order, smoothed=smoothed), axis)
     return volume
 
 
-def resample_image(image: Tensor, shape: Sequence[int], *, nearest_axis: int | None) -> Tensor:
+def resample_image(image: Tensor, shape: Sequence[int], *, nearest_axis: int | None, smoothed: bool = False) -> Tensor:
     """Resamples an image with cubic splines, within the range of its values.
 
     Args:
         image: (C, Z, Y, X) float32.
         shape: (Z, Y, X) of the result.
         nearest_axis: an axis that takes the nearest voxel instead, see `choose_nearest_axis`.
+        smoothed: along the other axes, as in `axis_matrix`.
 
     Returns:
         (C, *shape) float32.
@@ -91,7 +98,8 @@ def resample_image(image: Tensor, shape: Sequence[int], *, nearest_axis: int | N
     result = torch.empty((image.shape[0], *shape), dtype=image.dtype, device=image.device)
     for channel, volume in enumerate(image):
         low, high = volume.aminmax()
-        result[channel] = _resample(volume, shape, order=CUBIC, nearest_axis=nearest_axis).clamp_(low, high)
+        resampled = _resample(volume, shape, order=CUBIC, nearest_axis=nearest_axis, smoothed=smoothed)
+        result[channel] = resampled.clamp_(low, high)
     return result
 
 

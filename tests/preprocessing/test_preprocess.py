@@ -144,6 +144,19 @@ def test_smooth_structures_survive_a_coarser_or_finer_grid(order: tuple[int, ...
         np.testing.assert_allclose(ndimage.center_of_mass(restored), ndimage.center_of_mass(ball), atol=0.25)
 
 
+def test_only_images_are_smoothed_where_the_plan_asks_for_it() -> None:
+    image, classes, geometry = make_scan()
+    plan = make_plan((6.0, 4.0, 3.0))
+    (configuration,) = plan.configurations.values()
+    smoothing = replace(plan, configurations={configuration.name: replace(configuration, smoothed=True)})
+    plain, smoothed = (record_case(image, geometry, made, configuration.name) for made in (plan, smoothing))
+    assert (plain.smoothed, smoothed.smoothed) == (False, True)
+    assert torch.equal(preprocess_label(classes, plain), preprocess_label(classes, smoothed))
+    found = [preprocess_image(image, record, plan) for record in (plain, smoothed)]
+    assert found[0].shape == found[1].shape
+    assert found[1].std() < found[0].std()
+
+
 def test_restoring_fills_background_outside_the_crop() -> None:
     image, _, geometry = make_scan()
     record = record_case(image, geometry, make_plan((1.0, 3.0, 1.0)), "3d_fullres")

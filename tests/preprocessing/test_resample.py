@@ -76,6 +76,24 @@ def test_same_shape_is_left_alone() -> None:
     assert torch.equal(resample_image(image, (4, 5, 6), nearest_axis=0), image)
 
 
+def test_smoothing_makes_larger_voxels_means_and_leaves_smaller_ones() -> None:
+    noise = torch.randn((1, 30, 36, 45), generator=torch.Generator().manual_seed(0))
+    plain, smoothed = (
+        resample_image(noise, (10, 12, 15), nearest_axis=None, smoothed=smoothed) for smoothed in (False, True)
+    )
+    means = torch.nn.functional.avg_pool3d(noise, 3)
+    # Every third voxel keeps its noise; a mean of 27 has a fifth of it, a Gaussian of about that size a little less.
+    assert plain.std() > 0.9
+    assert 0.7 < smoothed.std() / means.std() < 1
+    assert np.corrcoef(means.flatten(), smoothed.flatten())[0, 1] > 0.85
+    constant = torch.full((1, 30, 36, 45), 3.0)
+    torch.testing.assert_close(
+        resample_image(constant, (10, 12, 15), nearest_axis=None, smoothed=True), constant[:, :10, :12, :15]
+    )
+    larger = [resample_image(noise, (31, 40, 90), nearest_axis=None, smoothed=smoothed) for smoothed in (False, True)]
+    assert torch.equal(*larger)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("n_out", [3, 5, 11])
 def test_nearest_axis_never_mixes_planes(axis: int, n_out: int) -> None:
