@@ -40,13 +40,13 @@ def set_some(path: Path, value: float, dtype: type = np.float32, n_voxels: int =
     change(path, how)
 
 
-@malformed(ERROR, IMAGE, "case_1", "NaN")
+@malformed(ERROR, IMAGE, "case_1", "NaN", mendable=True)
 def image_nan(folder: Path) -> None:
     """One image has a few voxels that are no numbers."""
     set_some(nnunet(folder).image(), float("nan"))
 
 
-@malformed(ERROR, IMAGE, "case_1", "infinite")
+@malformed(ERROR, IMAGE, "case_1", "infinite", mendable=True)
 def image_infinite(folder: Path) -> None:
     """One image has a few voxels that are infinite."""
     set_some(nnunet(folder).image(), float("-inf"))

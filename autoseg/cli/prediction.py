@@ -94,7 +94,10 @@ def predict(
         bool, typer.Option("--compile", help="torch.compile, which takes a minute or more; for many images on a GPU.")
     ] = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Resample channels that lie on another grid than the first.")
+        bool,
+        typer.Option(
+            "--fix", help="Resample channels that lie on another grid than the first; mend voxels that are NaN."
+        ),
     ] = False,
     postprocessing: Annotated[
         bool,

@@ -67,7 +67,8 @@ def load_image(
     Args:
         images: in order.
         n_channels: that there should be in all.
-        fix: resample channels that lie on another grid than the first; otherwise they are refused.
+        fix: resample channels that lie on another grid than the first, and give voxels that are NaN or infinite the
+            lowest finite value of their file; otherwise both are refused.
 
     Returns:
         (C, Z, Y, X) float32 in canonical orientation, and the geometry of the first file.
@@ -75,6 +76,14 @@ def load_image(
     Raises:
         FormatError: unreadable, channels on different grids, the wrong number of channels, or NaN or infinity.
     """
+    image, geometry, _ = _read_channels(images, n_channels=n_channels, fix=fix)
+    return image, geometry
+
+
+def _read_channels(
+    images: Sequence[Path | None], *, n_channels: int, fix: bool
+) -> tuple[NDArray[np.float32], Geometry, dict[Path, int]]:
+    """As `load_image`, and how many voxels of which file were not finite."""
     # From the headers, before any voxel: a time series can be larger than the memory.
     files = [path for path in images if path is not None]
     n_missing = len(images) - len(files)
@@ -94,15 +103,31 @@ def load_image(
                 f"{path}: found {difference[0]}, expected {difference[1]} of the first channel; --fix resamples it"
             )
         parts.append(resample_onto(array, raw.geometry, geometry) if difference else array)
-    for path, array in zip(files, parts, strict=True):
-        n_broken = int(array.size - np.count_nonzero(np.isfinite(array)))
-        if n_broken:
-            raise FormatError(f"{path}: found {n_broken} voxels that are NaN or infinite, expected finite numbers")
+    mended = {path: _mend_voxels(path, array, fix=fix) for path, array in zip(files, parts, strict=True)}
     if len(images) == 1:
-        return parts[0], geometry
+        return parts[0], geometry, mended
     read = iter(parts)
     absent = np.zeros((1, *geometry.shape), np.float32)
-    return np.concatenate([absent if path is None else next(read) for path in images]), geometry
+    return np.concatenate([absent if path is None else next(read) for path in images]), geometry, mended
+
+
+def _mend_voxels(path: Path, array: NDArray[np.float32], *, fix: bool) -> int:
+    """Gives voxels that are not finite the lowest value of the others, in place; maps of ADC have such around the body.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        FormatError: there are some, and they are not to be mended, or no others.
+    """
+    is_finite = np.isfinite(array)
+    n_broken = int(array.size - np.count_nonzero(is_finite))
+    if n_broken and (n_broken == array.size or not fix):
+        advice = "" if n_broken == array.size else "; --fix gives them the lowest value of the others"
+        raise FormatError(f"{path}: found {n_broken} voxels that are NaN or infinite, expected finite numbers{advice}")
+    if n_broken:
+        array[~is_finite] = array[is_finite].min()
+    return n_broken
 
 
 def loading_gib(case: Case) -> float:
@@ -129,12 +154,14 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
     problems: list[Problem] = []
     image_part, label_part, values = None, None, set[int]()
     try:
-        image_part = load_image(case.images, n_channels=n_channels, fix=fix)
+        image, geometry, mended = _read_channels(case.images, n_channels=n_channels, fix=fix)
+        image_part = image, geometry
     except FormatError as error:
         advice = "mend or replace the image, or remove the case"
         problems.append(Problem(kind="image cannot be used", case=case.id, text=str(error), advice=advice))
     else:
         problems += _check_size(case, image_part[1]) + _check_contrast(case, image_part[0])
+        problems += [_tell_voxels(case, file, n_voxels) for file, n_voxels in mended.items() if n_voxels]
         for file in case.image_files[1:]:
             problems += _tell_channel(case, file, image_part[1], read_geometry(file))
     try:
@@ -189,7 +216,9 @@ def _meant_values(case: Case, values: set[int], labels: LabelSpec) -> dict[int, 
 
 def _check_size(case: Case, geometry: Geometry) -> list[Problem]:
     sizes = [size * edge_mm for size, edge_mm in zip(geometry.shape, geometry.spacing_mm, strict=True) if size > 1]
-    if max(sizes, default=0) <= MAX_EXTENT_MM and min(geometry.spacing_mm) >= MIN_SPACING_MM:
+    # Pictures without a spacing have 1 mm by definition, however many pixels there are.
+    is_picture = geometry.shape[0] == 1 and set(geometry.spacing_mm) == {1.0}
+    if (max(sizes, default=0) <= MAX_EXTENT_MM or is_picture) and min(geometry.spacing_mm) >= MIN_SPACING_MM:
         return []
     return [
         Problem(
@@ -237,6 +266,17 @@ def _check_grid(case: Case, image: Geometry, label: Geometry) -> list[Problem]:
         found, expected = difference
         return [Problem(kind=kind, case=case.id, file=file, found=found, expected=expected, advice=advice)]
     return _tell_offset(case, case.label_files[0], image, label, of="label map")
+
+
+def _tell_voxels(case: Case, file: Path, n_voxels: int) -> Problem:
+    return Problem(
+        kind="voxels mended in memory",
+        case=case.id,
+        file=str(file),
+        text=f"{n_voxels} that are NaN or infinite have the lowest value of the others",
+        advice="nothing; the file stays as it is",
+        severity=NOTE,
+    )
 
 
 def _tell_channel(case: Case, file: Path, first: Geometry, own: Geometry) -> list[Problem]:

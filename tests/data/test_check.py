@@ -10,8 +10,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
-from autoseg.core.errors import DatasetError
+from autoseg.core.errors import DatasetError, FormatError
 from autoseg.core.labels import LabelSpec
 from autoseg.data.check import discover_labels, refuse_errors, scan_dataset
 from autoseg.data.dataset import Case, Dataset
@@ -265,6 +266,28 @@ def test_channels_are_stacked_in_their_order(tmp_path: Path) -> None:
     assert image.shape == (3, *geometry.shape)
     for channel in range(3):
         assert np.array_equal(image[channel], load_image(files[channel : channel + 1], n_channels=1)[0][0])
+
+
+def test_voxels_without_a_value_get_the_lowest_of_their_file(tmp_path: Path) -> None:
+    broken, whole = make_image(0), make_image(1)
+    broken[:2, 1, 1], broken[2, 1, 1] = np.nan, -np.inf
+    files = [save(tmp_path / f"a_000{channel}.nii.gz", image) for channel, image in enumerate((broken, whole))]
+    with pytest.raises(FormatError, match=r"a_0000.* 3 voxels that are NaN or infinite.*--fix"):
+        load_image(files, n_channels=2)
+    image, _ = load_image(files, n_channels=2, fix=True)
+    assert np.count_nonzero(image[0] == np.min(broken[np.isfinite(broken)])) >= 3
+    assert np.array_equal(image[1], load_image(files[1:], n_channels=1)[0][0])
+    empty = save(tmp_path / "empty.nii.gz", np.full_like(broken, np.nan))
+    with pytest.raises(FormatError, match="NaN"):
+        load_image([empty], n_channels=1, fix=True)
+
+
+def test_a_picture_may_have_more_pixels_than_a_scan_millimetres(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12_000), np.uint8)
+    for folder, picture in (("images", pixels), ("labels", (pixels > 128).astype(np.uint8))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(picture).save(tmp_path / folder / "a.png")
+    assert scan(open_dataset(tmp_path)) == ["a"]
 
 
 def test_channels_on_different_grids_and_the_channel_with_nan_are_named(tmp_path: Path) -> None:
