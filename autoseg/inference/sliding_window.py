@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 MAX_BATCH_VOXELS = {"cpu": 2**17, "mps": 2**20, "cuda": 2**23}
 # Sums over tiles up to this size are kept in float32, larger ones in float16, which has three digits less.
 MAX_FULL_PRECISION_BYTES = 2**30
+# Of the memory for sums on the device: images up to this size are brought there whole.
+MAX_IMAGE_FRACTION = 0.25
 Place = tuple[slice, slice, slice]
 """A box of a volume, (z, y, x)."""
 
@@ -176,6 +178,9 @@ class SlidingWindow:
             PredictionError: a single tile needs more memory than the device has.
         """
         padded, inner = _pad(image, self.config.tile)
+        if padded.nbytes <= MAX_IMAGE_FRACTION * self._max_device_bytes:
+            # Otherwise each tile is cut out of the machine's memory and waited for.
+            padded = padded.to(self.device)
         order = axis_first(axis)
         weight = gaussian_weight(self.config.patch_size).reshape(self.config.tile).permute(order).to(self.device)
         axes = zip(padded.shape[1:], self.config.tile, strict=True)

@@ -39,8 +39,11 @@ class Outputs:
         self.n = n_classes
         if labels is not None and self.has_regions:
             self.n = len(labels.regions)
-            self._members = torch.from_numpy(labels.memberships())
-            self._class_of_regions = torch.from_numpy(labels.class_of_regions().astype(np.int64))
+            tables = (
+                torch.from_numpy(labels.memberships()),
+                torch.from_numpy(labels.class_of_regions().astype(np.int64)),
+            )
+            self._tables = {torch.device("cpu"): tables}
 
     @classmethod
     def of(cls, labels: LabelSpec) -> Outputs:
@@ -82,7 +85,8 @@ class Outputs:
         """Which channels each voxel is of: (n, *classes.shape) bool, from classes, int64."""
         if not self.has_regions:
             return F.one_hot(classes, self.n).movedim(-1, 0).bool()
-        return self._members.to(classes.device)[:, classes]
+        members, _ = self._tables_on(classes.device)
+        return members[:, classes]
 
     def log_likelihood(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Logarithm of the probability that these classes have, (N,), from logits (n, N) and classes (N,) int64."""
@@ -115,4 +119,12 @@ class Outputs:
     def _look_up(self, is_of: Tensor, dim: int) -> Tensor:
         combination = sum(of_region.long() << index for index, of_region in enumerate(is_of.unbind(dim)))
         assert isinstance(combination, Tensor)
-        return self._class_of_regions.to(is_of.device)[combination]
+        _, class_of_regions = self._tables_on(is_of.device)
+        return class_of_regions[combination]
+
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The regions (n, classes) that each class is of, and the class of each combination of them."""
+        if device not in self._tables:
+            members, class_of_regions = self._tables[torch.device("cpu")]
+            self._tables[device] = members.to(device), class_of_regions.to(device)
+        return self._tables[device]

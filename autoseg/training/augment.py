@@ -275,9 +275,9 @@ def apply_parameters(
             scale=parameters.scale,
             flip=parameters.flip,
         )
-        changed = torch.nonzero(parameters.changes_sides).flatten().to(classes.device)
+        changed = torch.nonzero(parameters.changes_sides).flatten().to(classes.device, non_blocking=True)
         if len(changed) and len(parameters.opposite):
-            classes[changed] = parameters.opposite.to(classes.device)[classes[changed]]
+            classes[changed] = parameters.opposite.to(classes.device, non_blocking=True)[classes[changed]]
         for sample in torch.nonzero(parameters.noise_std.any(dim=1)).flatten().tolist():
             noise = torch.Generator(patches.device).manual_seed(int(parameters.noise_seed[sample]))
             patches[sample] = intensity.add_noise(patches[sample], parameters.noise_std[sample], generator=noise)
@@ -301,5 +301,5 @@ def _edit(planes: Tensor, values: Tensor, neutral: float, transform: Callable[[T
     values = values.flatten()
     chosen = torch.nonzero(values != neutral).flatten()
     if len(chosen):
-        rows = chosen.to(planes.device)
+        rows = chosen.to(planes.device, non_blocking=True)
         planes[rows] = transform(planes[rows], values[chosen])

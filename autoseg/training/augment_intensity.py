@@ -20,7 +20,7 @@ CUBIC_SHARPNESS = (
 
 def per_plane(values: Tensor, planes: Tensor) -> Tensor:
     """One value per plane, (M,), shaped to broadcast against (M, *spatial), on its device and in its dtype."""
-    return values.to(planes.device, planes.dtype).view(-1, *[1] * (planes.ndim - 1))
+    return values.to(planes.device, planes.dtype, non_blocking=True).view(-1, *[1] * (planes.ndim - 1))
 
 
 def add_noise(planes: Tensor, std: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -129,7 +129,7 @@ def _tap_matrices(source: Tensor, weights: Tensor) -> Tensor:
 def _apply_along(planes: Tensor, matrices: Tensor, axis: int) -> Tensor:
     """Multiplies every line of plane m along the spatial `axis` by matrices[m]."""
     n_planes, *shape = planes.shape
-    matrices = matrices.to(planes.device)
+    matrices = matrices.to(planes.device, non_blocking=True)
     if axis == len(shape) - 1:
         lines = planes.reshape(n_planes, -1, shape[axis])
         return (lines @ matrices.transpose(1, 2)).view(planes.shape)

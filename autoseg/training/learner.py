@@ -121,9 +121,10 @@ class Learner:
             The loss of the whole batch over all supervised outputs, a scalar.
         """
         self.network.train()
+        # Before the network runs: a copy would wait for it.
+        annotated = None if known is None else known.to(self.device, non_blocking=True)
         with self._autocast():
             logits = self._forward(images.to(memory_format=self._memory_format))
-        annotated = None if known is None else known.to(self.device)
         return deep_supervision_loss(
             logits,
             classes,
