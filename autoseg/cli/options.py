@@ -132,18 +132,8 @@ def work_option(work: Path) -> str:
     return "" if work == DEFAULT_WORK else f" -w {shlex.quote(str(work))}"
 
 
-def parse_executor(text: str) -> bool:
-    """Whether it is Slurm.
-
-    Raises:
-        AutosegError: it is neither that nor "local".
-    """
-    if text not in ("local", "slurm"):
-        raise AutosegError(f"found --executor {text}, expected local or slurm")
-    return text == "slurm"
-
-
 def slurm_options(
+    executor: str,
     *,
     partition: str | None,
     time: str | None,
@@ -152,11 +142,18 @@ def slurm_options(
     memory: float | None,
     account: str | None,
     sbatch: list[str] | None,
-) -> SlurmOptions:
-    """What is asked of Slurm.
+    **others: object,
+) -> SlurmOptions | None:
+    """What is asked of Slurm; None where it is this machine that works.
+
+    Args:
+        executor: "local" or "slurm".
+        partition, time, gpus_per_node, cpus_per_task, memory, account, sbatch: as on the command line.
+        others: options of the command that are for Slurm alone, too, None where they are not given.
 
     Raises:
-        AutosegError: the time or an option of sbatch is not of the expected form.
+        AutosegError: another executor; options of Slurm for this machine; or the time or an option of sbatch is not of
+            the expected form.
     """
     from autoseg.cluster.slurm import SlurmOptions, parse_time
 
@@ -169,7 +166,7 @@ def slurm_options(
     time_min = None
     if time is not None:
         time_min = parse_time(time) or math.ceil(parse_duration(time) / 60)
-    return SlurmOptions(
+    options = SlurmOptions(
         partition=partition,
         account=account,
         time_min=time_min,
@@ -178,3 +175,14 @@ def slurm_options(
         memory_gib=memory,
         sbatch=more,
     )
+    if executor == "slurm":
+        return options
+    if executor != "local":
+        raise AutosegError(f"found --executor {executor}, expected local or slurm")
+    if options != SlurmOptions() or any(value is not None for value in others.values()):
+        last = f" and --{list(others)[-1].replace('_', '-')}" if others else ""
+        raise AutosegError(
+            "--partition, --time, --gpus-per-node, --cpus-per-task, --memory, --account, --sbatch"
+            f"{last} belong to --executor slurm"
+        )
+    return None

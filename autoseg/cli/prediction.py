@@ -23,13 +23,11 @@ from autoseg.cli.options import (
     Sbatch,
     Time,
     Work,
-    parse_executor,
     parse_model_folds,
     say,
     slurm_options,
     work_option,
 )
-from autoseg.cluster.slurm import SlurmOptions
 from autoseg.core.errors import AutosegError
 
 commands = typer.Typer()
@@ -122,8 +120,8 @@ def predict(
 
     if work is not None and model is not None:
         raise AutosegError("-w and --model both say what to segment with; leave one of them out")
-    on_cluster = parse_executor(executor)
     options = slurm_options(
+        executor,
         partition=partition,
         time=time,
         gpus_per_node=gpus_per_node,
@@ -131,6 +129,7 @@ def predict(
         memory=memory,
         account=account,
         sbatch=sbatch,
+        jobs=jobs,
     )
     request = PredictRequest(
         images=tuple(images),
@@ -142,7 +141,7 @@ def predict(
         speed=speed,
         mirroring=mirroring,
         step_fraction=step,
-        overwrite=not on_cluster if overwrite is None else overwrite,
+        overwrite=options is None if overwrite is None else overwrite,
         save_probabilities=save_probabilities,
         save_uncertainty=save_uncertainty,
         max_ram_gib=max_ram,
@@ -151,7 +150,7 @@ def predict(
         postprocess=postprocessing,
         fix=fix,
     )
-    if on_cluster:
+    if options is not None:
         if part != "1/1":
             raise AutosegError(
                 "--part is for processes of your own; on a cluster, --jobs says how many parts there are"
@@ -160,11 +159,6 @@ def predict(
         ids = submit_prediction(folder, request, n_jobs=jobs or 1, options=options)
         say(f"{len(ids)} jobs submitted\nNext: autoseg status{work_option(folder)}")
         return
-    if options != SlurmOptions() or jobs is not None:
-        raise AutosegError(
-            "--jobs, --partition, --time, --gpus-per-node, --cpus-per-task, --memory, --account and --sbatch belong to "
-            "--executor slurm"
-        )
     files = predict_as_asked(request, work or DEFAULT_WORK, part=_parse_part(part))
     say(f"{len(files)} label maps in {output}")
 

@@ -22,13 +22,11 @@ from autoseg.cli.options import (
     Time,
     Work,
     parse_duration,
-    parse_executor,
     say,
     slurm_options,
     stopping_on_signals,
     work_option,
 )
-from autoseg.cluster.slurm import SlurmOptions
 from autoseg.core.errors import AutosegError, Problem, TrainingInterrupted
 
 if TYPE_CHECKING:
@@ -155,8 +153,8 @@ def train(
     from autoseg.pipeline.jobs.batch import TrainRequest
     from autoseg.training.config import Budget, TrainConfig
 
-    on_cluster = parse_executor(executor)
     options = slurm_options(
+        executor,
         partition=partition,
         time=time,
         gpus_per_node=gpus_per_node,
@@ -164,14 +162,10 @@ def train(
         memory=memory,
         account=account,
         sbatch=sbatch,
+        preprocess_jobs=preprocess_jobs,
     )
-    if on_cluster and gpus is not None:
+    if options is not None and gpus is not None:
         raise AutosegError("--gpus is for this machine; on a cluster, --gpus-per-fold says how many train a fold")
-    if not on_cluster and (options != SlurmOptions() or preprocess_jobs is not None):
-        raise AutosegError(
-            "--partition, --time, --gpus-per-node, --cpus-per-task, --memory, --account, --sbatch and "
-            "--preprocess-jobs belong to --executor slurm"
-        )
     workspace = pipeline.Workspace(root=work)
     folds = parse_folds(fold, n_folds=len(workspace.read_splits().folds))
     if force:
@@ -198,14 +192,14 @@ def train(
         checkpoint_interval_s=parse_duration(checkpoint_interval),
         track_with=tuple(track or ()),
     )
-    if configuration is None and not on_cluster:
+    if configuration is None and options is None:
         chosen = pipeline.configuration_for_time(
             workspace, request.config, device=device, folds=folds, resume=resume, n_processes=gpus_per_fold
         )
         names = [chosen.name]
     else:
         names = schedule.choose_configurations(workspace.read_plan(), configuration, budget)
-    if on_cluster:
+    if options is not None:
         ids = start.submit_training(
             work,
             request,

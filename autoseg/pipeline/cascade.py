@@ -58,10 +58,10 @@ def prepare_second_stage(
     made: Plan,
     configuration: ConfigurationPlan,
     *,
-    train_folds: Callable[[str, list[int]], object] | None = None,
+    train_folds: Callable[..., object] | None = None,
     device: str,
     stop: Callable[[], bool],
-) -> None:
+) -> list[int]:
     """Puts out-of-fold predictions of the first stage on the grid of the second, where they are not there yet.
 
     Processes that do this at the same time wait for each other.
@@ -70,9 +70,13 @@ def prepare_second_stage(
         workspace: the work folder; cases are preprocessed for the second stage.
         made: the plan.
         configuration: the second stage.
-        train_folds: trains folds of a configuration, for those that the first stage lacks; None to refuse.
+        train_folds: trains those that the first stage lacks, with `configuration` and `folds` as in `train`; None to
+            refuse.
         device: as in `train`.
         stop: asked after every case that is predicted; True raises.
+
+    Returns:
+        The folds of the first stage that were missing.
 
     Raises:
         TrainingError: the first stage is not complete, or a case validates in no fold, so that no prediction of it is
@@ -99,7 +103,7 @@ def prepare_second_stage(
             logger.info(
                 "%s needs all folds of %s; training %s", configuration.name, first, ", ".join(map(str, missing))
             )
-            train_folds(first, missing)
+            train_folds(configuration=first, folds=missing)
         if (why := why_incomplete(workspace, first)) is not None:
             raise TrainingError(f"{first}, the first stage of {configuration.name}, cannot be built on: {why}")
         preprocess_cases(workspace, dataset, made, first)
@@ -119,6 +123,7 @@ def prepare_second_stage(
             n_threads=n_cpus(),
             description=f"predictions of {first} for {configuration.name}",
         )
+    return missing
 
 
 def _put_on_grid(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configur
 from autoseg.training.config import CHECKPOINT_INTERVAL_S, TrainConfig
 
 if TYPE_CHECKING:
+    from autoseg.data.dataset import Dataset
     from autoseg.evaluation.scores import Evaluation
     from autoseg.planning.plan import Plan
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.ranks import Ranks
-    from autoseg.training.record import EpochFigures, TrainingChoices, ValidationSlice
+    from autoseg.training.record import EpochFigures, ValidationSlice
 
 CURVES_INTERVAL_S = 30.0
 MEMORY_BUDGET_GIB = 1.0
@@ -83,7 +85,6 @@ def train(
         TrainingInterrupted: `stop` said so.
     """
     from autoseg.pipeline.settle import settle_training
-    from autoseg.preprocessing.store import load_into_memory
     from autoseg.training.folds import fold_folder
     from autoseg.training.ranks import ALONE
     from autoseg.training.record import FoldFiles, read_log
@@ -101,61 +102,44 @@ def train(
         made = workspace.read_plan()
     else:
         chosen = default_configuration(made, configuration)
-    if made.channels != dataset.channels:
-        raise WorkspaceError(
-            f"{workspace.plan_file}: has the channels {', '.join(made.channels)}, the dataset has "
-            f"{', '.join(dataset.channels)}; correct 'normalization', or plan again"
-        )
+    _check_request(workspace, made, dataset, n_folds=len(splits.folds), wanted=wanted)
     model = workspace.model(chosen.name)
-    unknown = sorted(set(wanted) - set(range(len(splits.folds))))
-    if unknown:
-        raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {len(splits.folds) - 1}")
     first_stage: list[int] = []
     if ranks.is_first:
         preprocess_cases(workspace, dataset, made, chosen.name)
         if chosen.previous is not None:
-
-            def train_first_stage(name: str, missing: list[int]) -> None:
-                first_stage.extend(missing)
+            train_first_stage = partial(
+                train,
+                work,
+                config=config,
+                device=device,
                 # Whoever selects waits for a first stage that is being completed: it selects afterwards.
-                train(
-                    work,
-                    folds=missing,
-                    configuration=name,
-                    config=config,
-                    device=device,
-                    and_select=False,
-                    checkpoint_interval_s=checkpoint_interval_s,
-                    track_with=track_with,
-                    stop=stop,
-                )
-
-            prepare_second_stage(workspace, made, chosen, train_folds=train_first_stage, device=device, stop=stop)
-
-    def settle(resume: bool) -> tuple[Plan, TrainingChoices, float]:
-        return settle_training(
-            model,
-            made,
-            chosen,
-            settings,
-            folds=wanted,
-            resume=resume,
-            n_cases=len(splits.folds[0].training),
-            device=where,
-            n_processes=ranks.count,
-        )
-
+                and_select=False,
+                checkpoint_interval_s=checkpoint_interval_s,
+                track_with=track_with,
+                stop=stop,
+            )
+            first_stage = prepare_second_stage(
+                workspace, made, chosen, train_folds=train_first_stage, device=device, stop=stop
+            )
+    settle = partial(
+        settle_training,
+        model,
+        made,
+        chosen,
+        settings,
+        folds=wanted,
+        n_cases=len(splits.folds[0].training),
+        device=where,
+        n_processes=ranks.count,
+    )
     # What the first process settles, and deletes where it begins anew, the others find.
-    settled = settle(resume) if ranks.is_first else None
+    settled = settle(resume=resume) if ranks.is_first else None
     ranks.wait()
     plan, choices, spent_s = settled or settle(resume=True)
+    open_cases = partial(_open_cases, workspace, made, chosen.name)
     results: dict[int, Evaluation | None] = {}
     for fold in wanted:
-
-        def open_cases(ids: Iterable[str]) -> list[PreprocessedCase]:
-            stored = [open_preprocessed(workspace, made, chosen.name, case) for case in ids]
-            return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
-
         files, results[fold] = FoldFiles(folder=fold_folder(model, fold)), None
         # Whoever trains the fold already, on this machine or another, is waited for.
         lock = locked(files.lock, waiting_for=f"trains {files.folder}")
@@ -186,6 +170,25 @@ def train(
     if validate and and_select and ranks.is_first and (first_stage or why_incomplete(workspace, chosen.name) is None):
         select(work, device=device, stop=stop)
     return results
+
+
+def _check_request(workspace: Workspace, made: Plan, dataset: Dataset, *, n_folds: int, wanted: Sequence[int]) -> None:
+    if made.channels != dataset.channels:
+        raise WorkspaceError(
+            f"{workspace.plan_file}: has the channels {', '.join(made.channels)}, the dataset has "
+            f"{', '.join(dataset.channels)}; correct 'normalization', or plan again"
+        )
+    unknown = sorted(set(wanted) - set(range(n_folds)))
+    if unknown:
+        raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {n_folds - 1}")
+
+
+def _open_cases(workspace: Workspace, made: Plan, configuration: str, ids: Iterable[str]) -> list[PreprocessedCase]:
+    """Preprocessed cases, in memory as far as `MEMORY_BUDGET_GIB` goes."""
+    from autoseg.preprocessing.store import load_into_memory
+
+    stored = [open_preprocessed(workspace, made, configuration, case) for case in ids]
+    return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
 
 
 @contextmanager
