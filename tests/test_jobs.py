@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,14 +215,20 @@ def test_devices_of_the_processor() -> None:
 def test_the_stages_of_a_cascade_and_other_configurations_are_in_order(user: Path) -> None:
     workspace = pipeline.Workspace(root=user / "autoseg-work")
     made = pipeline.force_cascade(workspace.root)
-    names = choose_configurations(made, "2d,cascade", None)
+    found = workspace.read_fingerprint()
+    # With structures of any size.
+    cases = tuple(dataclasses.replace(case, label_volumes_ml=(), component_volumes_ml=()) for case in found.cases)
+    read = partial(dataclasses.replace, found, cases=cases)
+    choose = partial(choose_configurations, on_cpu=False, fingerprint=read)
+    train_on_cpu = partial(configuration_to_train, on_cpu=True, fingerprint=read)
+    names = choose(made, "2d,cascade", None)
     assert names == ["2d", "3d_cascade_fullres"]
-    assert choose_configurations(made, "all", None) == list(made.configurations)
-    assert choose_configurations(made, None, None) == [made.recommended]
+    assert choose(made, "all", None) == list(made.configurations)
+    assert choose(made, None, None) == [made.recommended]
     of_cascade = dataclasses.replace(made, recommended="3d_cascade_fullres")
-    assert configuration_to_train(of_cascade, None, None, on_cpu=True).name == "3d_lowres"
-    assert configuration_to_train(of_cascade, None, Budget(max_time_s=7200), on_cpu=True).name == "3d_lowres"
-    assert configuration_to_train(of_cascade, "cascade", None, on_cpu=True).name == "3d_cascade_fullres"
+    assert train_on_cpu(of_cascade, None, None).name == "3d_lowres"
+    assert train_on_cpu(of_cascade, None, Budget(max_time_s=7200)).name == "3d_lowres"
+    assert train_on_cpu(of_cascade, "cascade", None).name == "3d_cascade_fullres"
     for asked, budget, expected in (
         (None, None, "3d_cascade_fullres"),
         (None, Budget(iterations=10), "3d_cascade_fullres"),
@@ -229,7 +236,7 @@ def test_the_stages_of_a_cascade_and_other_configurations_are_in_order(user: Pat
         (None, Budget(max_time_s=900), "3d_lowres"),
         ("cascade", Budget(max_time_s=900), "3d_cascade_fullres"),
     ):
-        assert choose_configurations(of_cascade, asked, budget) == [expected]
+        assert choose(of_cascade, asked, budget) == [expected]
     jobs = training_jobs(workspace, configurations=names, folds=[0, 1], validate=True, n_preprocessing=3)
     done: set[str] = set()
     for job in jobs:

@@ -198,7 +198,13 @@ def train(
         )
         names = [chosen.name]
     else:
-        names = schedule.choose_configurations(workspace.read_plan(), configuration, budget)
+        names = schedule.choose_configurations(
+            workspace.read_plan(),
+            configuration,
+            budget,
+            on_cpu=device == "cpu",
+            fingerprint=workspace.read_fingerprint,
+        )
     if options is not None:
         ids = start.submit_training(
             work,

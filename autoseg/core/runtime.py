@@ -299,6 +299,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on another device; a CUDA device gets it while it computes.
+
+    Apple's devices may read memory then that has been given to others.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The reduced precision that is worth using on a device; None where float32 is better."""
     import torch

@@ -33,6 +33,8 @@ from autoseg.core.text import shorten
 
 T = TypeVar("T")
 
+_LATER = "later"
+
 MAX_JSON_BYTES = 256 * 2**20
 """The index of 100,000 cases with four channels has about a third of it."""
 MAX_JSON_DEPTH = 100
@@ -44,6 +46,11 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _MAX_SHOWN
 
 
+def later(default: Any) -> Any:
+    """A field of a dataclass that came later: files and digests are without it where it has its default, as before."""
+    return dataclasses.field(default=default, metadata={_LATER: True})
+
+
 def to_plain(value: Any) -> Any:
     """Dataclasses, tuples, paths and numpy scalars as what JSON knows. NaN becomes null.
 
@@ -51,7 +58,12 @@ def to_plain(value: Any) -> Any:
         TypeError: for a type that has no plain form.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        items = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {
+            field.name: to_plain(item)
+            for field, item in items
+            if not (field.metadata.get(_LATER) and item == field.default)
+        }
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -16,7 +16,7 @@ MIN_PREFIXED = 4
 """Letters of a word that may begin with that of its side; "LV" and "RV" are chambers of the heart."""
 
 # Left and right chambers of the heart are organs of different shape: a mirrored left ventricle is no right ventricle.
-HEART = frozenset({"heart", "cardiac", "atrium", "atria", "atrial", "myocardium", "myocardial"})
+HEART = frozenset({"heart", "cardiac", "atrium", "atria", "atrial", "myo", "myocardium", "myocardial"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def find_sides(names: Sequence[str]) -> Sides:
         that are numbers: a network that learns from mirrored kidneys which of them is label 1 learns neither.
     """
     words = _part_prefixes([_split(name) for name in names])
-    has_heart = any(HEART & set(of_name) for of_name in words)
+    has_heart = any(HEART & set(of_name) or _is_bare_ventricle(of_name) for of_name in words)
     classes = {of_name: number for number, of_name in enumerate(words, start=1)}
     opposite = list(range(len(names) + 1))
     nameless = [name for name in names if NAMELESS.fullmatch(name.lower())]
@@ -84,6 +84,11 @@ def _part_prefixes(names: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 def _is_chamber(words: tuple[str, ...]) -> bool:
     return bool(HEART & set(words)) or "ventricle" in words
+
+
+def _is_bare_ventricle(words: tuple[str, ...]) -> bool:
+    """Those of the brain are called lateral."""
+    return len(words) == 2 and words[0] in OPPOSITES and words[1] == "ventricle"
 
 
 def _is_written_out(words: tuple[str, ...]) -> bool:

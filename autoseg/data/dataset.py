@@ -78,7 +78,7 @@ class Dataset:
         labels: the classes; None where the layout does not say and the label maps have to be asked.
         cases: sorted by id.
         fix: what can be mended safely is mended in memory: channels on another grid than the first are resampled onto
-            it, and label maps are read with a `LabelMend`.
+            it, voxels without a value get one, and label maps are read with a `LabelMend`.
     """
 
     name: str

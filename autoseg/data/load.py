@@ -61,7 +61,7 @@ class LoadedCase:
 
 def load_image(
     images: Sequence[Path | None], *, n_channels: int, fix: bool = False
-) -> tuple[NDArray[np.float32], Geometry]:
+) -> tuple[NDArray[np.float32], Geometry, tuple[str, ...]]:
     """Reads all channels of one case, from one file or one file each; those without a file are zero.
 
     Args:
@@ -71,19 +71,12 @@ def load_image(
             lowest finite value of their file; otherwise both are refused.
 
     Returns:
-        (C, Z, Y, X) float32 in canonical orientation, and the geometry of the first file.
+        (C, Z, Y, X) float32 in canonical orientation, the geometry of the first file, and what was done to voxels that
+        are NaN or infinite.
 
     Raises:
         FormatError: unreadable, channels on different grids, the wrong number of channels, or NaN or infinity.
     """
-    image, geometry, _ = _read_channels(images, n_channels=n_channels, fix=fix)
-    return image, geometry
-
-
-def _read_channels(
-    images: Sequence[Path | None], *, n_channels: int, fix: bool
-) -> tuple[NDArray[np.float32], Geometry, dict[Path, int]]:
-    """As `load_image`, and how many voxels of which file were not finite."""
     # From the headers, before any voxel: a time series can be larger than the memory.
     files = [path for path in images if path is not None]
     n_missing = len(images) - len(files)
@@ -103,12 +96,18 @@ def _read_channels(
                 f"{path}: found {difference[0]}, expected {difference[1]} of the first channel; --fix resamples it"
             )
         parts.append(resample_onto(array, raw.geometry, geometry) if difference else array)
-    mended = {path: _mend_voxels(path, array, fix=fix) for path, array in zip(files, parts, strict=True)}
+    remarks = []
+    for path, array in zip(files, parts, strict=True):
+        if n_broken := _mend_voxels(path, array, fix=fix):
+            remarks.append(
+                f"{path.name}: {n_broken} voxels that are NaN or infinite have the lowest value of the others"
+            )
     if len(images) == 1:
-        return parts[0], geometry, mended
+        return parts[0], geometry, tuple(remarks)
     read = iter(parts)
     absent = np.zeros((1, *geometry.shape), np.float32)
-    return np.concatenate([absent if path is None else next(read) for path in images]), geometry, mended
+    image = np.concatenate([absent if path is None else next(read) for path in images])
+    return image, geometry, tuple(remarks)
 
 
 def _mend_voxels(path: Path, array: NDArray[np.float32], *, fix: bool) -> int:
@@ -154,14 +153,14 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
     problems: list[Problem] = []
     image_part, label_part, values = None, None, set[int]()
     try:
-        image, geometry, mended = _read_channels(case.images, n_channels=n_channels, fix=fix)
+        image, geometry, mended = load_image(case.images, n_channels=n_channels, fix=fix)
         image_part = image, geometry
     except FormatError as error:
         advice = "mend or replace the image, or remove the case"
         problems.append(Problem(kind="image cannot be used", case=case.id, text=str(error), advice=advice))
     else:
         problems += _check_size(case, image_part[1]) + _check_contrast(case, image_part[0])
-        problems += [_tell_voxels(case, file, n_voxels) for file, n_voxels in mended.items() if n_voxels]
+        problems += [_tell_voxels(case, text) for text in mended]
         for file in case.image_files[1:]:
             problems += _tell_channel(case, file, image_part[1], read_geometry(file))
     try:
@@ -268,12 +267,11 @@ def _check_grid(case: Case, image: Geometry, label: Geometry) -> list[Problem]:
     return _tell_offset(case, case.label_files[0], image, label, of="label map")
 
 
-def _tell_voxels(case: Case, file: Path, n_voxels: int) -> Problem:
+def _tell_voxels(case: Case, text: str) -> Problem:
     return Problem(
         kind="voxels mended in memory",
         case=case.id,
-        file=str(file),
-        text=f"{n_voxels} that are NaN or infinite have the lowest value of the others",
+        text=text,
         advice="nothing; the file stays as it is",
         severity=NOTE,
     )

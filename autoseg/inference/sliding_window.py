@@ -178,9 +178,7 @@ class SlidingWindow:
             PredictionError: a single tile needs more memory than the device has.
         """
         padded, inner = _pad(image, self.config.tile)
-        if padded.nbytes <= MAX_IMAGE_FRACTION * self._max_device_bytes:
-            # Otherwise each tile is cut out of the machine's memory and waited for.
-            padded = padded.to(self.device)
+        padded = self._bring(padded)
         order = axis_first(axis)
         weight = gaussian_weight(self.config.patch_size).reshape(self.config.tile).permute(order).to(self.device)
         axes = zip(padded.shape[1:], self.config.tile, strict=True)
@@ -188,7 +186,7 @@ class SlidingWindow:
         swept = itertools.product(*(along[index] for index in order))
         starts = [tuple(start[order.index(index)] for index in range(3)) for start in swept]
         offsets = [part.start for part in inner]
-        wanted = [start for start in starts if not is_empty(_box(start, self.config.tile, offsets, image.shape[1:]))]
+        empty = [is_empty(_box(start, self.config.tile, offsets, image.shape[1:])) for start in starts]
         n_values = self.n_outputs * (len(self.networks) if separate else 1)
         plane = tuple(padded.shape[1 + index] for index in order[1:])
         n_sums = n_values * self.config.tile[axis] * math.prod(plane)
@@ -213,16 +211,31 @@ class SlidingWindow:
                     )
                 del logits
 
-        for start, logits in self._predict_tiles(padded, wanted, separate=separate):
+        looked_at = [start for start, is_without in zip(starts, empty, strict=True) if not is_without]
+        predicted = self._predict_tiles(padded, looked_at, separate=separate)
+        for start, is_without in zip(starts, empty, strict=True):
             yield from complete(start[axis])
             swept_start = (start[order[0]], start[order[1]], start[order[2]])
-            sums.add(swept_start, logits.permute(0, *(1 + index for index in order)), weight)
+            if is_without:
+                sums.add_empty(swept_start, weight)
+            else:
+                sums.add(swept_start, next(predicted).permute(0, *(1 + index for index in order)), weight)
         yield from complete(padded.shape[1 + axis])
 
-    def _predict_tiles(
-        self, image: Tensor, starts: Sequence[tuple[int, ...]], *, separate: bool
-    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        """Each tile's start and its logits (K, Z, Y, X) float32; tiles and mirrored copies share batches."""
+    def _bring(self, image: Tensor) -> Tensor:
+        """The image on the device, where there is room; otherwise each tile is cut out where it is, and waited for."""
+        if image.nbytes > MAX_IMAGE_FRACTION * self._max_device_bytes:
+            return image
+        try:
+            return image.to(self.device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        return image
+
+    def _predict_tiles(self, image: Tensor, starts: Sequence[tuple[int, ...]], *, separate: bool) -> Iterator[Tensor]:
+        """The logits (K, Z, Y, X) of each tile, float32; tiles and mirrored copies share batches."""
         mirrorings = self.config.mirrorings
         jobs = [(start, axes) for start in starts for axes in mirrorings]
         collected: Tensor | None = None
@@ -233,12 +246,12 @@ class SlidingWindow:
             if logits is None:
                 continue
             first += len(part)
-            for (start, _), copy in zip(part, logits, strict=True):
+            for copy in logits:
                 # In place: with a hundred classes, each copy of a tile's logits is a gigabyte.
                 collected = copy if collected is None else collected.add_(copy)
                 n_collected += 1
                 if n_collected == len(mirrorings):
-                    yield start, collected.div_(n_collected).reshape(-1, *self.config.tile)
+                    yield collected.div_(n_collected).reshape(-1, *self.config.tile)
                     collected, n_collected = None, 0
 
     def _try_batch(
@@ -332,18 +345,25 @@ class _Sums:
                 total[:, :, place[0], place[1]] += logits[:, own].to(total.device)
                 weights[:, place[0], place[1]] += weight[own].to(weights.device)
 
+    def add_empty(self, start: tuple[int, int, int], weight: Tensor) -> None:
+        """Adds a tile that is background for sure, as `add` does."""
+        n_rows, size_a, size_b = weight.shape
+        for first, last in self._bands:
+            if start[0] <= first and last <= start[0] + n_rows:
+                total, weights = self._band(first, last)
+                own = weight[first - start[0] : last - start[0]].to(weights.device)
+                place = (slice(start[1], start[1] + size_a), slice(start[2], start[2] + size_b))
+                for of_channel, logit in zip(total, self._empty_logits, strict=True):
+                    if logit:
+                        of_channel[:, place[0], place[1]] += logit * own
+                weights[:, place[0], place[1]] += own
+
     def complete(self, before: int) -> Iterator[tuple[int, Tensor]]:
         """The first row and the means (V, n, A, B) of each band that ends at `before` or earlier; it is forgotten."""
         while self._bands and self._bands[0][1] <= before:
             first, last = self._bands.pop(0)
             total, weights = self._band(first, last)
             del self._open[first]
-            unseen = weights == 0
-            if unseen.any():
-                for index, logit in enumerate(self._empty_logits):
-                    if logit:
-                        total[index].masked_fill_(unseen, logit)
-            weights.masked_fill_(unseen, 1)
             for row in range(last - first):
                 # Row by row: dividing half precision by float32 makes a float32 copy on the way.
                 total[:, row] /= weights[row]

@@ -74,8 +74,8 @@ def plan(
         n_folds: of the cross-validation; None for five, or for those of a file.
         splits: what the user says about the folds.
         fix: mend what is safe to mend, in memory: channels on another grid than the first are resampled onto it, label
-            values near whole numbers rounded, and masks of 0 and 255 read as 1 where the list of labels says so. All
-            of them are errors otherwise.
+            values near whole numbers rounded, masks of 0 and 255 read as 1 where the list of labels says so, and voxels
+            that are NaN or infinite given the lowest value of the others. All of them are errors otherwise.
         allow_outside: a manifest may name files outside of its folder.
         preprocess: "chosen" for the configurations that `choices` names, or else the one that is trained by default;
             "all" for every one; "none" for none. What is missing is preprocessed when it is trained.
@@ -337,7 +337,10 @@ def cases_to_preprocess(
 
     grid = made.grid(configuration)
     scaling = [channel.decisive for channel in made.normalization]
-    shared = (made.axis_order, made.configuration(grid).spacing_mm, scaling, made.labels)
+    of_grid = made.configuration(grid)
+    shared: tuple[object, ...] = (made.axis_order, of_grid.spacing_mm, scaling, made.labels)
+    if of_grid.smoothed:
+        shared = (*shared, "smoothed")
     keys = {}
     for case in dataset.cases:
         try:

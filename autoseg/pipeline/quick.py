@@ -16,7 +16,7 @@ from autoseg.core.locks import is_free
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
-from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, largest_voxel_ml, plan_quick
+from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, plan_quick
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.folds import fold_folder
 
@@ -37,9 +37,8 @@ def configuration_for_time(
 ) -> ConfigurationPlan:
     """The configuration that is trained where a user names none.
 
-    It is the recommended one, unless a patch for which there is time has less than 5 % of the median case: then one on
-    a coarser grid, see `plan_quick`, which the plan has from then on. Instead of a first stage that is trained alone it
-    is 3d_fullres where the smallest structures have too few voxels in the former. What has begun with the same budget
+    It is that of `configuration_to_train`, unless a patch for which there is time has less than 5 % of the median case:
+    then one on a coarser grid, see `plan_quick`, which the plan has from then on. What has begun with the same budget
     goes on as it is, and a spacing or a patch size that the user has set is kept.
 
     Args:
@@ -55,11 +54,7 @@ def configuration_for_time(
 
     made, where = workspace.read_plan(), resolve_device(device)
     on_cpu = where.type == "cpu"
-    chosen = configuration_to_train(made, None, config.budget, on_cpu=on_cpu)
-    most_ml = largest_voxel_ml(workspace.read_fingerprint())
-    if chosen.name != made.recommended and prod(chosen.spacing_mm) / 1000 > most_ml:
-        chosen = made.configuration("3d_fullres")
-        logger.info("its voxels are too large for the smallest structures: %s is trained instead", chosen.name)
+    chosen = configuration_to_train(made, None, config.budget, on_cpu=on_cpu, fingerprint=workspace.read_fingerprint)
     if chosen.previous is not None or not adapts(made, config, on_cpu=on_cpu) or _is_set_by_user(made, chosen.name):
         return chosen
     smallest = resize(chosen, "half", SMALLEST_PATCH_SCALE)

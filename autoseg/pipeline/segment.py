@@ -119,7 +119,8 @@ def predict(
         compile: `torch.compile` the networks; pays for many images on a GPU.
         postprocess: do the steps that cross-validation found to help, and estimate the Dice of each label map where
             the agreement of folds tells it.
-        fix: resample channels that lie on another grid than the first; images with such are refused otherwise.
+        fix: resample channels that lie on another grid than the first, and give voxels that are NaN or infinite the
+            lowest value of the others; images with such are refused otherwise.
 
     Returns:
         The label maps, one per case, in each image's own geometry.
@@ -336,8 +337,8 @@ class _Run:
         channels = predictor.plan.channels
         lacking = [name for name, file in zip(channels, by_channel, strict=False) if file is None]
         try:
-            image, geometry = load_image(by_channel, n_channels=len(channels), fix=self._fix)
-            warnings = [f"lacks the channel {name}: it is segmented without" for name in lacking]
+            image, geometry, mended = load_image(by_channel, n_channels=len(channels), fix=self._fix)
+            warnings = [*mended, *(f"lacks the channel {name}: it is segmented without" for name in lacking)]
             warnings += find_differences(image, geometry, predictor.plan, predictor.configuration)
             prepared = predictor.prepare(image, geometry)
         except FormatError as error:

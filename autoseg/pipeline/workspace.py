@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from glob import escape
+from math import prod
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from autoseg.core.versions import note_writer, refuse_newer, tell_writer
 from autoseg.data.dataset import Dataset
 from autoseg.data.splits import Splits
 from autoseg.planning.checks import check_plan
+from autoseg.planning.configurations import largest_voxel_ml
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.config import Budget
@@ -197,14 +199,19 @@ def default_configuration(made: Plan, name: str | None = None) -> ConfigurationP
     return made.configuration(made.recommended if name is None else name)
 
 
-def configuration_to_train(made: Plan, name: str | None, budget: Budget | None, *, on_cpu: bool) -> ConfigurationPlan:
-    """`default_configuration`, but for the first stage of a recommended cascade for which there is little time.
+def configuration_to_train(
+    made: Plan, name: str | None, budget: Budget | None, *, on_cpu: bool, fingerprint: Callable[[], Fingerprint]
+) -> ConfigurationPlan:
+    """`default_configuration`, but for a recommended cascade for which there is little time.
+
+    Of that it is the first stage, or 3d_fullres where the smallest structures have too few voxels in the first stage.
 
     Args:
         made: the plan.
         name: as in `default_configuration`.
         budget: of each fold; None for a full training.
         on_cpu: whether it is trained there.
+        fingerprint: reads that of the dataset.
     """
     chosen = default_configuration(made, name)
     if name is not None or chosen.previous is None:
@@ -212,13 +219,19 @@ def configuration_to_train(made: Plan, name: str | None, budget: Budget | None, 
     time_s = None if budget is None else budget.max_time_s
     if not on_cpu and (time_s is None or time_s >= MIN_CASCADE_TIME_S):
         return chosen
-    logger.info(
+    first = made.configuration(chosen.previous)
+    text = (
         "a cascade takes at least %s for each fold, on a GPU: its first stage, %s, is trained alone; -c cascade trains "
-        "both",
-        format_duration(MIN_CASCADE_TIME_S),
-        chosen.previous,
+        "both"
     )
-    return made.configuration(chosen.previous)
+    if "3d_fullres" in made.configurations and prod(first.spacing_mm) / 1000 > largest_voxel_ml(fingerprint()):
+        first = made.configuration("3d_fullres")
+        text = (
+            "a cascade takes at least %s for each fold, on a GPU, and the voxels of its first stage are too large for "
+            "the smallest structures: %s is trained; -c cascade trains the cascade"
+        )
+    logger.info(text, format_duration(MIN_CASCADE_TIME_S), first.name)
+    return first
 
 
 def why_no_cascade(made: Plan) -> PlanError:

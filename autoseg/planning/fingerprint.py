@@ -9,18 +9,18 @@ from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from autoseg.core.errors import DatasetError, PlanError, Problem
 from autoseg.core.geometry import bounding_box
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import derive_seed
+from autoseg.core.serialize import later
 from autoseg.data.load import LoadedCase
 
 TOTAL_INTENSITIES = 2_000_000
 MIN_INTENSITIES_PER_CASE = 2_000
 MAX_SPECKS = 0.1
-MAX_COMPONENT_VOXELS = 2**25
+MAX_COMPONENT_VOXELS = 2**23
 """In larger boxes components are those of every second voxel along each axis, which takes an eighth of the memory."""
 
 
@@ -43,7 +43,7 @@ class CaseFingerprint:
     spacing_mm: tuple[float, float, float]
     cropped_shape: tuple[int, int, int]
     label_volumes_ml: tuple[float, ...]
-    component_volumes_ml: tuple[float, ...] = ()
+    component_volumes_ml: tuple[float, ...] = later(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class ChannelFingerprint:
     median: float
     percentile_00_5: float
     percentile_99_5: float
-    all_from: float | None = None
-    all_to: float | None = None
+    all_from: float | None = later(None)
+    all_to: float | None = later(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +138,8 @@ def measure_case(loaded: LoadedCase, labels: LabelSpec, *, n_intensities: int) -
 
 
 def _component_volumes_ml(label: NDArray, labels: LabelSpec, voxel_ml: float) -> tuple[float, ...]:
+    from scipy import ndimage
+
     boxes = ndimage.find_objects(label, max(labels.values))
     volumes = []
     for value in labels.values:
@@ -159,6 +161,8 @@ def typical_component(mask: NDArray[np.bool_]) -> float:
     Args:
         mask: any shape.
     """
+    from scipy import ndimage
+
     components, n = ndimage.label(mask, np.ones((3,) * mask.ndim))
     if not n:
         return 0.0

@@ -11,7 +11,7 @@ from math import prod
 
 from autoseg.core.errors import PlanError
 from autoseg.core.labels import LabelSpec
-from autoseg.core.serialize import digest
+from autoseg.core.serialize import digest, later
 
 PLAN_VERSION = 2
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
@@ -106,7 +106,7 @@ class ConfigurationPlan:
     batch_dice: bool
     previous: str | None
     network: NetworkPlan
-    smoothed: bool = False
+    smoothed: bool = later(False)
 
     def __post_init__(self) -> None:
         n_axes = len(self.network.strides[0])
@@ -303,7 +303,7 @@ class Plan:
         return self.labels.n_classes - 1 if self.configuration(name).previous is not None else 0
 
     def grid(self, name: str) -> str:
-        """The configuration whose preprocessed cases the named one uses: the first one of the same spacing.
+        """The configuration whose preprocessed cases the named one uses: the first of the same spacing and smoothing.
 
         Both stages at full resolution share theirs, whether or not the plan has both.
 
@@ -313,7 +313,10 @@ class Plan:
         chosen = self.configuration(name)
         if name == "3d_cascade_fullres" and "3d_fullres" not in self.configurations:
             return "3d_fullres"
-        return next(other for other, known in self.configurations.items() if known.spacing_mm == chosen.spacing_mm)
+        wanted = chosen.spacing_mm, chosen.smoothed
+        return next(
+            other for other, known in self.configurations.items() if (known.spacing_mm, known.smoothed) == wanted
+        )
 
     def decisions_digest(self) -> str:
         """Of what the reasons are about: where it is not the one in the provenance, a person has edited the plan."""

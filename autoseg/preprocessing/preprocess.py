@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.core.geometry import Box, Geometry, bounding_box, inverse_order, permute3, resampled_shape
+from autoseg.core.serialize import later
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.normalize import normalize
 from autoseg.preprocessing.resample import choose_nearest_axis, resample_image, resample_label
@@ -36,7 +37,7 @@ class CaseRecord:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     nearest_axis: int | None
-    smoothed: bool = False
+    smoothed: bool = later(False)
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:

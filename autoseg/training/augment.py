@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from autoseg.core.errors import TrainingError
+from autoseg.core.runtime import send
 from autoseg.training import augment_intensity as intensity
 from autoseg.training.augment_geometry import covering_size, resample
 
@@ -275,9 +276,9 @@ def apply_parameters(
             scale=parameters.scale,
             flip=parameters.flip,
         )
-        changed = torch.nonzero(parameters.changes_sides).flatten().to(classes.device, non_blocking=True)
+        changed = send(torch.nonzero(parameters.changes_sides).flatten(), classes.device)
         if len(changed) and len(parameters.opposite):
-            classes[changed] = parameters.opposite.to(classes.device, non_blocking=True)[classes[changed]]
+            classes[changed] = send(parameters.opposite, classes.device)[classes[changed]]
         for sample in torch.nonzero(parameters.noise_std.any(dim=1)).flatten().tolist():
             noise = torch.Generator(patches.device).manual_seed(int(parameters.noise_seed[sample]))
             patches[sample] = intensity.add_noise(patches[sample], parameters.noise_std[sample], generator=noise)
@@ -301,5 +302,5 @@ def _edit(planes: Tensor, values: Tensor, neutral: float, transform: Callable[[T
     values = values.flatten()
     chosen = torch.nonzero(values != neutral).flatten()
     if len(chosen):
-        rows = chosen.to(planes.device, non_blocking=True)
+        rows = send(chosen, planes.device)
         planes[rows] = transform(planes[rows], values[chosen])

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoseg.core.runtime import send
+
 ROUNDING_VOXELS = 1e-6  # less than this beyond a voxel's centre does not ask for the next voxel
 
 
@@ -81,10 +83,8 @@ def resample(
     samples = torch.nonzero(moved).flatten()
     if len(samples):
         theta = _affine(images.shape[2:], patch_size, angles_rad[samples], scale[samples], flip[samples])
-        grid = F.affine_grid(
-            theta.to(images.device, non_blocking=True), [len(samples), 1, *patch_size], align_corners=False
-        )
-        chosen = samples.to(images.device, non_blocking=True)
+        grid = F.affine_grid(send(theta, images.device), [len(samples), 1, *patch_size], align_corners=False)
+        chosen = send(samples, images.device)
         patches[chosen] = F.grid_sample(_take(images, samples), grid, mode="bilinear", align_corners=False)
         masks = _take(labels, samples).to(torch.float32)[:, None]
         classes[chosen] = F.grid_sample(masks, grid, mode="nearest", align_corners=False)[:, 0].to(torch.int64)
@@ -102,7 +102,7 @@ def _crop(images: Tensor, labels: Tensor, patches: Tensor, classes: Tensor, *, s
     for kind, flags in enumerate(kinds.tolist()):
         members = samples[kind_of == kind]
         axes = [axis - len(patch_size) for axis, flipped in enumerate(flags) if flipped]
-        chosen = members.to(images.device, non_blocking=True)
+        chosen = send(members, images.device)
         patches[chosen] = _take(images, members).flip(axes)
         classes[chosen] = _take(labels, members).to(torch.int64).flip(axes)
 
@@ -116,7 +116,7 @@ def _take(batch: Tensor, samples: Tensor) -> Tensor:
     first, last = int(samples[0]), int(samples[-1])
     if last - first + 1 == len(samples):
         return batch[first : last + 1]
-    return batch[samples.to(batch.device, non_blocking=True)]
+    return batch[send(samples, batch.device)]
 
 
 def _affine(

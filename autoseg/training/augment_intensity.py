@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autoseg.core.runtime import send
+
 EPSILON = 1e-7
 BLUR_TRUNCATE_SIGMAS = 4.0
 CUBIC_SHARPNESS = (
@@ -20,7 +22,7 @@ CUBIC_SHARPNESS = (
 
 def per_plane(values: Tensor, planes: Tensor) -> Tensor:
     """One value per plane, (M,), shaped to broadcast against (M, *spatial), on its device and in its dtype."""
-    return values.to(planes.device, planes.dtype, non_blocking=True).view(-1, *[1] * (planes.ndim - 1))
+    return send(values.to(planes.dtype), planes.device).view(-1, *[1] * (planes.ndim - 1))
 
 
 def add_noise(planes: Tensor, std: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -129,7 +131,7 @@ def _tap_matrices(source: Tensor, weights: Tensor) -> Tensor:
 def _apply_along(planes: Tensor, matrices: Tensor, axis: int) -> Tensor:
     """Multiplies every line of plane m along the spatial `axis` by matrices[m]."""
     n_planes, *shape = planes.shape
-    matrices = matrices.to(planes.device, non_blocking=True)
+    matrices = send(matrices, planes.device)
     if axis == len(shape) - 1:
         lines = planes.reshape(n_planes, -1, shape[axis])
         return (lines @ matrices.transpose(1, 2)).view(planes.shape)

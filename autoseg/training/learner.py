@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.core.errors import first_line
-from autoseg.core.runtime import autocast_dtype
+from autoseg.core.runtime import autocast_dtype, send
 from autoseg.networks.build import channels_last
 from autoseg.networks.outputs import Outputs
 from autoseg.planning.plan import ConfigurationPlan
@@ -102,7 +102,7 @@ class Learner:
         images, classes = batch.images, batch.classes
         if self.device.type == "cuda":
             images, classes = images.pin_memory(), classes.pin_memory()
-        images, classes = (tensor.to(self.device, non_blocking=True) for tensor in (images, classes))
+        images, classes = (send(tensor, self.device) for tensor in (images, classes))
         return images.float(), classes if batch.augmentation is not None else classes.long()
 
     def loss(
@@ -122,7 +122,7 @@ class Learner:
         """
         self.network.train()
         # Before the network runs: a copy would wait for it.
-        annotated = None if known is None else known.to(self.device, non_blocking=True)
+        annotated = None if known is None else send(known, self.device)
         with self._autocast():
             logits = self._forward(images.to(memory_format=self._memory_format))
         return deep_supervision_loss(

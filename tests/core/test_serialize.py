@@ -23,6 +23,7 @@ from autoseg.core.serialize import (
     digest,
     dump_json,
     from_plain,
+    later,
     read_json,
     to_plain,
     write_json,
@@ -86,6 +87,21 @@ def test_nan_and_infinity_become_null_and_come_back_as_nan(tmp_path: Path) -> No
     write_json(tmp_path / "a.json", plain)
     json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert math.isnan(from_plain(tuple[float, ...], plain["values"])[0])
+
+
+def test_a_field_that_came_later_changes_files_and_digests_only_where_it_says_something(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Before:
+        edge_mm: float
+
+    @dataclass(frozen=True, kw_only=True)
+    class After:
+        edge_mm: float
+        smoothed: bool = later(False)
+
+    assert digest(After(edge_mm=1.0)) == digest(Before(edge_mm=1.0)) != digest(After(edge_mm=1.0, smoothed=True))
+    for value in (After(edge_mm=1.0), After(edge_mm=1.0, smoothed=True)):
+        assert from_plain(After, to_plain(value)) == value
 
 
 def test_to_plain_knows_numpy() -> None:

@@ -57,5 +57,6 @@ def test_sides_of_the_heart_are_different_organs() -> None:
         "left ventricle",
         "right ventricle",
     )
+    assert find_sides(("LVentricle", "RVentricle", "Myo")).unpaired == ("LVentricle", "RVentricle")
     # Those of the brain are alike.
     assert find_sides(("lateral ventricle left", "lateral ventricle right")).opposite == (0, 2, 1)

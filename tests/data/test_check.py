@@ -262,7 +262,7 @@ def test_an_error_of_ours_is_not_taken_for_a_bad_case(tmp_path: Path) -> None:
 
 def test_channels_are_stacked_in_their_order(tmp_path: Path) -> None:
     files = [save(tmp_path / f"a_000{channel}.nii.gz", make_image(channel)) for channel in range(3)]
-    image, geometry = load_image(files, n_channels=3)
+    image, geometry, _ = load_image(files, n_channels=3)
     assert image.shape == (3, *geometry.shape)
     for channel in range(3):
         assert np.array_equal(image[channel], load_image(files[channel : channel + 1], n_channels=1)[0][0])
@@ -274,7 +274,8 @@ def test_voxels_without_a_value_get_the_lowest_of_their_file(tmp_path: Path) -> 
     files = [save(tmp_path / f"a_000{channel}.nii.gz", image) for channel, image in enumerate((broken, whole))]
     with pytest.raises(FormatError, match=r"a_0000.* 3 voxels that are NaN or infinite.*--fix"):
         load_image(files, n_channels=2)
-    image, _ = load_image(files, n_channels=2, fix=True)
+    image, _, told = load_image(files, n_channels=2, fix=True)
+    assert ["a_0000.nii.gz: 3 voxels" in text for text in told] == [True]
     assert np.count_nonzero(image[0] == np.min(broken[np.isfinite(broken)])) >= 3
     assert np.array_equal(image[1], load_image(files[1:], n_channels=1)[0][0])
     empty = save(tmp_path / "empty.nii.gz", np.full_like(broken, np.nan))

@@ -249,8 +249,8 @@ def test_what_is_below_all_foreground_of_ct_is_background(tmp_path: Path, scheme
     image[..., :24] = -1000 + image[..., :24]
     label = Predictor(folder, device="cpu").predict(image, spacing_mm=SPACING_MM)
     assert (label[..., 24:] == plan.labels.values[0]).all()
-    assert (label[..., :12] != 0).all() == finds_air
-    assert (label[..., :12] == 0).all() != finds_air
+    assert (label[..., :18] != 0).all() == finds_air
+    assert (label[..., :18] == 0).all() != finds_air
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

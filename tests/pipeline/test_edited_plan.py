@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from autoseg.core.errors import AutosegError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline import Workspace
+from autoseg.pipeline.prepare import cases_to_preprocess, preprocess_cases
 from autoseg.planning.choices import Choices
 from autoseg.planning.estimates import estimate
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
@@ -180,3 +182,16 @@ def test_both_stages_at_full_resolution_share_their_cases() -> None:
         plan = make_plan(fingerprint, labels, dataset="d", n_folds=5, choices=choices)
         assert plan.grid("3d_cascade_fullres") == "3d_fullres"
         assert plan.grid("3d_lowres") == "3d_lowres"
+
+
+def test_cases_of_a_smoothed_grid_are_not_those_of_another(tmp_path: Path, tiny_work: Path) -> None:
+    workspace = Workspace(root=shutil.copytree(tiny_work, tmp_path / "work"))
+    plan, dataset = workspace.read_plan(), workspace.read_dataset()
+    full = plan.configuration("3d_fullres")
+    preprocess_cases(workspace, dataset, plan, full.name)
+    assert not cases_to_preprocess(workspace, dataset, plan, full.name)
+    smoothed = dataclasses.replace(full, smoothed=True)
+    changed = dataclasses.replace(plan, configurations={full.name: smoothed})
+    assert len(cases_to_preprocess(workspace, dataset, changed, full.name)) == len(dataset.cases)
+    both = {full.name: full, "3d_quick": dataclasses.replace(smoothed, name="3d_quick")}
+    assert dataclasses.replace(plan, configurations=both).grid("3d_quick") == "3d_quick"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from autoseg.pipeline.jobs.batch import Batch, Job
 from autoseg.pipeline.prepare import cases_to_preprocess
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
+from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.training.config import Budget
 from autoseg.training.folds import fold_folder, trained_folds
@@ -19,13 +20,17 @@ CASES_PER_PREPROCESSING_JOB = 250
 MAX_PREPROCESSING_JOBS = 32
 
 
-def choose_configurations(made: Plan, names: str | None, budget: Budget | None) -> list[str]:
+def choose_configurations(
+    made: Plan, names: str | None, budget: Budget | None, *, on_cpu: bool, fingerprint: Callable[[], Fingerprint]
+) -> list[str]:
     """The configurations to train that a user names, in the plan's order.
 
     Args:
         made: the plan.
         names: "2d,3d_fullres", "all", "cascade", or None, see `configuration_to_train`.
         budget: of each fold.
+        on_cpu: whether they are trained there.
+        fingerprint: reads that of the dataset.
 
     Raises:
         PlanError: there is none of that name.
@@ -33,7 +38,10 @@ def choose_configurations(made: Plan, names: str | None, budget: Budget | None) 
     if names == ALL:
         return list(made.configurations)
     parts: list[str | None] = [part.strip() for part in (names or "").split(",") if part.strip()]
-    chosen = {configuration_to_train(made, part, budget, on_cpu=False).name for part in parts or [None]}
+    chosen = {
+        configuration_to_train(made, part, budget, on_cpu=on_cpu, fingerprint=fingerprint).name
+        for part in parts or [None]
+    }
     return [name for name in made.configurations if name in chosen]
 
 
