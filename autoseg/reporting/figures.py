@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import AbstractPathEffect
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -31,6 +32,7 @@ GAP_INCHES = 0.06
 # The reference is drawn first and wider, so that where both run together a red line with green rims is seen.
 REFERENCE_COLOUR, REFERENCE_WIDTH = "#00d040", 2.4
 PREDICTION_COLOUR, PREDICTION_WIDTH = "#ff2020", 1.0
+MAX_EDGE_TO_SEARCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,6 +109,11 @@ def draw_overlays(path: Path, rows: Sequence[OverlayRow], *, n_slices: int = 3) 
             _draw_slice(figure.add_axes(box), row, z, window)
     _draw_legend(figure, rows)
     return save_figure(figure, path)
+
+
+def coarse_steps(shape: Sequence[int]) -> tuple[slice, ...]:
+    """Every n-th voxel of large volumes, on which slices and window are chosen: that is quick, and good enough."""
+    return tuple(slice(None, None, -(-size // MAX_EDGE_TO_SEARCH)) for size in shape)
 
 
 def choose_slices(labels: Sequence[NDArray], *, n_z: int, n_slices: int) -> list[int]:
@@ -203,13 +210,36 @@ def _draw_slice(axes: Axes, row: OverlayRow, z: int, window: tuple[float, float]
             axes.add_collection(
                 LineCollection(list(borders), colors=colour, linewidths=line_width, capstyle="projecting")
             )
+    orient(axes, width_mm, height_mm, z, fontsize=9)
+
+
+def orient(
+    axes: Axes,
+    width_mm: float,
+    height_mm: float,
+    z: int,
+    *,
+    fontsize: float,
+    effects: Sequence[AbstractPathEffect] = (),
+) -> None:
+    """Turns an axial slice as radiologists see it, and writes R, L and its number on it.
+
+    Args:
+        axes: with the slice, x to the patient's right and y to the front.
+        width_mm, height_mm: of the slice.
+        z: its number.
+        fontsize: of what is written.
+        effects: on that.
+    """
     # y grows to anterior, which is up; x grows to the patient's right, which is on the left.
     axes.set_xlim(width_mm, 0)
     axes.set_ylim(0, height_mm)
     axes.set_aspect("equal")
     axes.set_axis_off()
     for text, x, y, across in (("R", 0.015, 0.5, "left"), ("L", 0.985, 0.5, "right"), (f"z {z}", 0.015, 0.03, "left")):
-        axes.text(x, y, text, transform=axes.transAxes, color="#ffd040", fontsize=9, ha=across)
+        axes.text(
+            x, y, text, transform=axes.transAxes, color="#ffd040", fontsize=fontsize, ha=across, path_effects=effects
+        )
 
 
 def _draw_legend(figure: Figure, rows: Sequence[OverlayRow]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from autoseg.reporting.figures import OverlayRow, choose_slices, choose_window, find_borders
+from autoseg.reporting.figures import OverlayRow, choose_slices, choose_window, coarse_steps, find_borders, orient
 from autoseg.reporting.html import PALETTE, Html, classed, element, picture
 
 HEIGHT_PIXELS = 480
@@ -23,8 +23,6 @@ DPI = 110
 MEDIA_TYPE = "image/jpeg"
 FILL_OPACITY = 0.33
 OUTLINE = (withStroke(linewidth=2, foreground="#000000b0"),)
-MAX_EDGE_TO_SEARCH = 64
-"""Slices and window are chosen on every n-th voxel of larger volumes: that is quick, and coarse is good enough."""
 
 MIN_NUMBERED_FRACTION = 0.002
 """Where colours repeat, regions that take more of a slice than this have the label's value written on them."""
@@ -92,10 +90,9 @@ def draw_label_slices(row: OverlayRow, values: Sequence[int], *, n_slices: int =
         n_slices: at most so many.
     """
     label = row.labels[0] if row.labels else np.zeros(row.image.shape, np.uint8)
-    steps = [-(-size // MAX_EDGE_TO_SEARCH) for size in row.image.shape]
-    in_plane = (slice(None), slice(None, None, steps[1]), slice(None, None, steps[2]))
+    coarse = coarse_steps(row.image.shape)
+    in_plane = (slice(None), *coarse[1:])
     indices = choose_slices([label[in_plane]], n_z=label.shape[0], n_slices=n_slices)
-    coarse = tuple(slice(None, None, step) for step in steps)
     window = row.window or choose_window(row.image[coarse], [label[coarse]])
     seen = np.unique(label[indices])
     return LabelSlices(
@@ -125,13 +122,7 @@ def _draw(row: OverlayRow, label: NDArray, z: int, window: tuple[float, float], 
         if len(values) > len(PALETTE) and inside.mean() > MIN_NUMBERED_FRACTION:
             _write_value(axes, inside, value, (step_y, step_x))
     axes.imshow(fill, origin="lower", extent=extent, interpolation="nearest")
-    # y grows to anterior, which is up; x grows to the patient's right, which is on the left.
-    axes.set_xlim(width_mm, 0)
-    axes.set_ylim(0, height_mm)
-    axes.set_aspect("equal")
-    axes.set_axis_off()
-    for text, x, y, across in (("R", 0.015, 0.5, "left"), ("L", 0.985, 0.5, "right"), (f"z {z}", 0.015, 0.02, "left")):
-        axes.text(x, y, text, transform=axes.transAxes, color="#ffd040", fontsize=13, ha=across, path_effects=OUTLINE)
+    orient(axes, width_mm, height_mm, z, fontsize=13, effects=OUTLINE)
     buffer = io.BytesIO()
     # Full resolution of colour, or the thin lines would fray.
     figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 82, "subsampling": 0, "optimize": True})

@@ -22,7 +22,14 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from autoseg.core.serialize import atomic_path
 from autoseg.reporting.charts import safe_text
-from autoseg.reporting.figures import PREDICTION_COLOUR, REFERENCE_COLOUR, OverlayRow, choose_slices, choose_window
+from autoseg.reporting.figures import (
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    OverlayRow,
+    choose_slices,
+    choose_window,
+    coarse_steps,
+)
 
 N_GREYS = 64
 BLACK, WHITE = 0, N_GREYS - 1
@@ -40,8 +47,6 @@ MEDIA_TYPE = "image/jpeg"
 
 MARGIN_FRACTION = 0.3
 MIN_VIEW_MM = 40.0
-MAX_EDGE_TO_SEARCH = 64
-"""Slices and window are chosen on every n-th voxel of larger volumes: that is quick, and coarse is good enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,7 @@ def choose_view(row: OverlayRow, *, edge_pixels: int) -> View:
     longest_mm = max(height_mm, width_mm)
     # No thinner than this, or a slice of a needle would have no pixels.
     height, width = (max(round(edge_pixels * size / longest_mm), edge_pixels // 8) for size in (height_mm, width_mm))
-    coarse = tuple(slice(None, None, -(-size // MAX_EDGE_TO_SEARCH)) for size in row.image.shape)
+    coarse = coarse_steps(row.image.shape)
     window = row.window or choose_window(row.image[coarse], [label[coarse] for label in row.labels])
     return View(rows=rows, columns=columns, shape=(height, width), window=window)
 
@@ -215,7 +220,7 @@ def draw_slices(row: OverlayRow, *, n_slices: int = 3, is_about_errors: bool = F
         n_slices: at most so many.
         is_about_errors: those where reference and prediction differ most, rather than those with most labels.
     """
-    in_plane = (slice(None), *(slice(None, None, -(-size // MAX_EDGE_TO_SEARCH)) for size in row.image.shape[1:]))
+    in_plane = (slice(None), *coarse_steps(row.image.shape[1:]))
     labels: Sequence[NDArray] = [label[in_plane] for label in row.labels]
     if is_about_errors and len(labels) == 2:
         wrong = (labels[0] != labels[1]).astype(np.uint8)
