@@ -148,9 +148,11 @@ def train(
     -c cascade trains all folds of the first stage before, where they are missing, each within the same budget.
     """
     from autoseg import pipeline
+    from autoseg.cluster.slurm import look_at_partition
     from autoseg.data.splits import parse_folds
     from autoseg.pipeline.jobs import local, schedule, start
     from autoseg.pipeline.jobs.batch import TrainRequest
+    from autoseg.pipeline.jobs.submit import computes_on_gpu
     from autoseg.training.config import Budget, TrainConfig
 
     options = slurm_options(
@@ -198,12 +200,9 @@ def train(
         )
         names = [chosen.name]
     else:
+        on_gpu = options is None or computes_on_gpu(device, options, look_at_partition(options.partition))
         names = schedule.choose_configurations(
-            workspace.read_plan(),
-            configuration,
-            budget,
-            on_cpu=device == "cpu",
-            fingerprint=workspace.read_fingerprint,
+            workspace.read_plan(), configuration, budget, on_cpu=not on_gpu, fingerprint=workspace.read_fingerprint
         )
     if options is not None:
         ids = start.submit_training(

@@ -88,7 +88,7 @@ def _is_chamber(words: tuple[str, ...]) -> bool:
 
 def _is_bare_ventricle(words: tuple[str, ...]) -> bool:
     """Those of the brain are called lateral."""
-    return len(words) == 2 and words[0] in OPPOSITES and words[1] == "ventricle"
+    return len(words) == 2 and "ventricle" in words and any(word in OPPOSITES for word in words)
 
 
 def _is_written_out(words: tuple[str, ...]) -> bool:

@@ -29,6 +29,9 @@ from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.normalize import MIN_STD
 from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, preprocess_label, record_occupied
 
+HOLE_CELL = 8
+"""Voxels along each axis, of the cells in which zeros are looked at that other voxels enclose."""
+
 AIR_TOLERANCE = 0.01
 """In units of normalized intensity: splines ripple a little."""
 
@@ -43,7 +46,8 @@ class PreparedImage:
     Attributes:
         image: (C, *record.shape) float32, in the network's axes.
         record: how to get back to the scan.
-        occupied: `record.cropped_shape`, where any channel of the scan is not zero; None where that is not known.
+        occupied: `record.cropped_shape`, where any channel of the scan is not zero, without large holes in it; None
+            where that is not known.
         first: the same image for the first stage of a cascade, whose prediction `image` is to have as its last
             channel; None where it has it, or where there is no first stage.
     """
@@ -238,7 +242,7 @@ class Predictor:
         return PreparedImage(
             image=preprocess_image(image, record, self.plan),
             record=record,
-            occupied=np.ascontiguousarray(occupied[record.crop.slices].transpose(record.axis_order)),
+            occupied=_without_holes(np.ascontiguousarray(occupied[record.crop.slices].transpose(record.axis_order))),
             first=None if first is None else first.prepare(image, geometry),
         )
 
@@ -377,11 +381,15 @@ def _folds_of_first_stage(previous: Model | None, folds: Sequence[int] | None) -
 
 
 def air_values(plan: Plan) -> list[float] | None:
-    """What the lowest foreground is after normalization, channel by channel; None where not all channels are CT.
+    """What the lowest foreground is after normalization, channel by channel; None where it tells nothing.
 
-    Nearly all that is labelled is denser, by the training cases' 0.5th percentile.
+    Nearly all that is labelled is denser, by the training cases' 0.5th percentile; unless that is the lowest of all, as
+    where images were cut off at -160 and lungs are labelled.
     """
-    if any(channel.scheme != "ct" for channel in plan.normalization):
+    if any(
+        channel.scheme != "ct" or channel.minimum is None or channel.minimum >= channel.percentile_00_5
+        for channel in plan.normalization
+    ):
         return None
     return [
         (channel.percentile_00_5 - channel.mean) / max(channel.std, MIN_STD) + AIR_TOLERANCE
@@ -394,6 +402,22 @@ def _is_air(image: Tensor, place: Place, air: Sequence[float]) -> bool:
     box = image[(slice(None), *place)]
     # A tile may lie beside a volume that is smaller than it.
     return not box.numel() or not bool((box.amax(dim=(1, 2, 3)) > box.new_tensor([*air, 0.0][: len(box)])).any())
+
+
+def _without_holes(occupied: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fills what is enclosed, in place, such as a cyst that is 0; what is smaller than a cell or two is left."""
+    from scipy import ndimage
+
+    cells = occupied
+    for axis, size in enumerate(occupied.shape):
+        cells = np.logical_or.reduceat(cells, np.arange(0, size, HOLE_CELL), axis=axis)
+    if cells.size == 1:
+        return occupied
+    # A slice by itself is an image: in a volume of one slice nothing would be enclosed.
+    holes = ndimage.binary_fill_holes(cells.squeeze()).reshape(cells.shape) & ~cells
+    for z, y, x in np.argwhere(holes) * HOLE_CELL:
+        occupied[z : z + HOLE_CELL, y : y + HOLE_CELL, x : x + HOLE_CELL] = True
+    return occupied
 
 
 def _is_zero(prepared: PreparedImage, place: Place) -> bool:

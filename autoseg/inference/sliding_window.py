@@ -220,6 +220,8 @@ class SlidingWindow:
                 sums.add_empty(swept_start, weight)
             else:
                 sums.add(swept_start, next(predicted).permute(0, *(1 + index for index in order)), weight)
+        # It holds on to its last batch.
+        del predicted
         yield from complete(padded.shape[1 + axis])
 
     def _bring(self, image: Tensor) -> Tensor:
@@ -353,9 +355,13 @@ class _Sums:
                 total, weights = self._band(first, last)
                 own = weight[first - start[0] : last - start[0]].to(weights.device)
                 place = (slice(start[1], start[1] + size_a), slice(start[2], start[2] + size_b))
-                for of_channel, logit in zip(total, self._empty_logits, strict=True):
-                    if logit:
-                        of_channel[:, place[0], place[1]] += logit * own
+                covered = total[:, :, place[0], place[1]]
+                if len(set(self._empty_logits)) == 1:
+                    covered += self._empty_logits[0] * own
+                else:
+                    for of_channel, logit in zip(covered, self._empty_logits, strict=True):
+                        if logit:
+                            of_channel += logit * own
                 weights[:, place[0], place[1]] += own
 
     def complete(self, before: int) -> Iterator[tuple[int, Tensor]]:

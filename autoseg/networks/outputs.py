@@ -16,6 +16,9 @@ from autoseg.core.labels import LabelSpec
 CERTAIN_LOGIT = 100.0
 """Of what is known without looking: more than a network says."""
 
+BACKGROUND_LOGIT = 20.0
+"""Of what a network finds nothing in, as it says of air itself: where such a tile overlaps another, both count."""
+
 
 class Outputs:
     """From logits to classes and probabilities.
@@ -53,7 +56,7 @@ class Outputs:
     @property
     def empty_logits(self) -> tuple[float, ...]:
         """Of a voxel that is background for sure."""
-        return (-CERTAIN_LOGIT,) * self.n if self.has_regions else (CERTAIN_LOGIT, *[0.0] * (self.n - 1))
+        return (-BACKGROUND_LOGIT,) * self.n if self.has_regions else (BACKGROUND_LOGIT, *[0.0] * (self.n - 1))
 
     def decide(self, logits: Tensor, dim: int = 0) -> Tensor:
         """The class of each voxel, int64; `dim`, of size `n`, is gone. At a tie the lowest class wins."""

@@ -150,6 +150,7 @@ class ChannelNormalization:
         scheme: one of `SCHEMES`.
         use_mask: z-score inside the non-zero mask only, zero outside.
         mean, std, percentile_00_5, percentile_99_5: of the foreground voxels of all cases, for "ct".
+        minimum: likewise; None where that is not known, or does not matter.
     """
 
     channel: str
@@ -159,6 +160,7 @@ class ChannelNormalization:
     std: float
     percentile_00_5: float
     percentile_99_5: float
+    minimum: float | None = later(None)
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:

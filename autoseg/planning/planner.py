@@ -156,6 +156,7 @@ def choose_normalization(
                 std=channel.std,
                 percentile_00_5=channel.percentile_00_5,
                 percentile_99_5=channel.percentile_99_5,
+                minimum=channel.minimum if scheme == "ct" else None,
             )
         )
         text = _explain_scheme(channel, scheme, use_mask, median_cropped_fraction)

@@ -233,11 +233,18 @@ def test_volume_smaller_than_the_patch_and_volume_of_zeros(predictor: Predictor)
     assert predictor.predict(np.zeros((2, 3, 4)), spacing_mm=SPACING_MM).shape == (2, 3, 4)
 
 
-@pytest.mark.parametrize(("scheme", "finds_air"), [("ct", False), ("zscore", True)])
-def test_what_is_below_all_foreground_of_ct_is_background(tmp_path: Path, scheme: str, finds_air: bool) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "minimum", "finds_air"),
+    [("ct", -20.0, False), ("ct", 0.0, True), ("ct", None, True), ("zscore", -20.0, True)],
+    ids=["ct", "cut off there", "unknown", "zscore"],
+)
+def test_what_is_below_all_foreground_of_ct_is_background(
+    tmp_path: Path, scheme: str, minimum: float | None, finds_air: bool
+) -> None:
     plan = make_plan()
     (channel,) = plan.normalization
-    plan = replace(plan, normalization=(replace(channel, scheme=scheme, mean=40.0, std=20.0, percentile_99_5=90.0),))
+    scaled = replace(channel, scheme=scheme, mean=40.0, std=20.0, percentile_99_5=90.0, minimum=minimum)
+    plan = replace(plan, normalization=(scaled,))
     folder = make_model(tmp_path / "model", plan)
     network = build_network(plan.configuration(plan.recommended).network, n_channels=1, n_classes=plan.labels.n_classes)
     torch.nn.init.zeros_(network.get_parameter("heads.0.weight"))
@@ -251,6 +258,23 @@ def test_what_is_below_all_foreground_of_ct_is_background(tmp_path: Path, scheme
     assert (label[..., 24:] == plan.labels.values[0]).all()
     assert (label[..., :18] != 0).all() == finds_air
     assert (label[..., :18] == 0).all() != finds_air
+
+
+def test_a_structure_of_zeros_is_looked_at(tmp_path: Path) -> None:
+    """A tile lies in it as a whole; the zeros around the body are background all the same."""
+    folder = make_model(tmp_path / "model", make_plan())
+    network = build_network(make_plan().configuration("3d_fullres").network, n_channels=1, n_classes=3)
+    torch.nn.init.zeros_(network.get_parameter("heads.0.weight"))
+    with torch.no_grad():
+        network.get_parameter("heads.0.bias")[:2] = torch.tensor([0.0, 1.0])
+    save_weights(FoldFiles(folder=folder / "fold_0").weights, network)
+    image = np.ones((48, 48, 72), np.float32)
+    image[8:40, 8:40, 8:40] = 0
+    image[..., 48:] = 0
+    image[0, 0, -1] = 1
+    label = Predictor(folder, device="cpu").predict(image, spacing_mm=SPACING_MM)
+    assert label[8:40, 8:40, 8:40].all()
+    assert not label[24:, 24:, 64:].any()
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from autoseg.inference.sliding_window import (
     predict_logits,
     tile_starts,
 )
-from autoseg.networks.outputs import CERTAIN_LOGIT, Outputs
+from autoseg.networks.outputs import BACKGROUND_LOGIT, Outputs
 
 # Smaller than, equal to and larger than the patch of (4, 6, 8), and mixtures.
 SHAPES = [(3, 4, 5), (4, 6, 8), (9, 13, 17), (2, 6, 20), (1, 1, 1), (11, 3, 8)]
@@ -308,7 +308,7 @@ def test_what_was_not_looked_at_has_the_logits_that_are_given() -> None:
     for separate in (False, True):
         swept = window.sweep(image, separate=separate, is_empty=lambda place: not image[(slice(None), *place)].any())
         found = torch.cat([logits.float() for _, logits in swept], dim=1)
-        torch.testing.assert_close(found[..., 8:], torch.full_like(found[..., 8:], -CERTAIN_LOGIT))
+        torch.testing.assert_close(found[..., 8:], torch.full_like(found[..., 8:], -BACKGROUND_LOGIT))
         seen = torch.tensor([3.0, -2.0]).reshape(2, 1, 1, 1).expand(2, *PATCH)
         torch.testing.assert_close(found[..., :4], seen[..., :4])
         # Half of the first tile lies in the second one, which was not looked at.
@@ -408,7 +408,7 @@ def test_boxes_of_background_are_not_looked_at(n_axes: int) -> None:
     everywhere = sweep(image, [Copy()], window)
     assert torch.equal(found[:, occupied], everywhere[:, occupied])
     assert (found.argmax(dim=0)[~occupied] == 0).all()
-    assert found[:, -1, -1, -1].tolist() == [CERTAIN_LOGIT, 0.0]
+    assert found[:, -1, -1, -1].tolist() == pytest.approx([BACKGROUND_LOGIT, 0.0])
     axes = zip(image.shape[1:], window.tile, strict=True)
     n_tiles = math.prod(len(tile_starts(size, patch, window.step_fraction)) for size, patch in axes)
     assert 0 < n_looked_at < n_tiles / 3

@@ -25,6 +25,11 @@ ON_PROCESSORS = frozenset({"preprocess"})
 """Tasks that need no GPU."""
 
 
+def computes_on_gpu(device: str, options: slurm.SlurmOptions, partition: slurm.Partition) -> bool:
+    """Whether jobs do, for a device as the user names it."""
+    return device != "cpu" and slurm.uses_gpus(options, partition)
+
+
 def submit(batch: Batch, *, device: str, options: slurm.SlurmOptions) -> dict[str, str]:
     """Submits the jobs of a batch.
 
@@ -41,7 +46,7 @@ def submit(batch: Batch, *, device: str, options: slurm.SlurmOptions) -> dict[st
     """
     partition = slurm.look_at_partition(options.partition)
     folder = BatchFolder.create(batch)
-    on_gpu = device != "cpu" and slurm.uses_gpus(options, partition)
+    on_gpu = computes_on_gpu(device, options, partition)
     ids: dict[str, str] = {}
     try:
         for group in groups_of(batch.jobs):
