@@ -98,7 +98,6 @@ def stopping_on_signals() -> Iterator[Callable[[], bool]]:
     Yields:
         Whether to stop.
     """
-
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -200,7 +200,12 @@ def train(
         )
         names = [chosen.name]
     else:
-        on_gpu = options is None or computes_on_gpu(device, options, look_at_partition(options.partition))
+        # A configuration that is named is trained on whatever there is.
+        on_gpu = (
+            options is None
+            or configuration is not None
+            or computes_on_gpu(device, options, look_at_partition(options.partition))
+        )
         names = schedule.choose_configurations(
             workspace.read_plan(), configuration, budget, on_cpu=not on_gpu, fingerprint=workspace.read_fingerprint
         )

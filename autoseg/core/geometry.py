@@ -248,3 +248,18 @@ def joint_box(boxes: Iterable[tuple[slice, ...]]) -> tuple[slice, ...]:
     """The smallest box around all; of none it has no axes."""
     axes = zip(*boxes, strict=True)
     return tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in axes)
+
+
+def label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+    """Numbers the components whose voxels touch at a face, edge or corner.
+
+    Args:
+        mask: (Z, Y, X), or any other number of axes.
+
+    Returns:
+        The same shape, 0 outside the mask and 1 to n inside; and n.
+    """
+    from scipy import ndimage
+
+    components, n_components = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    return components, int(n_components)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 OPPOSITES = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
 
 # Names that say nothing of a label, as tools give them that were told none.
-NAMELESS = re.compile(r"((label|class|structure|region|roi|object|value)[ _-]?)?\d+")
+_NAMELESS = re.compile(r"((label|class|structure|region|roi|object|value)[ _-]?)?\d+")
 
 MIN_PREFIXED = 4
 """Letters of a word that may begin with that of its side; "LV" and "RV" are chambers of the heart."""
@@ -52,7 +52,7 @@ def find_sides(names: Sequence[str]) -> Sides:
     has_heart = any(HEART & set(of_name) or _is_bare_ventricle(of_name) for of_name in words)
     classes = {of_name: number for number, of_name in enumerate(words, start=1)}
     opposite = list(range(len(names) + 1))
-    nameless = [name for name in names if NAMELESS.fullmatch(name.lower())]
+    nameless = [name for name in names if is_nameless(name)]
     unpaired = nameless if len(nameless) > 1 else []
     for number, of_name in enumerate(words, start=1):
         mirrored = tuple(OPPOSITES.get(word, word) for word in of_name)
@@ -63,6 +63,11 @@ def find_sides(names: Sequence[str]) -> Sides:
         elif _is_written_out(of_name) or mirrored in classes:
             unpaired.append(names[number - 1])
     return Sides(opposite=tuple(opposite), unpaired=tuple(unpaired))
+
+
+def is_nameless(name: str) -> bool:
+    """Whether it says nothing of the label, such as "2" or "label 2"."""
+    return _NAMELESS.fullmatch(name.lower()) is not None
 
 
 def _split(name: str) -> tuple[str, ...]:

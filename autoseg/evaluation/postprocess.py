@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.core.geometry import joint_box
+from autoseg.core.geometry import joint_box, label_components
 from autoseg.core.labels import mask_of
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.core.steps import FOREGROUND, HOLES, LARGEST, SMALL, Step
@@ -25,7 +25,7 @@ from autoseg.evaluation.intervals import MIN_CASES, bootstrap_interval
 from autoseg.evaluation.metrics import count_labels, count_mask
 from autoseg.evaluation.scores import Target
 from autoseg.evaluation.selection import StepDecision
-from autoseg.inference.postprocess import apply_steps, components_to_keep, label_components
+from autoseg.inference.postprocess import apply_steps, components_to_keep
 
 SIZE_QUANTILES = (0.0, 0.05, 0.1, 0.25)
 SIZE_FRACTION = 0.5

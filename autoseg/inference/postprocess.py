@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.core.geometry import joint_box
+from autoseg.core.geometry import joint_box, label_components
 from autoseg.core.labels import mask_of
 from autoseg.core.steps import HOLES, LARGEST, Step
 
@@ -71,16 +71,3 @@ def components_to_keep(sizes: NDArray[np.int64], step: Step, *, voxel_ml: float)
     if step.kind == LARGEST:
         return np.asarray(sizes == sizes.max(initial=0), bool)
     return np.asarray(sizes * voxel_ml >= (step.min_ml or 0), bool)
-
-
-def label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
-    """Numbers the components whose voxels touch at a face, edge or corner.
-
-    Args:
-        mask: (Z, Y, X).
-
-    Returns:
-        (Z, Y, X), 0 outside the mask and 1 to n inside; and n.
-    """
-    components, n_components = ndimage.label(mask, np.ones((3,) * mask.ndim))
-    return components, int(n_components)

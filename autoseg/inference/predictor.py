@@ -26,7 +26,7 @@ from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, make_sof
 from autoseg.networks.outputs import Outputs
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.preprocessing.normalize import MIN_STD
+from autoseg.preprocessing.normalize import lowest_of_ct
 from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, preprocess_label, record_occupied
 
 HOLE_CELL = 8
@@ -339,7 +339,7 @@ class Predictor:
             separate: keep the folds apart.
             agreement: counts how they agree, where they are kept apart.
         """
-        air = air_values(self.plan)
+        air = _air_values(self.plan)
 
         def is_empty(place: Place) -> bool:
             return _is_zero(prepared, place) or (air is not None and _is_air(prepared.image, place, air))
@@ -380,7 +380,7 @@ def _folds_of_first_stage(previous: Model | None, folds: Sequence[int] | None) -
     return [fold for fold in folds if fold in previous.finished] or None
 
 
-def air_values(plan: Plan) -> list[float] | None:
+def _air_values(plan: Plan) -> list[float] | None:
     """What the lowest foreground is after normalization, channel by channel; None where it tells nothing.
 
     Nearly all that is labelled is denser, by the training cases' 0.5th percentile; unless that is the lowest of all, as
@@ -391,10 +391,7 @@ def air_values(plan: Plan) -> list[float] | None:
         for channel in plan.normalization
     ):
         return None
-    return [
-        (channel.percentile_00_5 - channel.mean) / max(channel.std, MIN_STD) + AIR_TOLERANCE
-        for channel in plan.normalization
-    ]
+    return [lowest_of_ct(channel) + AIR_TOLERANCE for channel in plan.normalization]
 
 
 def _is_air(image: Tensor, place: Place, air: Sequence[float]) -> bool:

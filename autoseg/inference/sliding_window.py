@@ -337,32 +337,31 @@ class _Sums:
 
     def add(self, start: tuple[int, int, int], logits: Tensor, weight: Tensor) -> None:
         """Adds a tile, (V, n, A, B), that begins at `start` of the rows and of the other two axes; changes it."""
-        n_rows, size_a, size_b = weight.shape
         logits = logits.mul_(weight)
+        for own, covered, _ in self._cover(start, weight):
+            covered += logits[:, own].to(covered.device)
+
+    def add_empty(self, start: tuple[int, int, int], weight: Tensor) -> None:
+        """Adds a tile that is background for sure, as `add` does."""
+        for _, covered, part in self._cover(start, weight):
+            if len(set(self._empty_logits)) == 1:
+                covered += self._empty_logits[0] * part
+            else:
+                for of_channel, logit in zip(covered, self._empty_logits, strict=True):
+                    if logit:
+                        of_channel += logit * part
+
+    def _cover(self, start: tuple[int, int, int], weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Counts the weight of a tile; of each band, its rows in the tile, the sums there, and the weight there."""
+        n_rows, size_a, size_b = weight.shape
+        place = (slice(start[1], start[1] + size_a), slice(start[2], start[2] + size_b))
         for first, last in self._bands:
             if start[0] <= first and last <= start[0] + n_rows:
                 own = slice(first - start[0], last - start[0])
                 total, weights = self._band(first, last)
-                place = (slice(start[1], start[1] + size_a), slice(start[2], start[2] + size_b))
-                total[:, :, place[0], place[1]] += logits[:, own].to(total.device)
-                weights[:, place[0], place[1]] += weight[own].to(weights.device)
-
-    def add_empty(self, start: tuple[int, int, int], weight: Tensor) -> None:
-        """Adds a tile that is background for sure, as `add` does."""
-        n_rows, size_a, size_b = weight.shape
-        for first, last in self._bands:
-            if start[0] <= first and last <= start[0] + n_rows:
-                total, weights = self._band(first, last)
-                own = weight[first - start[0] : last - start[0]].to(weights.device)
-                place = (slice(start[1], start[1] + size_a), slice(start[2], start[2] + size_b))
-                covered = total[:, :, place[0], place[1]]
-                if len(set(self._empty_logits)) == 1:
-                    covered += self._empty_logits[0] * own
-                else:
-                    for of_channel, logit in zip(covered, self._empty_logits, strict=True):
-                        if logit:
-                            of_channel += logit * own
-                weights[:, place[0], place[1]] += own
+                part = weight[own].to(weights.device)
+                weights[:, place[0], place[1]] += part
+                yield own, total[:, :, place[0], place[1]], part
 
     def complete(self, before: int) -> Iterator[tuple[int, Tensor]]:
         """The first row and the means (V, n, A, B) of each band that ends at `before` or earlier; it is forgotten."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import DatasetError, PlanError, Problem
-from autoseg.core.geometry import bounding_box
+from autoseg.core.geometry import bounding_box, label_components
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import derive_seed
 from autoseg.core.serialize import later
@@ -161,9 +161,7 @@ def typical_component(mask: NDArray[np.bool_]) -> float:
     Args:
         mask: any shape.
     """
-    from scipy import ndimage
-
-    components, n = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    components, n = label_components(mask)
     if not n:
         return 0.0
     sizes = np.sort(np.bincount(components.ravel())[1:])

@@ -8,7 +8,7 @@ import numpy as np
 
 from autoseg.core.errors import list_some
 from autoseg.core.labels import LabelSpec
-from autoseg.core.sides import NAMELESS, Sides, find_sides
+from autoseg.core.sides import Sides, find_sides, is_nameless
 from autoseg.planning.plan import ConfigurationPlan, Plan
 
 # Of the canonical axes (Z, Y, X), which run to the head, to the front and to the right.
@@ -82,7 +82,7 @@ def find_sides_of(labels: LabelSpec) -> Sides:
 def explain_mirroring(labels: LabelSpec) -> str:
     """Why it is done so, for the plan."""
     sides = find_sides_of(labels)
-    nameless = [name for name in sides.unpaired if NAMELESS.fullmatch(name.lower())]
+    nameless = [name for name in sides.unpaired if is_nameless(name)]
     if nameless:
         return (
             f"left and right are not mirrored, because the names of {list_some(nameless, most=4)} do not tell which of "

@@ -47,6 +47,11 @@ def _normalize_ct(values: Channel, channel: ChannelNormalization, mask: NDArray[
     return (clipped - np.float32(channel.mean)) / np.float32(max(channel.std, MIN_STD))
 
 
+def lowest_of_ct(channel: ChannelNormalization) -> float:
+    """What all that is at or below the 0.5th percentile of the foreground of CT becomes."""
+    return float(_normalize_ct(np.array([channel.percentile_00_5], np.float32), channel, None)[0])
+
+
 def _normalize_zscore(values: Channel, channel: ChannelNormalization, mask: NDArray[np.bool_] | None) -> Channel:
     """Zero mean and unit std of this image; within the mask where there is one, zero outside it."""
     del channel

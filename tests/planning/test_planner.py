@@ -253,18 +253,8 @@ def test_batch_is_at_least_two() -> None:
 def test_a_channel_without_a_name_may_be_ct(
     name: str, all_from: float | None, all_to: float | None, scheme: str
 ) -> None:
-    channel = ChannelFingerprint(
-        name=name,
-        mean=80.0,
-        std=40.0,
-        minimum=-100.0,
-        maximum=300.0,
-        median=90.0,
-        percentile_00_5=-40.0,
-        percentile_99_5=200.0,
-        all_from=all_from,
-        all_to=all_to,
-    )
+    (known,) = make_fingerprint(((64, 64, 64), (1.0,) * 3), channels=(name,)).channels
+    channel = dataclasses.replace(known, all_from=all_from, all_to=all_to)
     (chosen,), (why,) = choose_normalization([channel], 1.0)
     assert chosen.scheme == scheme
     assert ("Hounsfield" in why.text) == (scheme == "ct")
