@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from autoseg.core.errors import FormatError
 from autoseg.core.labels import LabelSpec
+from autoseg.core.serialize import read_json
 from autoseg.core.steps import Step
 
 DONE, FAILED = "done", "failed"
@@ -85,3 +89,37 @@ class PredictionRecord:
     def settings(self) -> tuple[object, ...]:
         """What label maps depend on, so that those of two runs can stand in one folder."""
         return self.model, self.folds, self.mirrored, self.step_fraction, self.postprocessing
+
+
+def read_records(folder: Path) -> list[PredictionRecord]:
+    """What was run on the images of a folder of label maps, the last run at the end: one record, or one per part.
+
+    Each has the cases that no later run has taken up; one that has none of them left is not told.
+
+    Raises:
+        FormatError: one cannot be read, or names a case that leads to another folder.
+    """
+    records: list[PredictionRecord] = [read_json(file, PredictionRecord) for file in folder.glob("prediction*.json")]
+    records.sort(key=lambda record: record.started)
+    last = {case: number for number, record in enumerate(records) for case in record.cases}
+    if odd := sorted(case for case in last if Path(case).name != case):
+        raise FormatError(f"{folder}: the case {odd[0]!r} leads to another folder")
+    current = []
+    for number, record in enumerate(records):
+        cases = {case: known for case, known in record.cases.items() if last[case] == number}
+        if cases or not record.cases:
+            current.append(replace(record, cases=cases))
+    return current
+
+
+def labels_of(records: Sequence[PredictionRecord], folder: Path) -> LabelSpec:
+    """The labels of all label maps in a folder.
+
+    Raises:
+        FormatError: they are of models with different labels.
+    """
+    if any(record.labels != records[0].labels for record in records):
+        raise FormatError(
+            f"{folder}: its label maps are of models with different labels; predict all anew, into a new folder"
+        )
+    return records[0].labels

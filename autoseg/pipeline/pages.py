@@ -7,12 +7,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import AutosegError, DatasetError, FormatError, PredictionError
+from autoseg.core.errors import AutosegError, DatasetError, PredictionError
 from autoseg.core.locks import locked
 from autoseg.core.serialize import read_json
 from autoseg.data.io import read_label, read_raw
 from autoseg.data.references import read_shown_reference
-from autoseg.inference.record import DONE, CaseResult, PredictionRecord
+from autoseg.inference.record import DONE, CaseResult, labels_of, read_records
 from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.crossval import read_cross_validation, validation_folder
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
@@ -135,8 +135,10 @@ def report_predictions(folder: Path | str) -> Path:
     from autoseg.reporting.predictions_page import write_predictions_page
 
     folder = Path(folder)
-    records = _read_records(folder)
-    first = records[-1]
+    records = read_records(folder)
+    if not records:
+        raise AutosegError(f"{folder}: found no prediction.json, expected a folder that 'autoseg predict' has written")
+    labels, newest = labels_of(records, folder), records[-1]
     cases = {case: known for record in records for case, known in record.cases.items()}
 
     def overlay(case: str) -> OverlayRow:
@@ -151,14 +153,14 @@ def report_predictions(folder: Path | str) -> Path:
         return OverlayRow(title=case, image=raw.load_shown(), spacing_mm=geometry.spacing_mm, prediction=prediction)
 
     facts = [
-        ("dataset of the model", first.dataset),
-        ("configuration", first.configuration),
-        ("folds", ", ".join(map(str, first.folds))),
-        ("mirrored copies", "yes" if first.mirrored else "no"),
-        ("post-processing", "; ".join(map(str, first.postprocessing)) or "none"),
-        ("device", first.device),
+        ("dataset of the model", newest.dataset),
+        ("configuration", newest.configuration),
+        ("folds", ", ".join(map(str, newest.folds))),
+        ("mirrored copies", "yes" if newest.mirrored else "no"),
+        ("post-processing", "; ".join(map(str, newest.postprocessing)) or "none"),
+        ("device", newest.device),
         ("images", str(len(cases))),
-        ("started", first.started[:16].replace("T", " ") + " UTC"),
+        ("started", newest.started[:16].replace("T", " ") + " UTC"),
     ]
     return write_predictions_page(
         folder / "autoseg_report.html",
@@ -166,26 +168,10 @@ def report_predictions(folder: Path | str) -> Path:
         facts,
         [_describe(case, known) for case, known in sorted(cases.items())],
         overlay,
-        values=first.labels.values,
-        names=first.labels.names,
-        structures=first.labels.structures,
+        values=labels.values,
+        names=labels.names,
+        structures=labels.structures,
     )
-
-
-def _read_records(folder: Path) -> list[PredictionRecord]:
-    """The manifests of a folder of label maps: one, or one per part."""
-    files = sorted(folder.glob("prediction*.json"))
-    if not files:
-        raise AutosegError(f"{folder}: found no prediction.json, expected a folder that 'autoseg predict' has written")
-    records = [read_json(file, PredictionRecord) for file in files]
-    if any(record.labels != records[0].labels for record in records):
-        raise FormatError(f"{folder}: its manifests are of models with different labels")
-    names = {case for record in records for case in record.cases}
-    odd = sorted(case for case in names if Path(case).name != case)
-    if odd:
-        raise FormatError(f"{folder}: the case {odd[0]!r} leads to another folder")
-    # What was made last counts.
-    return sorted(records, key=lambda record: record.started)
 
 
 def _describe(case: str, known: CaseResult) -> PredictedCase:

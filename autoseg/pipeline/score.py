@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from autoseg.core.errors import AutosegError
 from autoseg.core.labels import LabelSpec
-from autoseg.core.serialize import read_json, write_json
+from autoseg.core.serialize import write_json
 from autoseg.evaluation.scores import DEFAULT_SETTINGS, ScoreSettings
-from autoseg.inference.record import PredictionRecord
+from autoseg.inference.record import labels_of, read_records
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation
@@ -53,13 +53,13 @@ def evaluate(
     from autoseg.evaluation.tables import write_csv
 
     folder = Path(prediction)
-    record_file = folder / "prediction.json"
-    model = None
-    if record_file.is_file():
-        record: PredictionRecord = read_json(record_file, PredictionRecord)
-        labels, model = labels or record.labels, record.model
-        if settings.ignore is None and labels is record.labels:
-            settings = replace(settings, ignore=labels.ignore)
+    records, model = read_records(folder), None
+    if records:
+        models = {record.model for record in records}
+        model = models.pop() if len(models) == 1 else None
+        if labels is None:
+            labels = labels_of(records, folder)
+            settings = settings if settings.ignore is not None else replace(settings, ignore=labels.ignore)
     evaluation = evaluate_folders(
         folder, Path(reference), labels=labels, regions=regions, settings=settings, model=model
     )

@@ -19,9 +19,9 @@ from autoseg import __version__
 from autoseg.core.errors import AutosegError, FormatError, PredictionError, Problem, describe_problems, first_line
 from autoseg.core.faults import DeviceError, describe_fault, describe_lost_device, is_device_lost, is_out_of_memory
 from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
-from autoseg.core.serialize import read_json, write_json
+from autoseg.core.serialize import write_json
 from autoseg.data.load import load_image
-from autoseg.inference.record import DONE, FAILED, CaseResult, PredictionRecord
+from autoseg.inference.record import DONE, FAILED, CaseResult, PredictionRecord, read_records
 from autoseg.pipeline.inputs import Choice, choose_models, find_images
 from autoseg.pipeline.outputs import OutputFolder, ending_of, measure_volumes
 from autoseg.pipeline.workspace import DEFAULT_WORK
@@ -155,7 +155,10 @@ def predict(
     folder = Path(output)
     if folder.resolve() in {(path if path.is_dir() else path.parent).resolve() for path in paths}:
         raise PredictionError(f"{folder}: is the folder of the images; name another one for the label maps")
-    cases = {case: files for number, (case, files) in enumerate(cases.items()) if number % part[1] == part[0] - 1}
+    # An image that lacks a channel is one part's to tell, not everybody's.
+    mine = set(sorted({*cases, *(str(problem.case) for problem in problems)})[part[0] - 1 :: part[1]])
+    cases = {case: files for case, files in cases.items() if case in mine}
+    problems = [problem for problem in problems if str(problem.case) in mine]
     output_folder = OutputFolder(
         root=folder,
         labels=predictor.plan.labels,
@@ -260,11 +263,12 @@ class _Run:
         done = {case for case in cases if self.output.label_map(case).is_file()}
         own_settings = self._record().settings
         # Other processes may have segmented other parts into this folder, and other parts before.
-        for file in sorted(self.output.root.glob("prediction*.json")):
-            earlier: PredictionRecord = read_json(file, PredictionRecord)
+        for earlier in read_records(self.output.root):
             if self._request and earlier.request != self._request:
                 continue
-            known = {case: found for case, found in earlier.cases.items() if case in done and found.status == DONE}
+            # A label map beside which a later run has failed is of an older one.
+            done -= {case for case, found in earlier.cases.items() if found.status != DONE}
+            known = {case: found for case, found in earlier.cases.items() if case in done}
             if known and earlier.settings != own_settings:
                 raise PredictionError(
                     f"{self.output.root}: its label maps were made by another model or with other folds, mirroring, "

@@ -85,7 +85,7 @@ def settle_training(
     with locked(model / ".settling.lock", waiting_for=f"chooses how {model.name} is trained"):
         refuse_newer(model)
         if not resume:
-            _refuse_while_trained([FoldFiles(folder=fold_folder(model, fold)) for fold in folds])
+            refuse_while_trained([FoldFiles(folder=fold_folder(model, fold)) for fold in folds])
         file, planned = model / RECIPE_FILE, planned_digest(made, configuration.name)
         asked = dataclasses.replace(config, seed=0, compile=None)
         rules = RECIPES[config.recipe], LADDER, WIDTHS, __version__
@@ -120,8 +120,12 @@ def settle_training(
     return plan, choices, spent_s
 
 
-def _refuse_while_trained(folds: Sequence[FoldFiles]) -> None:
-    """Makes sure that nothing is deleted that another process works on."""
+def refuse_while_trained(folds: Sequence[FoldFiles]) -> None:
+    """Makes sure that nothing is deleted that another process works on.
+
+    Raises:
+        TrainingError: it would be.
+    """
     busy = [files.folder for files in folds if not is_free(files.lock)]
     if busy:
         raise TrainingError(

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import autoseg
-from autoseg.core.errors import PredictionError
+from autoseg.core.errors import FormatError, PredictionError
 from autoseg.data.io import read_image, read_label
 from autoseg.inference.predictor import Predictor
 from autoseg.pipeline import segment
@@ -38,6 +39,18 @@ def images(tiny_dataset: Path) -> list[Path]:
 def read_manifest(folder: Path, name: str = "prediction.json") -> dict:
     content: dict = json.loads((folder / name).read_text())
     return content
+
+
+def broken_for(name: str) -> Callable[..., object]:
+    """`load_image`, which cannot read one case."""
+    loaded = segment.load_image
+
+    def load(files: Sequence[Path | None], **options: object) -> object:
+        if any(file is not None and file.name.startswith(name.removesuffix(".nii.gz")) for file in files):
+            raise FormatError(f"{name}: cannot be read now")
+        return loaded(files, **options)  # type: ignore[arg-type]
+
+    return load
 
 
 def test_the_manifest_says_what_was_run_with_what_on_what(
@@ -74,6 +87,79 @@ def test_a_list_of_images_and_parts_of_it(model: Path, images: list[Path], tmp_p
     assert not (tmp_path / "parts" / "prediction.json").exists()
     with pytest.raises(PredictionError, match="found the part 3/2, expected for instance 1/8"):
         autoseg.predict(images, tmp_path / "parts", model=model, device="cpu", part=(3, 2))
+
+
+def test_one_part_tells_of_an_incomplete_image_and_the_others_are_done(
+    model: Path, images: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("first_CT.nii.gz", "first_bones.nii.gz", "second_CT.nii.gz"):
+        shutil.copy(images[0], folder / name)
+    nib.save(nib.load(images[0]), folder / "first_CT.nii")
+    failed = []
+    for number in (1, 2):
+        try:
+            autoseg.predict(folder, tmp_path / "out", model=model, device="cpu", part=(number, 2))
+        except PredictionError as error:
+            failed.append(str(error))
+    (text,) = failed
+    assert "1 of 1 images could not be segmented" in text
+    (made,) = (tmp_path / "out").glob("*.nii.gz")
+    assert made.name == "second.nii.gz"
+
+
+def test_label_maps_of_parts_are_scored_by_what_their_records_say(
+    model: Path, images: list[Path], tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        autoseg.predict(images, tmp_path / "parts", model=model, device="cpu", part=(number, 2))
+        record = tmp_path / "parts" / f"prediction.part-{number}-of-2.json"
+        content = json.loads(record.read_text())
+        content["labels"]["ignore"] = 7
+        record.write_text(json.dumps(content))
+    whole = autoseg.predict(images, tmp_path / "whole", model=model, device="cpu")
+    for file in whole:
+        reference = nib.load(file)
+        values = np.asarray(reference.dataobj).copy()
+        values[0] = 7
+        nib.save(nib.Nifti1Image(values, reference.affine), file)
+    scores = autoseg.evaluate(tmp_path / "parts", tmp_path / "whole")
+    assert set(scores.label_dice) == {"liver", "spleen", "kidneys", "aorta", "lesion"}
+    assert scores.settings.ignore == 7
+    assert scores.model == read_manifest(tmp_path / "parts", "prediction.part-1-of-2.json")["model"]
+
+
+def test_what_was_made_last_counts_where_a_folder_has_records_of_several_runs(
+    model: Path, images: list[Path], tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[0], part=(number, 2))
+        record = tmp_path / f"prediction.part-{number}-of-2.json"
+        content = json.loads(record.read_text())
+        content["started"] = "2020-01-01T00:00:00+00:00"
+        record.write_text(json.dumps(content))
+    whole = autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[1])
+    content = [file.read_bytes() for file in whole]
+    whole[0].unlink()
+    autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[1], overwrite=False)
+    assert [file.read_bytes() for file in whole] == content
+    with pytest.raises(PredictionError, match=r"with other folds.*--overwrite"):
+        autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[0], overwrite=False)
+
+
+def test_continuing_segments_again_what_failed_over_an_older_label_map(
+    model: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = autoseg.predict(images, tmp_path, model=model, device="cpu")
+    content = whole[0].read_bytes()
+    whole[0].write_bytes(whole[1].read_bytes())
+    with monkeypatch.context() as patched:
+        patched.setattr(segment, "load_image", broken_for(whole[0].name))
+        with pytest.raises(PredictionError, match="cannot be read now"):
+            autoseg.predict(images, tmp_path, model=model, device="cpu")
+    autoseg.predict(images, tmp_path, model=model, device="cpu", overwrite=False)
+    assert whole[0].read_bytes() == content
 
 
 def test_continuing_makes_what_is_missing_and_leaves_the_rest(model: Path, images: list[Path], tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,9 @@ import torch
 import autoseg
 from autoseg.core.errors import TrainingError
 from autoseg.core.serialize import read_json
+from autoseg.pipeline.jobs.start import discard_folds
 from autoseg.pipeline.settle import RECIPE_FILE, settle_training
+from autoseg.pipeline.workspace import Workspace
 from autoseg.planning.plan import SET_BY_USER, Plan
 from autoseg.training.adapt import resize
 from autoseg.training.config import Budget, TrainConfig
@@ -23,6 +27,13 @@ from autoseg.training.record import TrainingChoices
 
 CPU = torch.device("cpu")
 SHORT = TrainConfig(budget=Budget(max_time_s=0.1))
+HOLD = """
+import pathlib, sys, time
+from autoseg.core.locks import locked
+with locked(pathlib.Path(sys.argv[1]), waiting_for="trains"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 LONG = TrainConfig(budget=Budget(max_time_s=1e6))
 
 
@@ -147,3 +158,22 @@ def test_without_a_budget_it_is_a_full_training_whatever_the_others_had(plan: Pl
     _, choices, _ = ask(tmp_path, plan, TrainConfig(), folds=(1,))
     assert choices.budget == Budget(max_time_s=RECIPES["fast"].full_cpu_time_s)
     assert any(reason.subject == "training.budget" for reason in choices.reasons)
+
+
+def test_nothing_of_a_fold_is_deleted_while_another_process_trains_it(plan: Plan, tmp_path: Path) -> None:
+    workspace = Workspace(root=tmp_path)
+    folders = [fold_folder(workspace.model(plan.recommended), fold) for fold in (0, 1)]
+    for fold in (0, 1):
+        begin(workspace.model(plan.recommended), fold)
+    training = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folders[1] / ".training.lock")], stdout=subprocess.PIPE
+    )
+    with training:
+        assert training.stdout is not None
+        training.stdout.readline()
+        with pytest.raises(TrainingError, match="fold_1: another process trains it; wait for it or end it"):
+            discard_folds(tmp_path, [plan.recommended], [0, 1])
+        assert all((folder / "checkpoint.safetensors").exists() for folder in folders)
+        training.terminate()
+    discard_folds(tmp_path, [plan.recommended], [0, 1])
+    assert not any((folder / "checkpoint.safetensors").exists() for folder in folders)

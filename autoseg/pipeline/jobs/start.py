@@ -15,6 +15,7 @@ from autoseg.pipeline.jobs.local import run_here
 from autoseg.pipeline.jobs.schedule import prediction_jobs, training_jobs
 from autoseg.pipeline.jobs.status import status
 from autoseg.pipeline.jobs.submit import submit
+from autoseg.pipeline.settle import refuse_while_trained
 from autoseg.pipeline.workspace import Workspace
 from autoseg.training.folds import fold_folder
 from autoseg.training.record import FoldFiles
@@ -186,10 +187,16 @@ def _refuse(busy: Collection[str]) -> None:
 
 
 def discard_folds(work: Path, configurations: Sequence[str], folds: Sequence[int]) -> None:
-    """Deletes what earlier trainings have left: jobs then begin anew, and go on from there where they begin again."""
-    for name in configurations:
-        for fold in folds:
-            FoldFiles(folder=fold_folder(Workspace(root=work).model(name), fold)).discard()
+    """Deletes what earlier trainings have left: jobs then begin anew, and go on from there where they begin again.
+
+    Raises:
+        TrainingError: another process trains one of the folds; all are as they were.
+    """
+    workspace = Workspace(root=work)
+    found = [FoldFiles(folder=fold_folder(workspace.model(name), fold)) for name in configurations for fold in folds]
+    refuse_while_trained(found)
+    for files in found:
+        files.discard()
 
 
 def _make_batch(
