@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-from dataclasses import replace
 from pathlib import Path
 
 from autoseg.core.errors import list_some
@@ -33,8 +31,6 @@ _PAIRS = (
     ("train_images", "train_masks"),
 )
 _BELOW = ("data", "train")
-# The Carvana challenge has 16 photographs of each car: 00087a6bd4dc_01.jpg to 00087a6bd4dc_16.jpg.
-_PHOTOGRAPH = re.compile(r"([0-9a-f]{12})_(?:0[1-9]|1[0-6])")
 _NIFTI = (".nii", ".nii.gz")
 
 
@@ -59,13 +55,12 @@ def open_folders(path: Path) -> Dataset | None:
         # The fourth axis of a NIfTI file is time as often as channels, so it has to be listed.
         in_one_file = bool(images) and file_ending(images[0]) not in _NIFTI
         channels = channel_names(images[0]) if in_one_file else ("image",)
-    cases = match_labels(grouped, named, n_channels=n_channels, where=path)
     return Dataset(
         name=path.name,
         layout="a pair of folders",
         channels=channels,
         labels=None,
-        cases=tuple(replace(case, group=_group(case.id)) for case in cases),
+        cases=tuple(match_labels(grouped, named, n_channels=n_channels, where=path)),
     )
 
 
@@ -83,8 +78,3 @@ def _find_pair(path: Path) -> tuple[Path, Path] | None:
                     logger.info("%s is read; beside it are %s", folder, list_some(others))
                 return folder / images, folder / labels
     return None
-
-
-def _group(case: str) -> str:
-    match = _PHOTOGRAPH.fullmatch(case)
-    return match[1] if match else case

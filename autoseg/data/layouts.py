@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from autoseg.core.errors import DatasetError, Problem
@@ -20,6 +21,7 @@ from autoseg.data.folder_layouts import open_folders
 from autoseg.data.io import READERS
 from autoseg.data.json_layouts import open_decathlon, open_nnunet
 from autoseg.data.manifests import open_csv_manifest, open_json_manifest
+from autoseg.data.patients import group_by_name
 
 MAX_NAME_BYTES = 200
 """Names of files may have 255 bytes, and need room for an ending and for what marks a file that is being written."""
@@ -54,7 +56,7 @@ def open_dataset(path: Path, *, allow_outside: bool = False) -> Dataset:
         dataset = recognise(path)
         if dataset is not None:
             _check_index(dataset, path, allow_outside=allow_outside)
-            return dataset
+            return replace(dataset, cases=group_by_name(dataset.cases))
     shown = sorted(entry.name for entry in path.iterdir())[:8] if path.is_dir() else [path.name]
     raise DatasetError(
         f"{path}: the layout is not known.\nFound: {', '.join(shown) or 'an empty folder'}\n"

@@ -304,7 +304,7 @@ def _find_leaks(number: int, fold: Fold, group_of: Mapping[str, str]) -> list[Pr
         _by_group([case for case in side if case in group_of and case not in both], group_of)
         for side in (fold.training, fold.validation)
     )
-    advice = "put all cases of a group on one side, or correct the groups"
+    advice = "put all cases of a group on one side, or correct the groups: with --groups '(.+)' each case is its own"
     for group in sorted(training.keys() & validation.keys()):
         text = f"fold {number}, {group}: {list_some(training[group])} train, {list_some(validation[group])} validate"
         problems.append(Problem(kind="group in training and validation of one fold", text=text, advice=advice))

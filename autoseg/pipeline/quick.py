@@ -16,7 +16,7 @@ from autoseg.core.locks import is_free
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
-from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, plan_quick
+from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, plan_quick, shown_part
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.folds import fold_folder
 
@@ -37,9 +37,9 @@ def configuration_for_time(
 ) -> ConfigurationPlan:
     """The configuration that is trained where a user names none.
 
-    It is that of `configuration_to_train`, unless a patch for which there is time has less than 5 % of the median case:
-    then one on a coarser grid, see `plan_quick`, which the plan has from then on. What has begun with the same budget
-    goes on as it is, and a spacing or a patch size that the user has set is kept.
+    It is that of `configuration_to_train`, unless a patch for which there is time shows less than 5 % of the median
+    case: then one on a coarser grid, see `plan_quick`, which the plan has from then on. What has begun with the same
+    budget goes on as it is, and a spacing or a patch size that the user has set is kept.
 
     Args:
         workspace: planned.
@@ -112,7 +112,7 @@ def _is_set_by_user(made: Plan, name: str) -> bool:
 
 
 def _shows_enough(configuration: ConfigurationPlan, patch_size: Sequence[int]) -> bool:
-    return prod(patch_size) / prod(configuration.median_shape) >= QUICK_BELOW_COVERAGE
+    return shown_part(patch_size, configuration.median_shape) >= QUICK_BELOW_COVERAGE
 
 
 def _add_quick(workspace: Workspace, name: str, patch_size: Sequence[int], *, is_kept: bool) -> ConfigurationPlan:
@@ -138,9 +138,10 @@ def _add_quick(workspace: Workspace, name: str, patch_size: Sequence[int], *, is
         ).signed()
         write_json(workspace.plan_file, plan)
     logger.info(
-        "there is time for patches of %s, %.1f%% of a case in %s: %s is trained, at %s mm; -c %s trains that",
+        "there is time for patches of %s, %.1f%% of a %s in %s: %s is trained, at %s mm; -c %s trains that",
         join_numbers(patch_size),
         100 * prod(patch_size) / prod(made.configuration(name).median_shape),
+        "slice" if quick.n_axes == 2 else "case",
         name,
         quick.name,
         join_numbers(round(edge_mm, 3) for edge_mm in quick.spacing_mm),

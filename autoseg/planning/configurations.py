@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, prod
+from math import ceil, inf, prod
 from statistics import median
 
 from autoseg.core.errors import PlanError
@@ -26,14 +26,17 @@ LOWRES_MIN_REDUCTION = 2.0
 """A low resolution that has more than half the voxels of the full one is not worth its training."""
 
 QUICK_BELOW_COVERAGE, QUICK_COVERAGE = 0.05, 0.1
-"""Where a patch for which there is time has less of the median case's voxels than the first, a grid on which it has the
-second shows more."""
+"""Where a patch for which there is time shows less of the median case than the first, a grid on which it shows the
+second is better; see `shown_part`."""
 
 QUICK_NAMES = {2: "2d_quick", 3: "3d_quick"}
 """Of configurations for short trainings, by their number of axes."""
 
 MIN_QUICK_VOXELS = 100
 """That the smallest label has in the median case, on the grid for short trainings."""
+
+MIN_CASES_OF_LABEL = 5
+"""Labels that fewer cases have, and fewer than a tenth of all, do not decide which grid the others are learned on."""
 
 MIN_QUICK_COMPONENT_VOXELS = 25
 """Likewise, that a typical one of the connected components of each label has, such as a lesion of many."""
@@ -150,7 +153,7 @@ def plan_quick(
     slice_mm = median(case.spacing_mm[plan.axis_order[0]] for case in fingerprint.cases)
     kept_mm = slice_mm if configuration.n_axes == 2 else 1.0
     finest_mm = min(spacing_mm)
-    while prod(patch_size) / prod(median_shape) < QUICK_COVERAGE:
+    while shown_part(patch_size, median_shape) < QUICK_COVERAGE:
         finest_mm *= LOWRES_SPACING_STEP
         coarser_mm = tuple(max(edge_mm, finest_mm) for edge_mm in configuration.spacing_mm)
         if prod(coarser_mm) * kept_mm / 1000 > most_ml:
@@ -161,13 +164,14 @@ def plan_quick(
     if reduction < LOWRES_MIN_REDUCTION:
         return None
     n_cases = len(fingerprint.cases)
+    n_slices = sum(case.cropped_shape[plan.axis_order[0]] for case in fingerprint.cases)
     planner = _Planner(plan.labels.n_outputs, find_preset(plan.preset, plan.gpu_memory_gib), n_cases, Choices())
     quick, reasons = planner.plan(
         name,
         spacing_mm,
         _round_shape(median_shape),
         _round_shape(_rescale(configuration.largest_shape, configuration.spacing_mm, spacing_mm)),
-        n_voxels=prod(median_shape) * n_cases,
+        n_voxels=prod(median_shape) * (n_slices if configuration.n_axes == 2 else n_cases),
     )
     quick = replace(quick, smoothed=True)
     text = (
@@ -183,6 +187,16 @@ def plan_quick(
     return quick, tuple(Reason(subject=subject, text=text) for subject, text in told.items())
 
 
+def shown_part(patch_size: Sequence[int], median_shape: Sequence[float]) -> float:
+    """The part of the median case that a patch shows; what it has beyond a case shows nothing.
+
+    In 2D it is as if a case had as many voxels in depth as along its other edges: a twentieth of a volume is a third of
+    each edge, a twentieth of a slice less than a quarter.
+    """
+    part = prod(min(1.0, edge / size) for edge, size in zip(patch_size, median_shape, strict=True))
+    return part ** (3 / len(patch_size))
+
+
 def largest_voxel_ml(fingerprint: Fingerprint) -> float:
     """The largest voxel with which the smallest label, and the smallest lesions of one, keep enough of them.
 
@@ -195,10 +209,11 @@ def largest_voxel_ml(fingerprint: Fingerprint) -> float:
 
 
 def _smallest_of_median_case(volumes_ml: Sequence[tuple[float, ...]]) -> float:
-    """Of the volumes of all labels, case by case, the smallest one, each in the median case that has it."""
+    """Of the volumes of all labels but rare ones, case by case, the smallest, each in the median case that has it."""
     by_label = zip(*(volumes for volumes in volumes_ml if volumes), strict=True)
     present = [[volume for volume in volumes if volume > 0] for volumes in by_label]
-    return min((median(volumes) for volumes in present if volumes), default=inf)
+    least = min(MIN_CASES_OF_LABEL, ceil(len(volumes_ml) / 10))
+    return min((median(volumes) for volumes in present if len(volumes) >= least), default=inf)
 
 
 class _Planner:

@@ -322,6 +322,26 @@ def test_carvana_keeps_the_photographs_of_a_car_together(tmp_path: Path) -> None
     check_folds(dataset)
 
 
+@pytest.mark.parametrize(
+    ("names", "patients"),
+    [
+        (
+            ("patient001_frame01", "patient001_frame12", "patient002_frame01", "patient002_frame07"),
+            ("patient001", "patient001", "patient002", "patient002"),
+        ),
+        (("A0S9V9_ED", "A0S9V9_ES", "B3_ED", "B3_ES"), ("A0S9V9", "A0S9V9", "B3", "B3")),
+        # One of them has another name, and every patient was seen once.
+        (("patient001_frame01", "patient001_frame12", "other"), None),
+        (("patient001_frame01", "patient002_frame12"), None),
+    ],
+)
+def test_moments_of_one_heart_stay_together(
+    names: tuple[str, ...], patients: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    touch(tmp_path, *(f"{folder}/{name}.png" for folder in ("images", "masks") for name in names))
+    assert groups(open_dataset(tmp_path)) == dict(zip(sorted(names), patients or sorted(names), strict=True))
+
+
 def test_numbers_that_are_no_car_are_cases_of_their_own(tmp_path: Path) -> None:
     names = ("00087a6bd4dc_17", "scan_01", "scan_02")
     touch(tmp_path, *(f"{folder}/{name}.png" for folder in ("images", "masks") for name in names))

@@ -10,7 +10,13 @@ import pytest
 from autoseg.core.labels import LabelSpec
 from autoseg.planning.checks import check_plan
 from autoseg.planning.choices import Choices
-from autoseg.planning.configurations import MIN_QUICK_COMPONENT_VOXELS, MIN_QUICK_VOXELS, QUICK_COVERAGE, plan_quick
+from autoseg.planning.configurations import (
+    MIN_QUICK_COMPONENT_VOXELS,
+    MIN_QUICK_VOXELS,
+    QUICK_COVERAGE,
+    plan_quick,
+    shown_part,
+)
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
@@ -40,7 +46,7 @@ def fingerprint_of(
 
 
 def coverage(patch_size: tuple[int, ...], shape: tuple[float, ...]) -> float:
-    return prod(patch_size) / prod(shape)
+    return prod(min(1.0, edge / size) for edge, size in zip(patch_size, shape, strict=True))
 
 
 def plan_of(fingerprint: Fingerprint) -> Plan:
@@ -111,7 +117,33 @@ def test_slices_get_coarser_too() -> None:
     assert planned is not None
     assert planned[0].name == "2d_quick"
     assert planned[0].spacing_mm[0] == planned[0].spacing_mm[1] > 0.15
-    assert coverage((256, 256), planned[0].median_shape) >= QUICK_COVERAGE
+    # As much of each edge as of a volume, not as much of the pixels.
+    assert coverage((256, 256), planned[0].median_shape) == pytest.approx(QUICK_COVERAGE ** (2 / 3), rel=0.1)
+
+
+def test_a_patch_shows_as_much_of_each_edge_in_slices_as_in_volumes() -> None:
+    assert shown_part((30, 30, 30), (100.0, 100.0, 100.0)) == pytest.approx(0.027)
+    assert shown_part((30, 30), (100.0, 100.0)) == pytest.approx(0.027)
+    assert shown_part((200, 50, 50), (100.0, 100.0, 100.0)) == pytest.approx(0.25), "padding shows nothing"
+
+
+def test_batches_of_slices_are_small_against_all_slices_not_against_all_volumes() -> None:
+    volumes = fingerprint_of((100, 2000, 2000), (5.0, 0.1, 0.1))
+    plan = plan_of(volumes)
+    planned = plan_quick(plan, plan.configuration("2d"), patch_size=(256, 256), fingerprint=volumes)
+    assert planned is not None
+    assert planned[0].batch_size > 2
+
+
+def test_a_label_of_few_cases_does_not_decide_the_grid_of_all() -> None:
+    def spacing_with(n_tiny: int) -> tuple[float, ...]:
+        cases = fingerprint_of((200, 512, 512), (3.0, 0.8, 0.8), lesions_ml=(0.5,) * n_tiny + (0.0,) * (100 - n_tiny))
+        plan = plan_of(cases)
+        planned = plan_quick(plan, plan.configuration("3d_fullres"), patch_size=PATCH, fingerprint=cases)
+        assert planned is not None
+        return planned[0].spacing_mm
+
+    assert spacing_with(0) == spacing_with(4) > spacing_with(5)
 
 
 def test_without_labels_in_the_fingerprint_only_the_patch_counts() -> None:
