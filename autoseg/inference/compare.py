@@ -45,14 +45,20 @@ def _compare_grid(
     if 1 in shape and 1 not in configuration.median_shape:
         kind = "slices" if configuration.n_axes == 2 else "volumes"
         return [f"it has {join_numbers(shape)} voxels, and the model was trained on {kind}"]
-    trained_mm = configuration.spacing_mm
-    ratios = [max(found / trained, trained / found) for found, trained in zip(found_mm, trained_mm, strict=True)]
-    if max(ratios) <= MAX_SPACING_RATIO:
+    if plan.spacing_range_mm is None:
+        # Of plans that do not know it. The grid of the network may be much coarser than the scans were.
+        smallest_mm = largest_mm = configuration.spacing_mm
+        learned = f"works at {join_numbers(smallest_mm)} mm"
+    else:
+        smallest_mm, largest_mm = (
+            permute3(values, plan.axis_order)[-configuration.n_axes :] for values in plan.spacing_range_mm
+        )
+        learned = f"was trained on {join_numbers(smallest_mm)}"
+        learned += f" to {join_numbers(largest_mm)} mm" if largest_mm != smallest_mm else " mm"
+    ranges = zip(found_mm, smallest_mm, largest_mm, strict=True)
+    if all(least / MAX_SPACING_RATIO <= found <= most * MAX_SPACING_RATIO for found, least, most in ranges):
         return []
-    return [
-        f"its voxels are {join_numbers(found_mm)} mm, and the model works at {join_numbers(trained_mm)} mm; is its "
-        "header right?"
-    ]
+    return [f"its voxels are {join_numbers(found_mm)} mm, and the model {learned}; is its header right?"]
 
 
 def _compare_intensities(voxels: NDArray[np.float32], channel: ChannelNormalization) -> list[str]:

@@ -83,6 +83,12 @@ class Fingerprint:
     channels: tuple[ChannelFingerprint, ...]
     median_cropped_fraction: float
 
+    @property
+    def spacing_range_mm(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """The smallest and the largest spacing along Z, Y and X, each of any of the cases."""
+        z_mm, y_mm, x_mm = zip(*(case.spacing_mm for case in self.cases), strict=True)
+        return (min(z_mm), min(y_mm), min(x_mm)), (max(z_mm), max(y_mm), max(x_mm))
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaseMeasurement:

@@ -235,6 +235,8 @@ class Plan:
         measurements: what was measured on a device, configuration by configuration; empty until then.
         provenance: what made the plan: autoseg's version, and digests of the fingerprint and of the decisions.
         optional_channels: names of those that some cases lack.
+        spacing_range_mm: the smallest and the largest spacing of the scans along Z, Y and X, as they were before
+            resampling; None where that is not known.
     """
 
     version: int
@@ -251,6 +253,7 @@ class Plan:
     measurements: tuple[Measurement, ...] = ()
     provenance: dict[str, str]
     optional_channels: tuple[str, ...] = ()
+    spacing_range_mm: tuple[tuple[float, float, float], tuple[float, float, float]] | None = later(None)
 
     def __post_init__(self) -> None:
         if self.version != PLAN_VERSION:

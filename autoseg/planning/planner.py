@@ -106,6 +106,7 @@ def make_plan(
             Reason(subject="recommended", text=why),
         ),
         provenance={"autoseg": __version__, "fingerprint": digest(fingerprint)},
+        spacing_range_mm=fingerprint.spacing_range_mm,
     ).signed()
 
 

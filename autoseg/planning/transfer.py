@@ -94,6 +94,7 @@ def transfer_plan(
         reasons=(*reasons, Reason(subject="recommended", text=why)),
         measurements=(),
         provenance={"autoseg": __version__, "fingerprint": digest(fingerprint), "like": name},
+        spacing_range_mm=fingerprint.spacing_range_mm,
     ).signed()
 
 

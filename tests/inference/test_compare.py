@@ -65,7 +65,25 @@ def test_what_looks_like_the_training_is_not_remarked_on(plan: Plan, name: str) 
 
 def test_a_header_in_metres(plan: Plan) -> None:
     (text,) = differences(plan, make_image(), spacing_mm=(0.003, 0.001, 0.001))
-    assert re.search(r"0\.003 x 0\.001 x 0\.001 mm.*works at 3 x 1 x 1 mm.*header", text)
+    assert re.search(r"0\.003 x 0\.001 x 0\.001 mm.*was trained on 3 x 1 x 1 mm; is its header", text)
+
+
+def test_a_coarser_grid_of_the_network_does_not_matter(plan: Plan) -> None:
+    full = plan.configuration("3d_fullres")
+    coarse = dataclasses.replace(full, name="3d_quick", spacing_mm=(4.0, 4.0, 4.0))
+    with_coarse = dataclasses.replace(plan, configurations={**plan.configurations, "3d_quick": coarse})
+    assert differences(with_coarse, make_image(), name="3d_quick") == []
+    older = dataclasses.replace(with_coarse, spacing_range_mm=None)
+    (text,) = differences(older, make_image(), name="3d_quick")
+    assert "works at 4 x 4 x 4 mm" in text
+
+
+def test_what_the_training_had_is_familiar_however_far_from_the_median(plan: Plan) -> None:
+    ranged = dataclasses.replace(plan, spacing_range_mm=((0.7, 0.5, 0.5), (8.0, 1.0, 1.0)))
+    assert differences(ranged, make_image(), spacing_mm=(0.6, 0.4, 0.4)) == []
+    assert differences(ranged, make_image(), spacing_mm=(12.0, 1.0, 1.0)) == []
+    (text,) = differences(ranged, make_image(), spacing_mm=(30.0, 1.0, 1.0))
+    assert "was trained on 0.7 x 0.5 x 0.5 to 8 x 1 x 1 mm" in text
 
 
 def test_the_distance_of_slices_does_not_matter_in_2d(plan: Plan) -> None:
