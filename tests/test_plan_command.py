@@ -114,7 +114,7 @@ def test_nothing_of_the_users_is_overwritten(tiny_dataset: Path, tmp_path: Path)
 
 
 def test_a_resolution_beyond_the_memory_is_refused_with_its_numbers(tiny_dataset: Path, tmp_path: Path) -> None:
-    error = plan(tiny_dataset, "--spacing", "0.005", cwd=tmp_path, code=2).stderr
+    error = plan(tiny_dataset, "--spacing", "0.005", "-c", "3d_fullres", cwd=tmp_path, code=2).stderr
     assert "resampling multiplies the voxels" in error
     assert "more than may be used here; plan with a coarser --spacing" in error
 

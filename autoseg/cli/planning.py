@@ -71,7 +71,7 @@ def plan(
             "--configurations",
             "--configuration",
             help="Plan and preprocess only these, such as 2d,3d_fullres, or all. By default all that make sense are "
-            "planned, and the cases are preprocessed for the recommended one.",
+            "planned, and the cases are preprocessed for the one that this machine trains, where that is certain.",
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="unet, resenc-m, resenc-l or resenc-xl (residual encoder).")] = "unet",

@@ -23,7 +23,7 @@ from autoseg.core.errors import (
 )
 from autoseg.core.geometry import join_numbers
 from autoseg.core.labels import LabelSpec
-from autoseg.core.runtime import format_duration, format_memory, machine_memory_gib, map_threads, n_cpus
+from autoseg.core.runtime import format_duration, format_memory, machine_memory_gib, map_threads, n_cpus, resolve_device
 from autoseg.core.serialize import digest, holds_json, write_json
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.io import read_geometry
@@ -32,6 +32,7 @@ from autoseg.data.load import LoadedCase, load_case, loading_gib
 from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
 from autoseg.pipeline.examine import file_identity, look_at, refuse_foreign_folder
 from autoseg.pipeline.explain import measure_plan, write_report
+from autoseg.pipeline.quick import may_be_coarser
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.planning.choices import Choices
 from autoseg.planning.configurations import QUICK_NAMES
@@ -77,8 +78,9 @@ def plan(
             values near whole numbers rounded, masks of 0 and 255 read as 1 where the list of labels says so, and voxels
             that are NaN or infinite given the lowest value of the others. All of them are errors otherwise.
         allow_outside: a manifest may name files outside of its folder.
-        preprocess: "chosen" for the configurations that `choices` names, or else the one that is trained by default;
-            "all" for every one; "none" for none. What is missing is preprocessed when it is trained.
+        preprocess: "chosen" for the configurations that `choices` names, or else the one that this machine trains by
+            default, where that is certain; "all" for every one; "none" for none. What is missing is preprocessed when
+            it is trained.
         measure_on: the GPU to measure these configurations on, see `measure`; None for none.
 
     Returns:
@@ -111,11 +113,10 @@ def plan(
         write_json(workspace.plan_file, made)
         logger.info("planned in %s", format_duration(time.monotonic() - started))
 
-        names = (choices and choices.configurations) or (default_configuration(made).name,)
-        if preprocess == "all":
-            names = tuple(made.configurations)
+        named = tuple(made.configurations) if preprocess == "all" else (choices and choices.configurations) or ()
         if measure_on is not None:
-            alone = [name for name in names if made.configuration(name).previous is None]
+            measured = named or (default_configuration(made).name,)
+            alone = [name for name in measured if made.configuration(name).previous is None]
             made = measure_plan(workspace, made, alone, device=measure_on)
         estimates = estimate(fingerprint, made)
         found = (problem for problem in check.problems if problem.severity == WARNING)
@@ -124,12 +125,34 @@ def plan(
             logger.warning("%s", describe_problems("Some cases deserve a look.", estimates.warnings))
         write_report(workspace, index, made, fingerprint, estimates)
         if preprocess != "none":
-            stages = [stage for name in names for stage in (made.configuration(name).previous, name) if stage]
-            grids = dict.fromkeys(made.grid(stage) for stage in stages)
-            _announce_disk(workspace, grids, estimates)
+            grids = dict.fromkeys(made.grid(stage) for stage in _stages_to_preprocess(made, named))
+            _announce_disk(workspace, index, made, grids, estimates)
             for grid in grids:
                 preprocess_cases(workspace, index, made, grid)
         return made
+
+
+def _stages_to_preprocess(made: Plan, named: Sequence[str]) -> list[str]:
+    """Named configurations with their first stages; where none are, what this machine trains by default.
+
+    What is not preprocessed now is when it is trained. Full resolution can take a hundred gigabytes, and a CPU, which
+    has an hour for each fold, often trains a coarser grid.
+    """
+    on_cpu = resolve_device("auto").type == "cpu"
+    if named or not on_cpu:
+        names = named or (default_configuration(made).name,)
+        return [stage for name in names for stage in (made.configuration(name).previous, name) if stage]
+    chosen = default_configuration(made)
+    if chosen.previous is not None:
+        chosen = made.configuration(chosen.previous)
+    if may_be_coarser(made, chosen):
+        text = (
+            "cases are preprocessed when they are trained: on a CPU, --max-time decides on which grid "
+            "(--configurations %s preprocesses them now)"
+        )
+        logger.info(text, chosen.name)
+        return []
+    return [chosen.name]
 
 
 def plan_from_fingerprint(
@@ -248,9 +271,18 @@ def _read_plan_before(workspace: Workspace) -> Plan | None:
         return None
 
 
-def _announce_disk(workspace: Workspace, grids: Collection[str], estimates: Estimates) -> None:
-    """Says how much disk the preprocessed cases will take, and warns where there is less."""
-    needed_gib = sum(taken.disk_gib for taken in estimates.configurations if taken.configuration in grids)
+def _announce_disk(
+    workspace: Workspace, index: Dataset, made: Plan, grids: Collection[str], estimates: Estimates
+) -> None:
+    """Says how much disk the cases will take that are to be preprocessed, and warns where there is less."""
+    missing = {grid: len(cases_to_preprocess(workspace, index, made, grid)) / len(index.cases) for grid in grids}
+    needed_gib = sum(
+        taken.disk_gib * missing[taken.configuration]
+        for taken in estimates.configurations
+        if taken.configuration in missing
+    )
+    if not needed_gib:
+        return
     free_gib = shutil.disk_usage(workspace.root).free / GIB
     logger.info(
         "preprocessed cases take about %s of disk, %s are free", format_memory(needed_gib), format_memory(free_gib)

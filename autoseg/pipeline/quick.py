@@ -50,15 +50,12 @@ def configuration_for_time(
         n_processes: that train a fold together.
     """
     from autoseg.pipeline.settle import staying_folds
-    from autoseg.training.adapt import SMALLEST_PATCH_SCALE, adapts, choose_network, resize
+    from autoseg.training.adapt import adapts, choose_network
 
     made, where = workspace.read_plan(), resolve_device(device)
     on_cpu = where.type == "cpu"
     chosen = configuration_to_train(made, None, config.budget, on_cpu=on_cpu, fingerprint=workspace.read_fingerprint)
-    if chosen.previous is not None or not adapts(made, config, on_cpu=on_cpu) or _is_set_by_user(made, chosen.name):
-        return chosen
-    smallest = resize(chosen, "half", SMALLEST_PATCH_SCALE)
-    if _shows_enough(chosen, smallest.patch_size):
+    if chosen.previous is not None or not adapts(made, config, on_cpu=on_cpu) or not may_be_coarser(made, chosen):
         return chosen
     n_cases = len(workspace.read_splits().folds[0].training)
     quick_name = QUICK_NAMES[chosen.n_axes]
@@ -78,6 +75,14 @@ def configuration_for_time(
         return chosen
     is_used = bool(begun.get(quick_name)) or _is_being_trained(workspace.model(quick_name), folds)
     return _add_quick(workspace, chosen.name, network.patch_size, is_kept=resume or is_used)
+
+
+def may_be_coarser(made: Plan, configuration: ConfigurationPlan) -> bool:
+    """Whether a short training may take a coarser grid than that of a configuration, which the user has not set."""
+    from autoseg.training.adapt import SMALLEST_PATCH_SCALE, resize
+
+    smallest = resize(configuration, "half", SMALLEST_PATCH_SCALE)
+    return not _is_set_by_user(made, configuration.name) and not _shows_enough(configuration, smallest.patch_size)
 
 
 def _goes_on(model: Path, folds: Sequence[int], config: TrainConfig, *, n_cases: int, on_cpu: bool) -> bool:

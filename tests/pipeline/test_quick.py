@@ -18,6 +18,7 @@ from autoseg.core.serialize import write_json
 from autoseg.data.io import read_image, read_label
 from autoseg.data.phantom import write_phantom_dataset
 from autoseg.pipeline import Workspace, configuration_for_time
+from autoseg.pipeline.prepare import _stages_to_preprocess
 from autoseg.pipeline.settle import RECIPE_FILE, SettledTraining
 from autoseg.planning.choices import Choices
 from autoseg.planning.plan import ConfigurationPlan, Plan
@@ -123,6 +124,35 @@ class Timed:
     def __call__(self, plan: Plan, configuration: ConfigurationPlan, *_: object, **__: object) -> tuple[object, float]:
         self.n_asked += 1
         return resize(configuration, "half", self.patch_scale), 1.0
+
+
+def test_planning_preprocesses_what_is_certainly_trained(
+    world: Path, tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def preprocessed(name: str) -> set[str]:
+        folder = tmp_path / name / "preprocessed"
+        return {path.name for path in folder.iterdir() if path.is_dir()} if folder.exists() else set()
+
+    monkeypatch.setattr("autoseg.pipeline.prepare.resolve_device", lambda _: torch.device("cpu"))
+    caplog.set_level(logging.INFO)
+    plan = autoseg.plan(world / "data", tmp_path / "large", choices=CHOICES, n_folds=2)
+    first = plan.configuration(plan.recommended).previous or plan.recommended
+    assert preprocessed("large") == set()
+    assert f"--configurations {first} preprocesses them now" in caplog.text
+    assert "of disk" not in caplog.text
+    autoseg.plan(tiny_dataset, tmp_path / "small")
+    assert preprocessed("small") == {"3d_fullres"}
+    assert "of disk" in caplog.text
+    caplog.clear()
+    autoseg.plan(tiny_dataset, tmp_path / "small")
+    assert "of disk" not in caplog.text, "nothing is missing"
+    pipeline.force_cascade(tmp_path / "small")
+    plan = Workspace(root=tmp_path / "small").read_plan()
+    plan = dataclasses.replace(plan, recommended="3d_cascade_fullres")
+    assert _stages_to_preprocess(plan, ()) == ["3d_lowres"]
+    assert _stages_to_preprocess(plan, ("3d_cascade_fullres",)) == ["3d_lowres", "3d_cascade_fullres"]
+    monkeypatch.setattr("autoseg.pipeline.prepare.resolve_device", lambda _: torch.device("cuda"))
+    assert _stages_to_preprocess(plan, ()) == ["3d_lowres", "3d_cascade_fullres"]
 
 
 @pytest.fixture
