@@ -272,8 +272,8 @@ def _train_one_by_one(
         TrainingError: some have failed.
     """
     from autoseg import pipeline
-    from autoseg.core.errors import TrainingError, describe_problems
-    from autoseg.core.faults import describe_fault
+    from autoseg.core.errors import AutosegError, TrainingError, describe_problems
+    from autoseg.core.faults import DeviceError, describe_fault
     from autoseg.pipeline.jobs.start import discard_folds
 
     if not resume:
@@ -294,9 +294,9 @@ def _train_one_by_one(
                     track_with=request.track_with,
                     stop=stop,
                 )
-            except TrainingInterrupted:
+            except (TrainingInterrupted, DeviceError):
                 raise
-            except (TrainingError, OSError) as error:
+            except (AutosegError, OSError) as error:
                 if len(configurations) * len(folds) == 1:
                     raise
                 told = describe_fault(error) or str(error)

@@ -58,6 +58,10 @@ class PredictionError(AutosegError):
     """One or more images could not be segmented."""
 
 
+class ImageTooLargeError(PredictionError):
+    """An image needs more memory than may be taken."""
+
+
 class FormatError(AutosegError):
     """A file is not what its name or its header says."""
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.core.errors import PredictionError
+from autoseg.core.errors import ImageTooLargeError
 from autoseg.core.geometry import Geometry
 from autoseg.core.runtime import format_memory, machine_memory_gib, resolve_device, use_granted_cpus
 from autoseg.inference.arrays import canonical_image, to_input_axes
@@ -364,12 +364,12 @@ class Predictor:
         """Refuses what does not fit.
 
         Raises:
-            PredictionError: more is needed than may be taken.
+            ImageTooLargeError: more is needed than may be taken.
         """
         if needed_gib > self._max_ram_gib:
-            raise PredictionError(
-                f"needs about {format_memory(needed_gib)} of memory, more than the {format_memory(self._max_ram_gib)} "
-                "it may take; give more with --max-ram, or cut the image to the part that matters"
+            may_be = format_memory(self._max_ram_gib)
+            raise ImageTooLargeError(
+                f"needs about {format_memory(needed_gib)} of memory, more than the {may_be} it may take"
             )
 
 

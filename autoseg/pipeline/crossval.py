@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import FormatError, PredictionError, TrainingError, TrainingInterrupted
+from autoseg.core.errors import FormatError, ImageTooLargeError, TrainingError, TrainingInterrupted
 from autoseg.core.runtime import format_duration, n_cpus, track
 from autoseg.core.serialize import digest as digest_of
 from autoseg.core.serialize import holds_json, read_json, write_json
@@ -21,6 +21,8 @@ from autoseg.pipeline.prepare import preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from autoseg.evaluation.crossval import CaseReview, CrossValidation
     from autoseg.evaluation.review import ReviewCounts
     from autoseg.evaluation.scores import Evaluation
@@ -93,7 +95,7 @@ def validate_fold(
             if label_map.is_file():
                 predicted, _ = read_label(label_map)
             else:
-                predicted = predictor.segment(prepare_stored(open_stored(workspace, predictor, case))).label
+                predicted = _segment_stored(predictor, open_stored(workspace, predictor, case), case.id)
             reference, geometry = read_reference(case, labels)
             if not label_map.is_file():
                 write_volume(label_map, predicted, geometry, like=case.label_files[0])
@@ -112,6 +114,21 @@ def validate_fold(
     evaluation = summarise_scores(scores, settings=settings, model=digest, key=key)
     write_json(file, evaluation)
     return evaluation
+
+
+def _segment_stored(predictor: Predictor, stored: PreprocessedCase, case: str) -> NDArray:
+    """The label map of a case of the training data, on the grid of its scan.
+
+    Raises:
+        TrainingError: it needs more memory than there is.
+    """
+    try:
+        return predictor.segment(prepare_stored(stored)).label
+    except ImageTooLargeError as error:
+        raise TrainingError(
+            f"{case}: cannot be validated: {error}; a machine with more of it can go on from here, with the same "
+            "command, and --no-validate trains without"
+        ) from error
 
 
 def _keep_label_maps_of(folder: Path, key: str) -> None:
@@ -350,7 +367,7 @@ def _review(
             axis = predictor.choose_axis(prepared)
             try:
                 predictor.check_memory(predictor.needed_gib(prepared, axis=axis, separate=True))
-            except PredictionError as error:
+            except ImageTooLargeError as error:
                 logger.warning("%s is not looked at by all folds together: %s", case.id, error)
                 continue
             label = stored.label.transpose(axis_first(axis))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoseg.core.errors import AutosegError
+from autoseg.core.serialize import holds_json, write_json
 from autoseg.data.io import read_image, read_label
 from autoseg.data.phantom import write_phantom_dataset
 from autoseg.pipeline.fit import train
@@ -24,20 +26,28 @@ def run_demo(folder: Path, *, max_time_s: float, device: str = "auto", seed: int
     """Generates CT-like scans, plans, trains one fold, segments the test cases, scores and draws them.
 
     Args:
-        folder: gets `dataset`, `work`, `segmentations` and `demo.png`; what an earlier demo left there is used again.
+        folder: gets `dataset`, `work`, `segmentations` and `demo.png`; what an earlier demo of the same seed left there
+            is used again.
         max_time_s: of training.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         seed: of the data and the training.
 
     Returns:
         The scores of the test cases and the picture.
+
+    Raises:
+        AutosegError: the folder holds the demo of another seed.
     """
     from autoseg.reporting.figures import OverlayRow, draw_overlays
     from autoseg.training.config import Budget, TrainConfig
 
     dataset, work, output = folder / "dataset", folder / "work", folder / "segmentations"
+    made_with = folder / "demo.json"
     if not dataset.exists():
+        write_json(made_with, {"seed": seed})
         write_phantom_dataset(dataset, seed=seed, coarseness=COARSENESS)
+    elif made_with.exists() and not holds_json(made_with, {"seed": seed}):
+        raise AutosegError(f"{folder}: holds the demo of another seed; name another folder")
     plan(dataset, work)
     budget = Budget(max_time_s=max_time_s)
     train(work, folds=[0], config=TrainConfig(budget=budget, seed=seed), device=device, validate=False)

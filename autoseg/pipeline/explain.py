@@ -114,7 +114,8 @@ def _load_overlay(case: Case, labels: LabelSpec) -> OverlayRow:
 
 
 def _epoch_times_s(workspace: Workspace, made: Plan) -> dict[str, float]:
-    """Median time of an epoch of every configuration that was trained here as it is planned now."""
+    """Median time of a full epoch of every configuration that was trained here as it is planned now."""
+    from autoseg.training.config import ITERATIONS_PER_EPOCH
     from autoseg.training.record import FoldFiles, read_log
 
     times = {}
@@ -129,7 +130,12 @@ def _epoch_times_s(workspace: Workspace, made: Plan) -> dict[str, float]:
             # Most often there is no model yet; one that is damaged must not keep anybody from planning.
             logger.debug("no time per epoch of %s: %s", name, error)
             continue
-        spent = [(epochs[-1].time_s - epochs[0].time_s) / (len(epochs) - 1) for epochs in logs if len(epochs) > 1]
-        if spent:
-            times[name] = statistics.median(spent)
+        # Epochs of short trainings have fewer steps.
+        step_times_s = [
+            (epochs[-1].time_s - epochs[0].time_s) / (epochs[-1].iteration - epochs[0].iteration)
+            for epochs in logs
+            if len(epochs) > 1
+        ]
+        if step_times_s:
+            times[name] = statistics.median(step_times_s) * ITERATIONS_PER_EPOCH
     return times

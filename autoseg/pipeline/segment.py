@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
-from autoseg.core.errors import AutosegError, FormatError, PredictionError, Problem, describe_problems, first_line
+from autoseg.core.errors import (
+    AutosegError,
+    FormatError,
+    ImageTooLargeError,
+    PredictionError,
+    Problem,
+    describe_problems,
+    first_line,
+)
 from autoseg.core.faults import DeviceError, describe_fault, describe_lost_device, is_device_lost, is_out_of_memory
 from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
 from autoseg.core.serialize import write_json
@@ -381,7 +389,11 @@ class _Run:
 
     def _fail(self, image: _Opened, error: AutosegError | None) -> None:
         again = "run the same command again with --continue"
-        advice = f"mend or replace the image, then {again}" if isinstance(error, FormatError) else f"then {again}"
+        advice = f"then {again}"
+        if isinstance(error, FormatError):
+            advice = f"mend or replace the image, then {again}"
+        elif isinstance(error, ImageTooLargeError):
+            advice = f"give more with --max-ram, or cut the image to the part that matters, then {again}"
         self.problems.append(Problem(kind="image cannot be segmented", case=image.case, text=str(error), advice=advice))
         logger.warning("%s: could not be segmented: %s", image.case, error)
 

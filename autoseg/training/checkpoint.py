@@ -42,6 +42,8 @@ class RunState:
         epoch_losses: losses of the epoch that has begun, step by step.
         epoch_time_s: time spent in that epoch.
         loss_scale: of float16 training; None otherwise.
+        steps_at_scale: likewise, since it has changed last.
+        n_bad_steps: that were skipped, because their loss was not finite.
         device: the kind of device that trained, such as "cpu".
         precision: that it computed in, such as "bfloat16".
         finished: whether the budget is used up.
@@ -58,6 +60,8 @@ class RunState:
     device: str
     precision: str
     finished: bool
+    steps_at_scale: int = 0
+    n_bad_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

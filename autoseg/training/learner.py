@@ -72,20 +72,26 @@ class Learner:
         self._batch_dice = configuration.batch_dice
         self._max_gradient_norm = recipe.max_gradient_norm
 
-    def use_precision(self, name: str, *, loss_scale: float | None = None) -> None:
-        """Computes in this precision from now on.
-
-        Args:
-            name: see `__init__`.
-            loss_scale: of float16, where an earlier training had found one.
-        """
+    def use_precision(self, name: str) -> None:
+        """Computes in this precision from now on; see `__init__`."""
         chosen = autocast_dtype(self.device) if name == "auto" else getattr(torch, name)
         self.precision: torch.dtype = chosen or torch.float32
         self.scaler = torch.amp.GradScaler(
             self.device.type,
-            init_scale=FIRST_LOSS_SCALE if loss_scale is None else loss_scale,
+            init_scale=FIRST_LOSS_SCALE,
             enabled=self.precision is torch.float16,
         )
+
+    @property
+    def loss_scale(self) -> tuple[float | None, int]:
+        """The scale of the loss, None but for float16, and for how many steps it has been that: it grows after many."""
+        state = self.scaler.state_dict()
+        return state.get("scale"), state.get("_growth_tracker", 0)
+
+    @loss_scale.setter
+    def loss_scale(self, known: tuple[float | None, int]) -> None:
+        if self.scaler.is_enabled() and known[0] is not None:
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": known[0], "_growth_tracker": known[1]})
 
     @property
     def precision_name(self) -> str:

@@ -235,9 +235,10 @@ class _Run:
         load_checkpoint(self.files.checkpoint, self.learner.network, self.learner.optimizer)
         if state.device == self.device.type and can_compute(self.device, state.precision):
             # What is fastest was measured when the run began, and may come out otherwise on a busy machine.
-            self.learner.use_precision(state.precision, loss_scale=state.loss_scale)
+            self.learner.use_precision(state.precision)
+            self.learner.loss_scale = state.loss_scale, state.steps_at_scale
         self.iteration, self.elapsed_s, self.epoch_time_s = state.iteration, state.elapsed_s, state.epoch_time_s
-        self.before_s = state.before_s
+        self.before_s, self.n_bad_steps = state.before_s, state.n_bad_steps
         self.saved_at_step = state.iteration
         self.epoch_losses = list(state.epoch_losses)
         self.epochs = read_log(self.files.log)[: state.epoch]
@@ -278,6 +279,7 @@ class _Run:
         """Writes the checkpoint and the log."""
         if not self.ranks.is_first:
             return
+        loss_scale, steps_at_scale = self.learner.loss_scale
         state = RunState(
             config=self.config_digest,
             iteration=self.iteration,
@@ -286,7 +288,9 @@ class _Run:
             before_s=self.before_s,
             epoch_losses=tuple(self.epoch_losses),
             epoch_time_s=self.epoch_time_s,
-            loss_scale=self.learner.scaler.get_scale() if self.learner.scaler.is_enabled() else None,
+            loss_scale=loss_scale,
+            steps_at_scale=steps_at_scale,
+            n_bad_steps=self.n_bad_steps,
             device=self.device.type,
             precision=self.learner.precision_name,
             finished=self.finished,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoseg import pipeline
-from autoseg.core.errors import TrainingInterrupted
+from autoseg.core.errors import TrainingError, TrainingInterrupted
 from autoseg.pipeline.crossval import validate_fold, validation_folder
 from autoseg.pipeline.workspace import Workspace
 from autoseg.training.config import Budget, TrainConfig
@@ -61,3 +61,12 @@ def test_it_goes_on_with_the_next_case_and_starts_anew_for_other_weights(workspa
         os.utime(label_map, (1, 1))
     validate_fold(workspace, "3d_fullres", 0, device="cpu")
     assert all(path.stat().st_mtime > 1 for path in folder.glob("*.nii.gz"))
+
+
+def test_a_case_that_needs_too_much_memory_is_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoseg.inference.predictor.machine_memory_gib", lambda: 1e-5)
+    for label_map in validation_folder(workspace, "3d_fullres", 0).glob("*"):
+        label_map.unlink()
+    text = r"phantom_00\d: cannot be validated: needs about .* of memory, .* --no-validate trains without"
+    with pytest.raises(TrainingError, match=text):
+        validate_fold(workspace, "3d_fullres", 0, device="cpu")

@@ -243,7 +243,7 @@ def test_an_image_unlike_the_training_is_warned_about(
 def test_an_image_that_is_too_large_for_the_memory_is_refused_in_words(
     model: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(PredictionError, match=r"needs about .* MiB of memory, more than the 1 MiB .*--max-ram"):
+    with pytest.raises(PredictionError, match=r"(?s)needs about .* MiB of memory, more than the 1 MiB .*--max-ram"):
         autoseg.predict(images[0], tmp_path, model=model, device="cpu", max_ram_gib=0.0005)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -23,6 +24,7 @@ from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, write_case
 from autoseg.training import trainer
 from autoseg.training.adapt import choose_training
+from autoseg.training.checkpoint import read_state
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.learner import Learner
 from autoseg.training.patches import Batch, PatchSampler
@@ -300,6 +302,21 @@ def test_a_precision_that_this_gpu_emulates_is_not_taken_from_a_checkpoint(
     monkeypatch.setattr(trainer, "can_compute", lambda device, precision: precision != "bfloat16")
     train(tmp_path, cases, config=TEN)
     assert json.loads((tmp_path / "training.json").read_text())["precision"] == "float32"
+
+
+def test_the_scale_of_float16_grows_at_the_same_steps_when_resumed(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growing = functools.partial(torch.amp.GradScaler, growth_interval=4)
+    monkeypatch.setattr("autoseg.training.learner.torch.amp.GradScaler", growing)
+    config = dataclasses.replace(TEN, precision="float16")
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path / "parts", cases, config=config, stop=stop_after(3))
+    train(tmp_path / "parts", cases, config=config)
+    train(tmp_path / "whole", cases, config=config)
+    parts, whole = (read_state(tmp_path / name / "checkpoint.safetensors") for name in ("parts", "whole"))
+    assert (parts.loss_scale, parts.steps_at_scale) == (whole.loss_scale, whole.steps_at_scale)
+    assert whole.steps_at_scale != 10, "it has grown"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -16,7 +16,7 @@ from autoseg.cluster.processes import last_line
 from autoseg.core.errors import AutosegError
 from autoseg.core.machine import is_running
 from autoseg.pipeline.jobs.batch import DONE, FAILED, LOCAL, RUNNING, SLURM, STOPPED, Batch, BatchFolder, Job, JobState
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 
 WAITING, REQUEUED, NOT_BEGUN, CANCELLED, LOST = "waiting", "requeued", "not begun", "cancelled", "lost"
 BEGUN = "begun"
@@ -145,7 +145,7 @@ def find_log(work: Path | str, wanted: str, *, configuration: str | None = None)
     Args:
         work: the work folder.
         wanted: number of a fold, or the name of a job.
-        configuration: of the fold; None where there is one only.
+        configuration: of the fold, or "cascade" for the second stage; None where there is one only.
 
     Raises:
         AutosegError: there is no such job, or there are several.
@@ -153,6 +153,8 @@ def find_log(work: Path | str, wanted: str, *, configuration: str | None = None)
     known = [one for one in status(work) if one.batch is not None]
     names = [one.name for one in known]
     matching = [one for one in known if one.name == wanted]
+    if configuration is not None:
+        configuration = default_configuration(Workspace(root=Path(work)).read_plan(), configuration).name
     if wanted.isdecimal():
         matching = [one for one in known if one.fold == int(wanted) and configuration in (None, one.configuration)]
     if not matching:
