@@ -18,7 +18,7 @@ Fix = Annotated[
     typer.Option(
         "--fix",
         help="Mend what is safe, in memory and never in your files: channels on another grid than the first, label "
-        "values near whole numbers, masks of 0 and 255, voxels that are NaN.",
+        "values near whole numbers, masks of 0 and 255, also with grey borders, voxels that are NaN.",
     ),
 ]
 AllowOutside = Annotated[

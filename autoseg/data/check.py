@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from autoseg.core.errors import ERROR, DatasetError, FormatError, Problem
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads
 from autoseg.data.compare import CaseLook, look_at_case
-from autoseg.data.dataset import Case, Dataset, LabelMend
-from autoseg.data.io import read_label
+from autoseg.data.dataset import Case, Dataset
 from autoseg.data.listings import structure_labels
 from autoseg.data.load import LoadedCase, label_values, load_case, loading_gib
-from autoseg.data.references import combinations_of
+from autoseg.data.references import combinations_of, mend_to_read, read_label_map
+from autoseg.data.soft_masks import WHITE, has_grey_borders
 
 MAX_LABELS_FOUND = 1000
 
@@ -59,6 +59,15 @@ class Scan(Generic[T]):
     problems: list[Problem]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _FoundLabels:
+    """What is annotated in a case: values of its label map, or which of its structures share a voxel."""
+
+    values: set[int] = field(default_factory=set)
+    together: set[frozenset[str]] = field(default_factory=set)
+    is_soft: bool = False
+
+
 def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
     """The classes of a dataset whose layout does not list them: every value that occurs, named after itself.
 
@@ -66,26 +75,38 @@ def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
         DatasetError: label maps that cannot be read, no foreground at all, or implausibly many values.
     """
 
-    def values_of(case: Case) -> set[int] | set[frozenset[str]] | Problem:
+    def look(case: Case) -> _FoundLabels | Problem:
         try:
             if case.label is None:
-                return combinations_of(replace(case, mend=LabelMend(rounded=True)) if dataset.fix else case)
-            return label_values(read_label(case.label, rounded=dataset.fix)[0])
+                read, _ = mend_to_read(case, combinations_of, fix=dataset.fix)
+                return _FoundLabels(together=read)
+            label, _ = mend_to_read(case, read_label_map, fix=dataset.fix)
+            return _FoundLabels(values=label_values(label), is_soft=has_grey_borders(label))
         except FormatError as error:
             advice = "mend or replace the label map, or remove the case"
             return Problem(kind="label map cannot be used", case=case.id, text=str(error), advice=advice)
 
-    answers = map_threads(values_of, dataset.cases, n_threads=n_threads, description="looking for labels")
+    answers = map_threads(look, dataset.cases, n_threads=n_threads, description="looking for labels")
     problems = [answer for answer in answers if isinstance(answer, Problem)]
     if problems:
         raise DatasetError.listing(f"{dataset.name}: some label maps cannot be used.", problems)
-    found: set[Any] = set().union(*(answer for answer in answers if isinstance(answer, set)))
+    found = [answer for answer in answers if isinstance(answer, _FoundLabels)]
     structures = list(dict.fromkeys(name for case in dataset.cases for name in case.masks))
     if structures:
-        return structure_labels(structures, sorted(found, key=sorted))
-    values = sorted(found - {0})
+        together: set[frozenset[str]] = set().union(*(known.together for known in found))
+        return structure_labels(structures, sorted(together, key=sorted))
+    values = sorted(set().union(*(known.values for known in found)) - {0})
     if not values:
         raise DatasetError(f"{dataset.name}: every voxel of every label map is 0, expected at least one structure")
+    n_soft = sum(known.is_soft for known in found)
+    if 2 * n_soft >= sum(bool(known.values - {0}) for known in found):
+        if not dataset.fix:
+            raise DatasetError(
+                f"{dataset.name}: {n_soft} of {len(found)} label maps are masks in black and white with grey borders, "
+                f"as smoothing, resizing or JPEG makes them: found {len(values)} values, expected one for each "
+                "structure; --fix takes what is brighter than half for the structure, or save the masks as they were"
+            )
+        return LabelSpec.of_values([WHITE])
     if len(values) > MAX_LABELS_FOUND:
         raise DatasetError(
             f"{dataset.name}: found {len(values)} different values in the label maps, expected a few labels; "

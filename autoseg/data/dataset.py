@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoseg.core.labels import LabelSpec
+from autoseg.core.serialize import later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +16,12 @@ class LabelMend:
     Attributes:
         rounded: its values lie near whole numbers, and are rounded.
         values: what a value of the file stands for, such as 255 for 1.
+        halved: it is a mask in black and white with grey borders; what is brighter than half is white, before that.
     """
 
     rounded: bool = False
     values: dict[int, int] = field(default_factory=dict)
+    halved: bool = later(False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import FormatError
+from autoseg.core.errors import FormatError, list_some
 from autoseg.core.geometry import Geometry
 from autoseg.data.dicom import holds_dicom, read_dicom_file, read_dicom_folder
 from autoseg.data.itk import read_itk, write_itk
 from autoseg.data.nifti import read_nifti, write_nifti
 from autoseg.data.pictures import read_picture, write_picture
 from autoseg.data.raw import RawImage, Writer
+from autoseg.data.soft_masks import halve, is_nearly_binary
 from autoseg.data.tiff import read_tiff, sidecars, write_tiff
 
 __all__ = [
@@ -181,18 +182,20 @@ def read_image(path: Path) -> tuple[NDArray[np.float32], Geometry]:
     return raw.load_float(), raw.geometry
 
 
-def read_label(path: Path, *, rounded: bool = False) -> tuple[NDArray, Geometry]:
+def read_label(path: Path, *, rounded: bool = False, halved: bool = False) -> tuple[NDArray, Geometry]:
     """Reads a label map.
 
     Args:
         path: of the file.
         rounded: values within `NEARLY_WHOLE` of a whole number are taken for it.
+        halved: of a mask in black and white with grey borders, what is brighter than half is 255, the rest 0.
 
     Returns:
         (Z, Y, X) integers in canonical orientation, contiguous, and its geometry.
 
     Raises:
-        FormatError: missing, unreadable, more than one volume, several colours, or values that are not whole numbers.
+        FormatError: missing, unreadable, more than one volume, several colours, values that are not whole numbers, or
+            that a compression has changed; or nothing that can be halved.
     """
     raw = read_raw(path)
     if raw.load_label is not None:
@@ -214,9 +217,28 @@ def read_label(path: Path, *, rounded: bool = False) -> tuple[NDArray, Geometry]
                 f"{path}: found {n_broken} voxels such as {example:.9g}, expected whole numbers in a label map"
             )
         label = nearest.astype(np.int32)
+    if halved:
+        if not is_nearly_binary(label):
+            raise FormatError(f"{path}: found many voxels between black and white, expected a mask with grey borders")
+        label = halve(label)
+    elif raw.is_lossy:
+        _refuse_changed_values(path, label)
     if label.dtype == np.uint64:
         label = label.astype(np.int64)  # numpy counts and indexes with signed integers only
     return label.astype(label.dtype.newbyteorder("="), copy=False), raw.geometry
+
+
+def _refuse_changed_values(path: Path, label: NDArray) -> None:
+    """Refuses more values than a compression that changes them can have left alone."""
+    values = np.unique(label)
+    if len(values) > 2:
+        advice = "save the original label map as PNG"
+        if is_nearly_binary(label):
+            advice = f"'autoseg plan --fix' takes what is brighter than half for the structure, or {advice}"
+        raise FormatError(
+            f"{path}: found {len(values)} values such as {list_some([str(value) for value in values])} in a label map, "
+            f"expected at most 2 in a JPEG, because its compression changes values; {advice}"
+        )
 
 
 def adopt_place(geometry: Geometry, file: Path, image: Path) -> Geometry:

@@ -21,8 +21,9 @@ from autoseg.core.geometry import (
 from autoseg.core.labels import LabelSpec
 from autoseg.data.dataset import Case, LabelMend
 from autoseg.data.io import read_geometry, read_raw
-from autoseg.data.references import read_reference
+from autoseg.data.references import mend_to_read, read_reference
 from autoseg.data.regrid import resample_onto
+from autoseg.data.soft_masks import has_grey_borders
 
 PIECE_VOXELS = 2**20
 MASK_VALUES = frozenset({1, 255, 65535})
@@ -84,7 +85,12 @@ def load_image(
     n_found = sum(raw.n_channels for raw in raws)
     if n_found + n_missing != n_channels:
         hint = ""
-        if len(images) == 1 and n_found > 1:
+        if len(images) == 1 and raws[0].is_picture and {n_found, n_channels} == {1, 3}:
+            ones, others = (
+                ("a colour picture", "grey ones") if n_found == 3 else ("a grey picture", "pictures in colour")
+            )
+            hint = f": {ones}, and the others are {others}; save all in one way"
+        elif len(images) == 1 and n_found > 1:
             hint = "; if these are time points, save each as a case of its own; if channels, list them in dataset.json"
         raise FormatError(f"{files[0]}: found {n_found + n_missing} channels, expected {n_channels}{hint}")
     geometry = raws[0].geometry
@@ -164,18 +170,23 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
         for file in case.image_files[1:]:
             problems += _tell_channel(case, file, image_part[1], read_geometry(file))
     try:
-        label_part, case = _read_reference(case, labels, fix=fix)
+        label_part, case = mend_to_read(case, lambda known: read_reference(known, labels), fix=fix)
     except FormatError as error:
         advice = "mend or replace the label map, or remove the case"
         problems.append(Problem(kind="label map cannot be used", case=case.id, text=str(error), advice=advice))
     else:
         values = label_values(label_part[0])
+        is_soft = _is_soft_mask(case, label_part[0], values, labels)
+        if fix and is_soft:
+            case = replace(case, mend=LabelMend(halved=True))
+            label_part = read_reference(case, labels)
+            values = label_values(label_part[0])
         meant = _meant_values(case, values, labels)
         if meant and fix:
             case = replace(case, mend=replace(case.mend or LabelMend(), values=meant))
             label_part = read_reference(case, labels)
             values = label_values(label_part[0])
-        problems += _check_label_values(case, label_part[0], values, labels, is_mask=bool(meant))
+        problems += _check_label_values(case, label_part[0], values, labels, is_mask=bool(meant) or is_soft)
         problems += _check_annotated(case, values, labels)
         problems += _tell_mend(case)
     if image_part is not None and label_part is not None:
@@ -192,15 +203,12 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
     )
 
 
-def _read_reference(case: Case, labels: LabelSpec, *, fix: bool) -> tuple[tuple[NDArray, Geometry], Case]:
-    """The label map, and the case with how it was read."""
-    try:
-        return read_reference(case, labels), case
-    except FormatError:
-        if not fix or case.mend is not None:
-            raise
-        rounded = replace(case, mend=LabelMend(rounded=True))
-        return read_reference(rounded, labels), rounded
+def _is_soft_mask(case: Case, label: NDArray, values: set[int], labels: LabelSpec) -> bool:
+    """Whether a label map has more values than the one structure that it should have, because its borders are grey."""
+    if case.label is None or case.mend is not None or len(labels.values) != 1 or labels.ignore is not None:
+        return False
+    is_mask = labels.values[0] in MASK_VALUES and not values <= {0, labels.values[0]}
+    return is_mask and has_grey_borders(label, n_shades=0)
 
 
 def _meant_values(case: Case, values: set[int], labels: LabelSpec) -> dict[int, int]:
@@ -320,6 +328,7 @@ def _tell_mend(case: Case) -> list[Problem]:
         return []
     told = [f"{value} is read as {meant}" for value, meant in case.mend.values.items()]
     told += ["values near whole numbers are rounded"] if case.mend.rounded else []
+    told += ["what is brighter than half is the structure"] if case.mend.halved else []
     return [
         Problem(
             kind="label map mended in memory",

@@ -124,7 +124,13 @@ def read_picture(path: Path) -> RawImage:
         with _opened(path) as picture:
             return stand(_label_pixels(path, picture, kind)[None])[0]
 
-    return RawImage(geometry=geometry, n_channels=1 if kind.is_grey else 3, load=load, load_label=load_label)
+    return RawImage(
+        geometry=geometry,
+        n_channels=1 if kind.is_grey else 3,
+        load=load,
+        load_label=load_label,
+        is_lossy=kind.format in ("JPEG", "MPO"),
+    )
 
 
 @cache
@@ -218,16 +224,7 @@ def _label_pixels(path: Path, picture: Image.Image, kind: _Kind) -> NDArray:
         stands_for_grey = kind.is_grey and kind.format in ("GIF", "BMP")
         return np.asarray(picture.convert("RGB"))[..., 0] if stands_for_grey else np.asarray(picture)
     pixels = _image_pixels(path, picture, kind)
-    label = pixels[0] if len(pixels) == 1 else one_number_per_pixel(path, pixels)
-    if kind.format in ("JPEG", "MPO"):
-        values = np.unique(label)
-        if len(values) > 2:
-            raise FormatError(
-                f"{path}: found {len(values)} values such as {list_some([str(value) for value in values])} in a label "
-                "map, expected at most 2 in a JPEG, because its compression changes values; save the original label "
-                "map as PNG"
-            )
-    return label
+    return pixels[0] if len(pixels) == 1 else one_number_per_pixel(path, pixels)
 
 
 def _grey(picture: Image.Image, kind: _Kind) -> NDArray:

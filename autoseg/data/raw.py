@@ -35,12 +35,14 @@ class RawImage:
         load: reads the voxels as stored, canonical (C, Z, Y, X).
         load_label: reads the file as a label map, canonical (Z, Y, X), where a format can store one in another way than
             an image; None where a label map is an image of one channel.
+        is_lossy: whether the compression has changed values.
     """
 
     geometry: Geometry
     n_channels: int
     load: Callable[[], NDArray]
     load_label: Callable[[], NDArray] | None = None
+    is_lossy: bool = False
 
     def load_float(self) -> NDArray[np.float32]:
         """The voxels, (C, Z, Y, X), contiguous."""
@@ -49,9 +51,12 @@ class RawImage:
     def load_shown(self) -> NDArray:
         """What a grey picture of it shows, (Z, Y, X): the first channel, or the mean of red, green and blue."""
         voxels = self.load()
-        # Of formats that store label maps in a way of their own, three channels are colours.
-        has_colours = self.n_channels == 3 and self.load_label is not None
-        return voxels.astype(np.float32).mean(axis=0) if has_colours else voxels[0]
+        return voxels.astype(np.float32).mean(axis=0) if self.is_picture and self.n_channels == 3 else voxels[0]
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether three channels are colours: where a format stores label maps in a way of its own."""
+        return self.load_label is not None
 
 
 class Writer(Protocol):

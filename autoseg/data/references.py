@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +14,10 @@ from numpy.typing import NDArray
 from autoseg.core.errors import FormatError
 from autoseg.core.geometry import Geometry, grid_difference
 from autoseg.core.labels import LabelSpec
-from autoseg.data.dataset import Case
+from autoseg.data.dataset import Case, LabelMend
 from autoseg.data.io import adopt_place, read_label
+
+T = TypeVar("T")
 
 
 def read_reference(case: Case, labels: LabelSpec) -> tuple[NDArray, Geometry]:
@@ -47,6 +53,34 @@ def read_reference(case: Case, labels: LabelSpec) -> tuple[NDArray, Geometry]:
     return label, geometry
 
 
+def read_label_map(case: Case) -> NDArray:
+    """The label map of a case that has one file for it, as `read_reference` does."""
+    assert case.label is not None
+    return _read_placed(case.label, case)[0]
+
+
+def mend_to_read(case: Case, read: Callable[[Case], T], *, fix: bool) -> tuple[T, Case]:
+    """What is read of a case, and the case with how its label map had to be read.
+
+    Args:
+        case: of the dataset.
+        read: raises FormatError where the label map of a case is not in order.
+        fix: whether what is safe to mend may be.
+
+    Raises:
+        FormatError: what the file is not, as it is.
+    """
+    try:
+        return read(case), case
+    except FormatError:
+        mends = (LabelMend(rounded=True), LabelMend(halved=True)) if fix and case.mend is None else ()
+        for mend in mends:
+            mended = replace(case, mend=mend)
+            with suppress(FormatError):
+                return read(mended), mended
+        raise
+
+
 def read_shown_reference(case: Case, labels: LabelSpec) -> NDArray:
     """The label map of a case for a picture: what nobody has annotated looks like background."""
     label, _ = read_reference(case, labels)
@@ -54,7 +88,8 @@ def read_shown_reference(case: Case, labels: LabelSpec) -> NDArray:
 
 
 def _read_placed(file: Path, case: Case) -> tuple[NDArray, Geometry]:
-    label, geometry = read_label(file, rounded=case.mend is not None and case.mend.rounded)
+    mend = case.mend or LabelMend()
+    label, geometry = read_label(file, rounded=mend.rounded, halved=mend.halved)
     return label, adopt_place(geometry, file, case.image_files[0]) if case.image_files else geometry
 
 

@@ -75,8 +75,9 @@ def plan(
         n_folds: of the cross-validation; None for five, or for those of a file.
         splits: what the user says about the folds.
         fix: mend what is safe to mend, in memory: channels on another grid than the first are resampled onto it, label
-            values near whole numbers rounded, masks of 0 and 255 read as 1 where the list of labels says so, and voxels
-            that are NaN or infinite given the lowest value of the others. All of them are errors otherwise.
+            values near whole numbers rounded, masks of 0 and 255 read as 1 where the list of labels says so, or
+            as black and white where their borders are grey, and voxels that are NaN or infinite given the lowest value
+            of the others. All of them are errors otherwise.
         allow_outside: a manifest may name files outside of its folder.
         preprocess: "chosen" for the configurations that `choices` names, or else the one that this machine trains by
             default, where that is certain; "all" for every one; "none" for none. What is missing is preprocessed when
