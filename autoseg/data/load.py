@@ -86,10 +86,8 @@ def load_image(
     if n_found + n_missing != n_channels:
         hint = ""
         if len(images) == 1 and raws[0].is_picture and {n_found, n_channels} == {1, 3}:
-            ones, others = (
-                ("a colour picture", "grey ones") if n_found == 3 else ("a grey picture", "pictures in colour")
-            )
-            hint = f": {ones}, and the others are {others}; save all in one way"
+            one, others = ("a colour", "grey") if n_found == 3 else ("a grey", "in colour")
+            hint = f": {one} picture, and the others are {others}; save all in one way"
         elif len(images) == 1 and n_found > 1:
             hint = "; if these are time points, save each as a case of its own; if channels, list them in dataset.json"
         raise FormatError(f"{files[0]}: found {n_found + n_missing} channels, expected {n_channels}{hint}")
