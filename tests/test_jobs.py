@@ -26,15 +26,21 @@ from autoseg.cluster.processes import Ending, LogFollower, ProcessGroup
 from autoseg.cluster.slurm import Partition, SlurmOptions, parse_time, submit_array
 from autoseg.core.errors import AutosegError
 from autoseg.core.serialize import read_json, to_plain
-from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job
+from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest
 from autoseg.pipeline.jobs.local import choose_devices
-from autoseg.pipeline.jobs.schedule import choose_configurations, groups_of, training_jobs
+from autoseg.pipeline.jobs.schedule import choose_configurations, count_results, groups_of, training_jobs
 from autoseg.pipeline.jobs.status import status
 from autoseg.pipeline.jobs.supervise import Supervisor, kind_of
 from autoseg.pipeline.workspace import configuration_to_train
 from autoseg.training.config import Budget, TrainConfig
 
 COMMAND = Path(sys.executable).with_name("autoseg")
+PREDICTION = {
+    **{name: "" for name in ("autoseg", "torch", "python", "dataset", "configuration", "model", "device", "precision")},
+    **{"folds": [0], "mirrored": False, "step_fraction": 0.5, "labels": {"names": ["a"], "values": [1]}},
+    **{"postprocessing": [], "started": "", "seconds": 1.0, "peak_memory_gib": 1.0, "peak_gpu_memory_gib": None},
+    "cases": {},
+}
 OPTIONS = ("--device", "cpu", "--precision", "float32", "--batch-size", 2)
 
 
@@ -398,3 +404,28 @@ def test_a_fold_writes_nothing_that_another_one_writes(user: Path) -> None:
     changed = {path for path, time_ns in files().items() if before.get(path) != time_ns}
     assert changed
     assert all(fold_folder(user, 1) in path.parents for path in changed), changed
+
+
+def test_what_is_made_anew_in_its_place_counts_as_a_result(tmp_path: Path) -> None:
+    """Otherwise a job would be given up whose time limit comes again and again while it gets somewhere."""
+    output = tmp_path / "out"
+    jobs = (
+        Job(name="predict-2", task="predict", part=(2, 2)),
+        Job(name="preprocess", task="preprocess", configurations=("3d_fullres",)),
+    )
+    request = PredictRequest(images=(tmp_path,), output=output)
+    batch = Batch(work=tmp_path, executor="slurm", jobs=jobs, prediction=request)
+    assert count_results(batch, jobs[0]) == "0"
+    case = tmp_path / "preprocessed" / "3d_fullres" / "case"
+    case.mkdir(parents=True)
+    output.mkdir()
+    (output / "case.nii.gz").touch()
+    before = [count_results(batch, job) for job in jobs]
+    record = {"cases": {"a": {"status": "done"}, "b": {"status": "failed"}}}
+    (output / "prediction.part-2-of-2.json").write_text(json.dumps(PREDICTION | record))
+    (output / "prediction.part-1-of-2.json").write_text(json.dumps(PREDICTION))
+    assert before[0] == "0", "label maps that were there before are none of this job"
+    os.utime(case, ns=(1, case.stat().st_mtime_ns + 1))
+    after = [count_results(batch, job) for job in jobs]
+    assert after[0] == "1"
+    assert after[1] != before[1]

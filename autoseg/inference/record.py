@@ -91,6 +91,11 @@ class PredictionRecord:
         return self.model, self.folds, self.mirrored, self.step_fraction, self.postprocessing
 
 
+def record_file(folder: Path, part: tuple[int, int]) -> Path:
+    """Where the record of a part of the images is, such as (2, 8); of (1, 1) that of all."""
+    return folder / ("prediction.json" if part == (1, 1) else f"prediction.part-{part[0]}-of-{part[1]}.json")
+
+
 def read_records(folder: Path) -> list[PredictionRecord]:
     """What was run on the images of a folder of label maps, the last run at the end: one record, or one per part.
 

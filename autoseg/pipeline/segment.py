@@ -29,7 +29,7 @@ from autoseg.core.faults import DeviceError, describe_fault, describe_lost_devic
 from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
 from autoseg.core.serialize import write_json
 from autoseg.data.load import load_image
-from autoseg.inference.record import DONE, FAILED, CaseResult, PredictionRecord, read_records
+from autoseg.inference.record import DONE, FAILED, CaseResult, PredictionRecord, read_records, record_file
 from autoseg.pipeline.inputs import Choice, choose_models, find_images
 from autoseg.pipeline.outputs import OutputFolder, ending_of, measure_volumes
 from autoseg.pipeline.workspace import DEFAULT_WORK
@@ -254,8 +254,7 @@ class _Run:
         self._fix, self._request = fix, request
         self._writing: tuple[str, Future[None]] | None = None
         self.predictor, self.output, self.problems = predictor, output, list(problems)
-        name = "prediction.json" if part == (1, 1) else f"prediction.part-{part[0]}-of-{part[1]}.json"
-        self._record_file = output.root / name
+        self._record_file = record_file(output.root, part)
         self._results: dict[str, CaseResult] = {}
         for problem in problems:
             self._results[str(problem.case)] = CaseResult(status=FAILED, error=f"{problem.kind}: {problem.found}")

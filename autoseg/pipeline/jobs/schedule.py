@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from autoseg.core.serialize import read_json
+from autoseg.inference.record import DONE, PredictionRecord, record_file
 from autoseg.pipeline.jobs.batch import Batch, Job
 from autoseg.pipeline.prepare import cases_to_preprocess
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
@@ -138,10 +140,16 @@ def count_results(batch: Batch, job: Job) -> str:
         checkpoint = FoldFiles(folder=folder).checkpoint
         saved_at = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         return f"{saved_at}, {_count(folder / 'validation')}"
+    # What is made anew in its place is no more than there was.
     if job.task == "predict" and batch.prediction is not None:
-        return str(_count(batch.prediction.output))
+        record = record_file(batch.prediction.output, job.part)
+        known = read_json(record, PredictionRecord).cases.values() if record.exists() else ()
+        return str(sum(case.status == DONE for case in known))
     if job.task == "preprocess":
-        return str(sum(_count(workspace.preprocessed(grid, "")) for grid in job.configurations))
+        folders = [workspace.preprocessed(grid, "") for grid in job.configurations]
+        cases = [case for folder in folders if folder.is_dir() for case in folder.iterdir() if case.name[0] != "."]
+        made_at = [case.stat().st_mtime_ns for case in cases]
+        return f"{len(made_at)}, {max(made_at, default=0)}"
     return str(sum(1 for _ in (workspace.root / "models").rglob("*")))
 
 
