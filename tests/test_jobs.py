@@ -26,10 +26,10 @@ from autoseg.cluster.processes import Ending, LogFollower, ProcessGroup
 from autoseg.cluster.slurm import Partition, SlurmOptions, parse_time, submit_array
 from autoseg.core.errors import AutosegError
 from autoseg.core.serialize import read_json, to_plain
-from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest
+from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, JobState, PredictRequest
 from autoseg.pipeline.jobs.local import choose_devices
 from autoseg.pipeline.jobs.schedule import choose_configurations, count_results, groups_of, training_jobs
-from autoseg.pipeline.jobs.status import status
+from autoseg.pipeline.jobs.status import cancel, status
 from autoseg.pipeline.jobs.supervise import Supervisor, kind_of
 from autoseg.pipeline.workspace import configuration_to_train
 from autoseg.training.config import Budget, TrainConfig
@@ -429,3 +429,14 @@ def test_what_is_made_anew_in_its_place_counts_as_a_result(tmp_path: Path) -> No
     after = [count_results(batch, job) for job in jobs]
     assert after[0] == "1"
     assert after[1] != before[1]
+
+
+def test_jobs_of_a_machine_that_has_gone_can_be_cancelled(tmp_path: Path) -> None:
+    """Such as a container: its name comes never again."""
+    job = Job(name="3d_fullres-fold-0", task="unheard_of")
+    folder = BatchFolder.create(Batch(work=tmp_path, executor="local", jobs=(job,), host="gone", pid=1))
+    folder.write_state(job.name, JobState(status="running", host="gone", pids=(7,)))
+    assert [known.status for known in status(tmp_path)] == ["running"]
+    assert cancel(tmp_path) == [job.name]
+    assert [known.status for known in status(tmp_path)] == ["cancelled"]
+    assert cancel(tmp_path) == []

@@ -111,6 +111,8 @@ def status(work: Path | str = DEFAULT_WORK) -> list[JobStatus]:
 def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
     """Ends all jobs that wait or run. Those that train save first, and the same command goes on from there.
 
+    Jobs of another machine end as soon as that sees it, if it still runs; a container that has gone does not.
+
     Args:
         work: the work folder.
 
@@ -118,7 +120,7 @@ def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
         The names of the jobs that were cancelled.
 
     Raises:
-        AutosegError: Slurm does not answer, or jobs run on another machine that cannot be reached from here.
+        AutosegError: Slurm does not answer.
     """
     workspace, cancelled = Workspace(root=Path(work)), []
     for folder, told in _tell_batches(workspace, BatchFolder.all_in(workspace.root)):
@@ -126,13 +128,12 @@ def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
         if not unfinished:
             continue
         batch, ids = folder.read(), folder.read_slurm_ids()
-        if batch.executor != SLURM and batch.host != socket.gethostname():
-            raise AutosegError(f"jobs run on {batch.host}; run 'autoseg cancel' there")
         folder.cancelled_file.touch()
         if batch.executor == SLURM:
             slurm.cancel([ids[known.name] for known in unfinished if known.name in ids])
-        elif not batch.is_looked_after:
-            # Whoever looks after them sees the file, and asks them himself: to be asked twice ends them at once.
+        elif batch.host == socket.gethostname() and not batch.is_looked_after:
+            # Whoever looks after them, here or elsewhere, sees the file and asks them himself: to be asked twice ends them
+            # at once.
             for known in unfinished:
                 _end_processes(folder.read_state(known.name))
         cancelled += [known.name for known in unfinished]
