@@ -132,8 +132,8 @@ def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
         if batch.executor == SLURM:
             slurm.cancel([ids[known.name] for known in unfinished if known.name in ids])
         elif batch.host == socket.gethostname() and not batch.is_looked_after:
-            # Whoever looks after them, here or elsewhere, sees the file and asks them himself: to be asked twice ends them
-            # at once.
+            # Whoever looks after them, here or elsewhere, sees the file and asks them himself: to be asked twice ends
+            # them at once.
             for known in unfinished:
                 _end_processes(folder.read_state(known.name))
         cancelled += [known.name for known in unfinished]
