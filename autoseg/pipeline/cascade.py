@@ -34,28 +34,30 @@ def force_cascade(work: Path | str = DEFAULT_WORK, configuration: str | None = C
     from autoseg.planning import configurations
 
     workspace = Workspace(root=Path(work))
-    made = workspace.read_plan()
-    if made.cascade is not None:
-        return made
+    plan = workspace.read_plan()
+    if plan.cascade is not None:
+        return plan
     if not {CASCADE, "3d_cascade_fullres"} & {name.strip() for name in (configuration or "").split(",")}:
         raise PlanError("--force makes a cascade; say so with -c cascade, or leave it out")
     with workspace.planning():
-        made = workspace.read_plan()
-        if made.cascade is not None:  # Another process has made one meanwhile.
-            return made
-        added, reasons = configurations.force_cascade(made, n_cases=len(workspace.read_fingerprint().cases))
+        plan = workspace.read_plan()
+        if plan.cascade is not None:  # Another process has made one meanwhile.
+            return plan
+        added, reasons = configurations.force_cascade(plan, n_cases=len(workspace.read_fingerprint().cases))
         subjects = {reason.subject for reason in reasons}
-        kept = (reason for reason in made.reasons if reason.subject not in subjects)
-        plan = replace(made, configurations={**made.configurations, **added}, reasons=(*kept, *reasons)).signed()
-        write_json(workspace.plan_file, plan)
+        kept = (reason for reason in plan.reasons if reason.subject not in subjects)
+        with_cascade = replace(
+            plan, configurations={**plan.configurations, **added}, reasons=(*kept, *reasons)
+        ).signed()
+        write_json(workspace.plan_file, with_cascade)
     for known in added.values():
         logger.info("the plan now has %s, at %s mm", known.name, join_numbers(known.spacing_mm))
-    return plan
+    return with_cascade
 
 
 def prepare_second_stage(
     workspace: Workspace,
-    made: Plan,
+    plan: Plan,
     configuration: ConfigurationPlan,
     *,
     train_folds: Callable[..., object] | None = None,
@@ -68,7 +70,7 @@ def prepare_second_stage(
 
     Args:
         workspace: the work folder; cases are preprocessed for the second stage.
-        made: the plan.
+        plan: the plan.
         configuration: the second stage.
         train_folds: trains those that the first stage lacks, with `configuration` and `folds` as in `train`; None to
             refuse.
@@ -106,14 +108,14 @@ def prepare_second_stage(
             train_folds(configuration=first, folds=missing)
         if (why := why_incomplete(workspace, first)) is not None:
             raise TrainingError(f"{first}, the first stage of {configuration.name}, cannot be built on: {why}")
-        preprocess_cases(workspace, dataset, made, first)
+        preprocess_cases(workspace, dataset, plan, first)
         for fold in folds:
             validate_fold(workspace, first, fold, device=device, stop=stop)
         digests = {fold: read_model(model).digest([fold]) for fold in folds}
         map_threads(
             lambda case: _put_on_grid(
                 workspace,
-                made,
+                plan,
                 configuration.name,
                 case,
                 label_map=validation_folder(workspace, first, fold_of[case]) / f"{case}.nii.gz",
@@ -127,7 +129,7 @@ def prepare_second_stage(
 
 
 def _put_on_grid(
-    workspace: Workspace, made: Plan, configuration: str, case: str, *, label_map: Path, model: str
+    workspace: Workspace, plan: Plan, configuration: str, case: str, *, label_map: Path, model: str
 ) -> None:
     """An out-of-fold prediction on the grid of the second stage, unless it is there already."""
     from autoseg.preprocessing.preprocess import preprocess_label
@@ -138,7 +140,7 @@ def _put_on_grid(
         write_previous,
     )
 
-    stored = PreprocessedCase(workspace.preprocessed(made.grid(configuration), case))
+    stored = PreprocessedCase(workspace.preprocessed(plan.grid(configuration), case))
     folder = workspace.first_stage(configuration, case)
     key = digest((model, stored.stored.key))
     if (damaged := find_previous_damage(folder, key)) is not None:
@@ -146,5 +148,5 @@ def _put_on_grid(
     elif is_previous_current(folder, key):
         return
     label, _ = read_label(label_map)
-    classes = preprocess_label(made.labels.values_to_classes(label), stored.record)
+    classes = preprocess_label(plan.labels.values_to_classes(label), stored.record)
     write_previous(folder, classes.numpy(), key=key)

@@ -72,9 +72,9 @@ def select(
     from autoseg.evaluation import select as rule
 
     workspace = Workspace(root=Path(work))
-    made, cases = workspace.read_plan(), workspace.read_dataset().cases
+    plan, cases = workspace.read_plan(), workspace.read_dataset().cases
     with locked(workspace.root / ".select.lock", waiting_for="selects"):
-        complete, missing = _find_complete(workspace, made)
+        complete, missing = _find_complete(workspace, plan)
         if not complete:
             listed = "\n".join(f"  - {name}: {why}" for name, why in missing.items())
             raise TrainingError(f"{workspace.root}: no configuration is trained on all folds\n{listed}")
@@ -93,7 +93,7 @@ def select(
                     missing[" + ".join(names)] = str(error)
                     continue
             cost = sum(costs[name] for name in names)
-            candidate, decided = _judge(workspace, made, [known[name] for name in names], cases, cost=cost)
+            candidate, decided = _judge(workspace, plan, [known[name] for name in names], cases, cost=cost)
             if len(names) == 1:
                 _write_postprocessing(workspace, known[names[0]], decided)
             candidates.append(candidate)
@@ -146,10 +146,10 @@ def selected_models(workspace: Workspace) -> tuple[Selection, tuple[Model, ...]]
     return None
 
 
-def _find_complete(workspace: Workspace, made: Plan) -> tuple[list[str], dict[str, str]]:
+def _find_complete(workspace: Workspace, plan: Plan) -> tuple[list[str], dict[str, str]]:
     """Configurations with all folds, and why the others are not."""
     complete, missing = [], {}
-    for name, configuration in made.configurations.items():
+    for name, configuration in plan.configurations.items():
         first = configuration.previous
         if first is not None and (why := why_incomplete(workspace, first)) is not None:
             missing[name] = f"its first stage, {first}: {why}"
@@ -169,7 +169,7 @@ def _label_file(workspace: Workspace, names: Sequence[str], case: str, fold: int
 
 
 def _judge(
-    workspace: Workspace, made: Plan, members: Sequence[CrossValidation], cases: Sequence[Case], *, cost: float
+    workspace: Workspace, plan: Plan, members: Sequence[CrossValidation], cases: Sequence[Case], *, cost: float
 ) -> tuple[Candidate, Postprocessed]:
     """Decides the post-processing of a configuration or ensemble, and scores it."""
     import numpy as np
@@ -181,12 +181,12 @@ def _judge(
     from autoseg.preprocessing.store import PreprocessedCase
 
     names = [known.configuration for known in members]
-    targets, by_id = targets_of(made.labels), {case.id: case for case in cases}
+    targets, by_id = targets_of(plan.labels), {case.id: case for case in cases}
 
     def load(case: str) -> Pair:
-        reference, geometry = read_reference(by_id[case], made.labels)
+        reference, geometry = read_reference(by_id[case], plan.labels)
         prediction, _ = read_label(_label_file(workspace, names, case, members[0].folds[case]))
-        ignored = None if made.labels.ignore is None else reference == made.labels.ignore
+        ignored = None if plan.labels.ignore is None else reference == plan.labels.ignore
         return Pair(
             prediction=prediction,
             reference=reference if ignored is None else np.where(ignored, 0, reference),
@@ -196,7 +196,7 @@ def _judge(
         )
 
     def needed_gib(case: str) -> float:
-        stored = PreprocessedCase(workspace.preprocessed(made.grid(names[0]), case))
+        stored = PreprocessedCase(workspace.preprocessed(plan.grid(names[0]), case))
         return BYTES_PER_VOXEL * prod(stored.record.geometry.shape) / 2**30
 
     decided = decide_steps(sorted(members[0].folds), load, targets, needed_gib=needed_gib)

@@ -170,13 +170,13 @@ def open_stored(workspace: Workspace, predictor: Predictor, case: Case) -> Prepr
     return open_preprocessed(workspace, predictor.plan, predictor.name, case.id)
 
 
-def open_preprocessed(workspace: Workspace, made: Plan, configuration: str, case: str) -> PreprocessedCase:
+def open_preprocessed(workspace: Workspace, plan: Plan, configuration: str, case: str) -> PreprocessedCase:
     """A case on the grid of a configuration; of a cascade, with what its first stage has found."""
     from autoseg.preprocessing.store import PreprocessedCase
 
-    is_second = made.configuration(configuration).previous is not None
+    is_second = plan.configuration(configuration).previous is not None
     previous = workspace.first_stage(configuration, case) if is_second else None
-    return PreprocessedCase(workspace.preprocessed(made.grid(configuration), case), previous=previous)
+    return PreprocessedCase(workspace.preprocessed(plan.grid(configuration), case), previous=previous)
 
 
 def prepare_stored(stored: PreprocessedCase) -> PreparedImage:
@@ -259,8 +259,8 @@ def cross_validate(
     from autoseg.inference.model import read_model
 
     workspace = Workspace(root=Path(work))
-    made = workspace.read_plan()
-    name = default_configuration(made, configuration).name
+    plan = workspace.read_plan()
+    name = default_configuration(plan, configuration).name
     missing = why_incomplete(workspace, name)
     if missing is not None:
         raise TrainingError(f"{workspace.model(name)}: cannot be cross-validated: {missing}")
@@ -269,11 +269,11 @@ def cross_validate(
     file, digest = workspace.model(name) / "cv.json", read_model(workspace.model(name)).digest(list(folds))
     validated = {case for split in splits.folds for case in split.validation}
     key = _key(digest, [case for case in dataset.cases if case.id in validated])
-    preprocess_cases(workspace, dataset, made, name)
-    if made.configuration(name).previous is not None:
+    preprocess_cases(workspace, dataset, plan, name)
+    if plan.configuration(name).previous is not None:
         from autoseg.pipeline.cascade import prepare_second_stage
 
-        prepare_second_stage(workspace, made, made.configuration(name), device=device, stop=stop)
+        prepare_second_stage(workspace, plan, plan.configuration(name), device=device, stop=stop)
     known = read_cross_validation(workspace, name)
     if known is not None and known.key == key:
         files = (validation_folder(workspace, name, fold) / f"{case}.nii.gz" for case, fold in known.folds.items())
@@ -282,12 +282,12 @@ def cross_validate(
     parts = {fold: validate_fold(workspace, name, fold, device=device, stop=stop) for fold in folds}
     scores = {score.case: score for part in parts.values() for score in part.cases}
     fold_of = {score.case: fold for fold, part in parts.items() for score in part.cases}
-    settings = ScoreSettings(ignore=made.labels.ignore)
+    settings = ScoreSettings(ignore=plan.labels.ignore)
     reviews, counts = [], []
     for review, counted in _review(workspace, name, fold_of, device=device, stop=stop):
         reviews.append(review)
         counts.append(counted)
-    nothing = np.zeros((made.labels.n_classes,) * 2, np.int64)
+    nothing = np.zeros((plan.labels.n_classes,) * 2, np.int64)
     result = CrossValidation(
         configuration=name,
         model=digest,

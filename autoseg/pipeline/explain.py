@@ -64,28 +64,28 @@ def measure(
     workspace = Workspace(root=Path(work))
     workspace.read_plan()  # Before anything is written into a folder that is none.
     with workspace.planning():
-        made = workspace.read_plan()
-        made = measure_plan(workspace, made, configurations or (default_configuration(made).name,), device=device)
+        plan = workspace.read_plan()
+        plan = measure_plan(workspace, plan, configurations or (default_configuration(plan).name,), device=device)
         fingerprint = workspace.read_fingerprint()
-        write_report(workspace, workspace.read_dataset(), made, fingerprint, estimate(fingerprint, made))
-    return made
+        write_report(workspace, workspace.read_dataset(), plan, fingerprint, estimate(fingerprint, plan))
+    return plan
 
 
-def measure_plan(workspace: Workspace, made: Plan, configurations: Sequence[str], *, device: str) -> Plan:
+def measure_plan(workspace: Workspace, plan: Plan, configurations: Sequence[str], *, device: str) -> Plan:
     """The plan with measurements of some of its configurations; written down after each of them."""
     from autoseg.training.measure import measure_configuration
 
     for name in configurations:
-        chosen = default_configuration(made, name)
-        measured = measure_configuration(made, chosen, device=resolve_device(device))
-        others = (known for known in made.measurements if known.configuration != name)
-        made = dataclasses.replace(made, measurements=(*others, measured))
-        write_json(workspace.plan_file, made)
-    return made
+        chosen = default_configuration(plan, name)
+        measured = measure_configuration(plan, chosen, device=resolve_device(device))
+        others = (known for known in plan.measurements if known.configuration != name)
+        plan = dataclasses.replace(plan, measurements=(*others, measured))
+        write_json(workspace.plan_file, plan)
+    return plan
 
 
 def write_report(
-    workspace: Workspace, index: Dataset, made: Plan, fingerprint: Fingerprint, estimates: Estimates
+    workspace: Workspace, index: Dataset, plan: Plan, fingerprint: Fingerprint, estimates: Estimates
 ) -> Path:
     """Writes `report/plan.html`: the plan and its reasons, the fingerprint, and a few cases with their labels."""
     from autoseg.reporting.plan_page import write_plan_page
@@ -95,12 +95,12 @@ def write_report(
     shown = sorted({by_size[len(by_size) * part // (2 * N_CASES_SHOWN)] for part in range(1, 2 * N_CASES_SHOWN, 2)})
     return write_plan_page(
         workspace.plan_page,
-        made,
+        plan,
         fingerprint,
         estimates,
         # One after the other: of large scans no more than one should be in memory.
-        overlays=(_load_overlay(index.cases[number], made.labels) for number in shown),
-        epoch_times_s=_epoch_times_s(workspace, made),
+        overlays=(_load_overlay(index.cases[number], plan.labels) for number in shown),
+        epoch_times_s=_epoch_times_s(workspace, plan),
     )
 
 
@@ -113,13 +113,13 @@ def _load_overlay(case: Case, labels: LabelSpec) -> OverlayRow:
     return OverlayRow(title=case.id, image=raw.load_shown(), spacing_mm=raw.geometry.spacing_mm, reference=label)
 
 
-def _epoch_times_s(workspace: Workspace, made: Plan) -> dict[str, float]:
+def _epoch_times_s(workspace: Workspace, plan: Plan) -> dict[str, float]:
     """Median time of a full epoch of every configuration that was trained here as it is planned now."""
     from autoseg.training.config import ITERATIONS_PER_EPOCH
     from autoseg.training.record import FoldFiles, read_log
 
     times = {}
-    for name, configuration in made.configurations.items():
+    for name, configuration in plan.configurations.items():
         model = workspace.model(name)
         try:
             trained: Plan = read_json(model / "plan.json", Plan)

@@ -91,7 +91,7 @@ def train(
     from autoseg.training.trainer import train_fold
 
     workspace = Workspace(root=Path(work))
-    made, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
+    plan, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
     where = resolve_device(device)
     settings, ranks = config or TrainConfig(), ranks or ALONE
     wanted = range(len(splits.folds)) if folds is None else folds
@@ -99,14 +99,14 @@ def train(
         chosen = configuration_for_time(
             workspace, settings, device=device, folds=wanted, resume=resume, n_processes=ranks.count
         )
-        made = workspace.read_plan()
+        plan = workspace.read_plan()
     else:
-        chosen = default_configuration(made, configuration)
-    _check_request(workspace, made, dataset, n_folds=len(splits.folds), wanted=wanted)
+        chosen = default_configuration(plan, configuration)
+    _check_request(workspace, plan, dataset, n_folds=len(splits.folds), wanted=wanted)
     model = workspace.model(chosen.name)
     first_stage: list[int] = []
     if ranks.is_first:
-        preprocess_cases(workspace, dataset, made, chosen.name)
+        preprocess_cases(workspace, dataset, plan, chosen.name)
         if chosen.previous is not None:
             train_first_stage = partial(
                 train,
@@ -120,12 +120,12 @@ def train(
                 stop=stop,
             )
             first_stage = prepare_second_stage(
-                workspace, made, chosen, train_folds=train_first_stage, device=device, stop=stop
+                workspace, plan, chosen, train_folds=train_first_stage, device=device, stop=stop
             )
     settle = partial(
         settle_training,
         model,
-        made,
+        plan,
         chosen,
         settings,
         folds=wanted,
@@ -136,8 +136,8 @@ def train(
     # What the first process settles, and deletes where it begins anew, the others find.
     settled = settle(resume=resume) if ranks.is_first else None
     ranks.wait()
-    plan, choices, spent_s = settled or settle(resume=True)
-    open_cases = partial(_open_cases, workspace, made, chosen.name)
+    adapted, choices, spent_s = settled or settle(resume=True)
+    open_cases = partial(_open_cases, workspace, plan, chosen.name)
     results: dict[int, Evaluation | None] = {}
     for fold in wanted:
         files, results[fold] = FoldFiles(folder=fold_folder(model, fold)), None
@@ -145,10 +145,10 @@ def train(
         lock = locked(files.lock, waiting_for=f"trains {files.folder}")
         with lock if ranks.is_first else nullcontext():
             trackers = track_with if ranks.is_first else ()
-            with _followers(files.folder, trackers, labels=made.labels.structures) as on_epoch:
+            with _followers(files.folder, trackers, labels=plan.labels.structures) as on_epoch:
                 train_fold(
                     files.folder,
-                    plan,
+                    adapted,
                     choices,
                     training=open_cases(splits.folds[fold].training),
                     validation=open_cases(splits.folds[fold].validation),
@@ -172,10 +172,10 @@ def train(
     return results
 
 
-def _check_request(workspace: Workspace, made: Plan, dataset: Dataset, *, n_folds: int, wanted: Sequence[int]) -> None:
-    if made.channels != dataset.channels:
+def _check_request(workspace: Workspace, plan: Plan, dataset: Dataset, *, n_folds: int, wanted: Sequence[int]) -> None:
+    if plan.channels != dataset.channels:
         raise WorkspaceError(
-            f"{workspace.plan_file}: has the channels {', '.join(made.channels)}, the dataset has "
+            f"{workspace.plan_file}: has the channels {', '.join(plan.channels)}, the dataset has "
             f"{', '.join(dataset.channels)}; correct 'normalization', or plan again"
         )
     unknown = sorted(set(wanted) - set(range(n_folds)))
@@ -183,11 +183,11 @@ def _check_request(workspace: Workspace, made: Plan, dataset: Dataset, *, n_fold
         raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {n_folds - 1}")
 
 
-def _open_cases(workspace: Workspace, made: Plan, configuration: str, ids: Iterable[str]) -> list[PreprocessedCase]:
+def _open_cases(workspace: Workspace, plan: Plan, configuration: str, ids: Iterable[str]) -> list[PreprocessedCase]:
     """Preprocessed cases, in memory as far as `MEMORY_BUDGET_GIB` goes."""
     from autoseg.preprocessing.store import load_into_memory
 
-    stored = [open_preprocessed(workspace, made, configuration, case) for case in ids]
+    stored = [open_preprocessed(workspace, plan, configuration, case) for case in ids]
     return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
 
 
@@ -200,13 +200,13 @@ def _followers(
 
     draw = _curve_drawer(folder)
     with ExitStack() as stack:
-        made = [make_tracker(name, folder, labels) for name in trackers]
-        for tracker in made:
+        listeners = [make_tracker(name, folder, labels) for name in trackers]
+        for tracker in listeners:
             stack.callback(tracker.close)
 
         def on_epoch(epochs: Sequence[EpochFigures], slices: Sequence[ValidationSlice]) -> None:
             draw(epochs)
-            for tracker in made:
+            for tracker in listeners:
                 tracker.log(epochs, slices)
 
         yield on_epoch

@@ -82,14 +82,14 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
     if is_model or path.is_file() or usable_folds(path):
         return _open_model(path, configuration)
     workspace = Workspace(root=path)
-    made = workspace.read_plan()
-    name = default_configuration(made, configuration).name if configuration else trained_by_default(workspace)
+    plan = workspace.read_plan()
+    name = default_configuration(plan, configuration).name if configuration else trained_by_default(workspace)
     if not usable_folds(workspace.model(name)):
-        usable = [known for known in made.configurations if usable_folds(workspace.model(known))]
+        usable = [known for known in plan.configurations if usable_folds(workspace.model(known))]
         hint = f"; trained is {', '.join(usable)}, name it with -c" if usable else ""
         raise PredictionError(f"{workspace.model(name)}: no fold is trained yet; run 'autoseg train' first{hint}")
-    if configuration is None and name != made.recommended:
-        logger.info("%s is recommended, but not trained to its end: %s segments", made.recommended, name)
+    if configuration is None and name != plan.recommended:
+        logger.info("%s is recommended, but not trained to its end: %s segments", plan.recommended, name)
     return read_model(workspace.model(name))
 
 
@@ -100,14 +100,14 @@ def trained_by_default(workspace: Workspace) -> str:
     """
     from autoseg.training.folds import trained_folds, usable_folds
 
-    made = workspace.read_plan()
+    plan = workspace.read_plan()
     for folds_of in (trained_folds, usable_folds):
-        names = [name for name in made.configurations if folds_of(workspace.model(name))]
-        if made.recommended in names:
-            return made.recommended
+        names = [name for name in plan.configurations if folds_of(workspace.model(name))]
+        if plan.recommended in names:
+            return plan.recommended
         if len(names) == 1:
             return names[0]
-    return made.recommended
+    return plan.recommended
 
 
 def _open_model(path: Path, configuration: str | None) -> Model:

@@ -48,11 +48,11 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
     from autoseg.reporting.results_page import write_results_page
 
     workspace = Workspace(root=Path(work))
-    made, dataset = workspace.read_plan(), workspace.read_dataset()
-    found = [_read_results(workspace, name) for name in made.configurations]
+    plan, dataset = workspace.read_plan(), workspace.read_dataset()
+    found = [_read_results(workspace, name) for name in plan.configurations]
     results = [known for known in found if known.curves or known.crossval is not None]
     trained = {known.name: known.choices.configuration for known in results if known.choices is not None}
-    made = dataclasses.replace(made, configurations={**made.configurations, **trained})
+    plan = dataclasses.replace(plan, configurations={**plan.configurations, **trained})
     if not results:
         raise AutosegError(
             f"{workspace.root}: no fold is trained yet, so there is nothing to report; run 'autoseg train'"
@@ -65,7 +65,7 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
             raise DatasetError(f"case {case} is not in {workspace.dataset_file} any more")
         image = by_id[case].image_files[0]
         raw = read_raw(image)
-        reference = read_shown_reference(by_id[case], made.labels)
+        reference = read_shown_reference(by_id[case], plan.labels)
         folder = validation_folder(workspace, configuration, folds[configuration][case])
         prediction, _ = read_label(folder / f"{case}.nii.gz")
         for name, shape in (("the label map", reference.shape), ("what the network found", prediction.shape)):
@@ -82,7 +82,7 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
     chosen = selected_models(workspace)
     selection = None if chosen is None else chosen[0]
     with locked(workspace.root / ".report.lock", waiting_for="writes the report"):
-        return write_results_page(workspace.results_page, made, results, selection=selection, overlays=overlay)
+        return write_results_page(workspace.results_page, plan, results, selection=selection, overlays=overlay)
 
 
 def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:

@@ -105,35 +105,35 @@ def plan(
             "there is one patient only, to train on and to validate on: its scores say nothing about other patients"
         )
     with workspace.planning():
-        made = _decide(fingerprint, index.labels, index.name, len(made_splits.folds), choices, source)
-        made = _note_optional_channels(made, index)
-        made = _tell_splits(made, made_splits)
-        made = _keep_measurements(workspace, _keep_quick(workspace, made))
-        _keep_replaced_plan(workspace, made)
+        plan = _decide(fingerprint, index.labels, index.name, len(made_splits.folds), choices, source)
+        plan = _note_optional_channels(plan, index)
+        plan = _tell_splits(plan, made_splits)
+        plan = _keep_measurements(workspace, _keep_quick(workspace, plan))
+        _keep_replaced_plan(workspace, plan)
         write_json(workspace.splits_file, made_splits)
-        write_json(workspace.plan_file, made)
+        write_json(workspace.plan_file, plan)
         logger.info("planned in %s", format_duration(time.monotonic() - started))
 
-        named = tuple(made.configurations) if preprocess == "all" else (choices and choices.configurations) or ()
+        named = tuple(plan.configurations) if preprocess == "all" else (choices and choices.configurations) or ()
         if measure_on is not None:
-            measured = named or (default_configuration(made).name,)
-            alone = [name for name in measured if made.configuration(name).previous is None]
-            made = measure_plan(workspace, made, alone, device=measure_on)
-        estimates = estimate(fingerprint, made)
+            measured = named or (default_configuration(plan).name,)
+            alone = [name for name in measured if plan.configuration(name).previous is None]
+            plan = measure_plan(workspace, plan, alone, device=measure_on)
+        estimates = estimate(fingerprint, plan)
         found = (problem for problem in check.problems if problem.severity == WARNING)
         estimates = dataclasses.replace(estimates, warnings=tuple(dict.fromkeys((*found, *estimates.warnings))))
         if estimates.warnings:
             logger.warning("%s", describe_problems("Some cases deserve a look.", estimates.warnings))
-        write_report(workspace, index, made, fingerprint, estimates)
+        write_report(workspace, index, plan, fingerprint, estimates)
         if preprocess != "none":
-            grids = dict.fromkeys(made.grid(stage) for stage in _stages_to_preprocess(made, named))
-            _announce_disk(workspace, index, made, grids, estimates)
+            grids = dict.fromkeys(plan.grid(stage) for stage in _stages_to_preprocess(plan, named))
+            _announce_disk(workspace, index, plan, grids, estimates)
             for grid in grids:
-                preprocess_cases(workspace, index, made, grid)
-        return made
+                preprocess_cases(workspace, index, plan, grid)
+        return plan
 
 
-def _stages_to_preprocess(made: Plan, named: Sequence[str]) -> list[str]:
+def _stages_to_preprocess(plan: Plan, named: Sequence[str]) -> list[str]:
     """Named configurations with their first stages; where none are, what this machine trains by default.
 
     What is not preprocessed now is when it is trained. Full resolution can take a hundred gigabytes, and a CPU, which
@@ -141,12 +141,12 @@ def _stages_to_preprocess(made: Plan, named: Sequence[str]) -> list[str]:
     """
     on_cpu = resolve_device("auto").type == "cpu"
     if named or not on_cpu:
-        names = named or (default_configuration(made).name,)
-        return [stage for name in names for stage in (made.configuration(name).previous, name) if stage]
-    chosen = default_configuration(made)
+        names = named or (default_configuration(plan).name,)
+        return [stage for name in names for stage in (plan.configuration(name).previous, name) if stage]
+    chosen = default_configuration(plan)
     if chosen.previous is not None:
-        chosen = made.configuration(chosen.previous)
-    if may_be_coarser(made, chosen):
+        chosen = plan.configuration(chosen.previous)
+    if may_be_coarser(plan, chosen):
         text = (
             "cases are preprocessed when they are trained: on a CPU, --max-time decides on which grid "
             "(--configurations %s preprocesses them now)"
@@ -216,14 +216,14 @@ def _folder_of(dataset: Path) -> Path:
     return dataset if dataset.is_dir() else dataset.parent
 
 
-def _tell_splits(made: Plan, splits: Splits) -> Plan:
+def _tell_splits(plan: Plan, splits: Splits) -> Plan:
     """The plan with the reason of its folds, where somebody has said how to split."""
     if not splits.is_chosen:
-        return made
-    return dataclasses.replace(made, reasons=(*made.reasons, Reason(subject="n_folds", text=splits.reason)))
+        return plan
+    return dataclasses.replace(plan, reasons=(*plan.reasons, Reason(subject="n_folds", text=splits.reason)))
 
 
-def _note_optional_channels(made: Plan, index: Dataset) -> Plan:
+def _note_optional_channels(plan: Plan, index: Dataset) -> Plan:
     """The plan with the channels that some cases lack."""
     n_lacking = {
         name: sum(case.images[channel] is None for case in index.cases if len(case.images) > 1)
@@ -231,37 +231,37 @@ def _note_optional_channels(made: Plan, index: Dataset) -> Plan:
     }
     lacking = {name: n for name, n in n_lacking.items() if n}
     if not lacking:
-        return made
+        return plan
     told = ", ".join(f"{name} by {n}" for name, n in lacking.items())
     text = f"of {len(index.cases)} cases lacked: {told}; training leaves them out at random, prediction may lack them"
     return dataclasses.replace(
-        made,
+        plan,
         optional_channels=tuple(lacking),
-        reasons=(*made.reasons, Reason(subject="optional_channels", text=text)),
+        reasons=(*plan.reasons, Reason(subject="optional_channels", text=text)),
     )
 
 
-def _keep_quick(workspace: Workspace, made: Plan) -> Plan:
+def _keep_quick(workspace: Workspace, plan: Plan) -> Plan:
     """The plan with the grid that a short training has given the plan before, where all other grids stay."""
     before = _read_plan_before(workspace)
-    if before is None or before.is_edited or (before.axis_order, before.labels) != (made.axis_order, made.labels):
-        return made
+    if before is None or before.is_edited or (before.axis_order, before.labels) != (plan.axis_order, plan.labels):
+        return plan
     quick = {name: before.configurations[name] for name in QUICK_NAMES.values() if name in before.configurations}
-    configurations = {**made.configurations, **quick}
+    configurations = {**plan.configurations, **quick}
     if configurations != before.configurations:
-        return made
+        return plan
     subjects = tuple(f"configurations.{name}." for name in quick)
     reasons = (reason for reason in before.reasons if reason.subject.startswith(subjects))
-    return dataclasses.replace(made, configurations=configurations, reasons=(*made.reasons, *reasons)).signed()
+    return dataclasses.replace(plan, configurations=configurations, reasons=(*plan.reasons, *reasons)).signed()
 
 
-def _keep_measurements(workspace: Workspace, made: Plan) -> Plan:
+def _keep_measurements(workspace: Workspace, plan: Plan) -> Plan:
     """The plan with those measurements of the plan before that are still true."""
     before = _read_plan_before(workspace)
     if before is None:
-        return made
-    keys = {made.measurement_key(name) for name in made.configurations}
-    return dataclasses.replace(made, measurements=tuple(known for known in before.measurements if known.key in keys))
+        return plan
+    keys = {plan.measurement_key(name) for name in plan.configurations}
+    return dataclasses.replace(plan, measurements=tuple(known for known in before.measurements if known.key in keys))
 
 
 def _read_plan_before(workspace: Workspace) -> Plan | None:
@@ -273,10 +273,10 @@ def _read_plan_before(workspace: Workspace) -> Plan | None:
 
 
 def _announce_disk(
-    workspace: Workspace, index: Dataset, made: Plan, grids: Collection[str], estimates: Estimates
+    workspace: Workspace, index: Dataset, plan: Plan, grids: Collection[str], estimates: Estimates
 ) -> None:
     """Says how much disk the cases will take that are to be preprocessed, and warns where there is less."""
-    missing = {grid: len(cases_to_preprocess(workspace, index, made, grid)) / len(index.cases) for grid in grids}
+    missing = {grid: len(cases_to_preprocess(workspace, index, plan, grid)) / len(index.cases) for grid in grids}
     needed_gib = sum(
         taken.disk_gib * missing[taken.configuration]
         for taken in estimates.configurations
@@ -292,10 +292,10 @@ def _announce_disk(
         logger.warning("the disk may get full; give a work folder on a larger one with -w, or plan a coarser --spacing")
 
 
-def _keep_replaced_plan(workspace: Workspace, made: Plan) -> None:
+def _keep_replaced_plan(workspace: Workspace, plan: Plan) -> None:
     """A plan that differs from the new one may have been edited by hand: it is kept beside it."""
     file = workspace.plan_file
-    if not file.exists() or holds_json(file, made):
+    if not file.exists() or holds_json(file, plan):
         return
     number = 1
     while (kept := file.with_name(f"plan.previous-{number}.json")).exists():
@@ -305,7 +305,7 @@ def _keep_replaced_plan(workspace: Workspace, made: Plan) -> None:
 
 
 def preprocess_cases(
-    workspace: Workspace, dataset: Dataset, made: Plan, configuration: str, *, part: tuple[int, int] = (1, 1)
+    workspace: Workspace, dataset: Dataset, plan: Plan, configuration: str, *, part: tuple[int, int] = (1, 1)
 ) -> str:
     """Brings every case onto the grid of a configuration; cases that are there already stay, if they are whole.
 
@@ -314,7 +314,7 @@ def preprocess_cases(
     Args:
         workspace: where to.
         dataset: the cases.
-        made: the plan.
+        plan: the plan.
         configuration: its name.
         part: (2, 8) takes the second of eight parts of the cases, so that eight processes can share them.
 
@@ -325,20 +325,20 @@ def preprocess_cases(
         WorkspaceError: the files have changed since they were checked, or have gone.
     """
     started = time.monotonic()
-    grid = made.grid(configuration)
+    grid = plan.grid(configuration)
     cases = dataset.cases[part[0] - 1 :: part[1]]
     dataset = dataclasses.replace(dataset, cases=cases)
-    todo = cases_to_preprocess(workspace, dataset, made, configuration, thoroughly=True)
+    todo = cases_to_preprocess(workspace, dataset, plan, configuration, thoroughly=True)
     n_made = 0
     if todo:
         with workspace.preprocessing(grid, part):
             n_made = sum(
                 map_threads(
-                    lambda item: _preprocess_case(workspace, made, grid, *item, fix=dataset.fix),
+                    lambda item: _preprocess_case(workspace, plan, grid, *item, fix=dataset.fix),
                     todo,
                     n_threads=n_cpus(),
                     description=f"preprocessing {grid}",
-                    needed_gib=lambda item: loading_gib(item[0]) + _resampling_gib(item[0], made, grid),
+                    needed_gib=lambda item: loading_gib(item[0]) + _resampling_gib(item[0], plan, grid),
                 )
             )
     logger.info(
@@ -352,14 +352,14 @@ def preprocess_cases(
 
 
 def cases_to_preprocess(
-    workspace: Workspace, dataset: Dataset, made: Plan, configuration: str, *, thoroughly: bool = False
+    workspace: Workspace, dataset: Dataset, plan: Plan, configuration: str, *, thoroughly: bool = False
 ) -> list[tuple[Case, str]]:
     """Cases that are not on the grid of a configuration, or not as they are now, each with the key of its store.
 
     Args:
         workspace: where they are.
         dataset: the cases.
-        made: the plan.
+        plan: the plan.
         configuration: its name.
         thoroughly: also those whose stored files are damaged, for which all of them are read; a warning names these.
 
@@ -368,10 +368,10 @@ def cases_to_preprocess(
     """
     from autoseg.preprocessing.store import find_damage, is_current
 
-    grid = made.grid(configuration)
-    scaling = [channel.decisive for channel in made.normalization]
-    of_grid = made.configuration(grid)
-    shared: tuple[object, ...] = (made.axis_order, of_grid.spacing_mm, scaling, made.labels)
+    grid = plan.grid(configuration)
+    scaling = [channel.decisive for channel in plan.normalization]
+    of_grid = plan.configuration(grid)
+    shared: tuple[object, ...] = (plan.axis_order, of_grid.spacing_mm, scaling, plan.labels)
     if of_grid.smoothed:
         shared = (*shared, "smoothed")
     keys = {}
@@ -385,7 +385,7 @@ def cases_to_preprocess(
             raise WorkspaceError(f"{damaged}: is damaged, and cannot be made again. {error}") from error
         # The same files may stand for other channels or structures.
         roles = [file is not None for file in case.images], list(case.masks)
-        keys[case.id] = digest((shared, _known_outputs(case, made.labels), files, roles))
+        keys[case.id] = digest((shared, _known_outputs(case, plan.labels), files, roles))
     damage: dict[str, Path] = {}
     stored = [case.id for case in dataset.cases if workspace.preprocessed(grid, case.id).is_dir()] if thoroughly else []
     if stored:
@@ -414,12 +414,12 @@ def _known_outputs(case: Case, labels: LabelSpec) -> tuple[bool, ...] | None:
     return tuple(known) if labels.regions else (True, *known)
 
 
-def _grid_gib(shape: Sequence[int], made: Plan) -> float:
+def _grid_gib(shape: Sequence[int], plan: Plan) -> float:
     """Memory that a case of this shape takes while it is resampled: channels before and after an axis, and labels."""
-    return FLOAT_BYTES * prod(shape) * (2 * len(made.channels) + 1) / GIB
+    return FLOAT_BYTES * prod(shape) * (2 * len(plan.channels) + 1) / GIB
 
 
-def _resampling_gib(case: Case, made: Plan, grid: str) -> float:
+def _resampling_gib(case: Case, plan: Plan, grid: str) -> float:
     """At most, from the header of a case; 0 where it cannot be read."""
     from autoseg.preprocessing.preprocess import grid_of
 
@@ -427,10 +427,10 @@ def _resampling_gib(case: Case, made: Plan, grid: str) -> float:
         geometry = read_geometry(case.image_files[0])
     except FormatError:
         return 0.0  # Whoever loads it tells.
-    return _grid_gib(grid_of(geometry.shape, geometry, made, grid)[0], made)
+    return _grid_gib(grid_of(geometry.shape, geometry, plan, grid)[0], plan)
 
 
-def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, key: str, *, fix: bool) -> bool:
+def _preprocess_case(workspace: Workspace, plan: Plan, grid: str, case: Case, key: str, *, fix: bool) -> bool:
     """Whether it was made; not where another process has done so since it was looked for."""
     from autoseg.preprocessing.preprocess import preprocess_image, preprocess_label, record_case
     from autoseg.preprocessing.store import find_damage, is_current, write_case
@@ -439,11 +439,11 @@ def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, ke
     if is_current(folder, key) and find_damage(folder, key) is None:
         return False
     # Checked once more: files may have been edited since the plan was made.
-    loaded = load_case(case, n_channels=len(made.channels), labels=made.labels, fix=fix)
+    loaded = load_case(case, n_channels=len(plan.channels), labels=plan.labels, fix=fix)
     if not isinstance(loaded, LoadedCase):
         raise DatasetError.listing("a case cannot be used", loaded)
-    record = record_case(loaded.image, loaded.geometry, made, grid)
-    needed_gib = _grid_gib(record.shape, made)
+    record = record_case(loaded.image, loaded.geometry, plan, grid)
+    needed_gib = _grid_gib(record.shape, plan)
     if needed_gib > machine_memory_gib():
         raise WorkspaceError(
             f"{case.id}: becomes {join_numbers(record.shape)} voxels at {join_numbers(record.spacing_mm)} mm, which "
@@ -452,11 +452,11 @@ def _preprocess_case(workspace: Workspace, made: Plan, grid: str, case: Case, ke
         )
     write_case(
         folder,
-        preprocess_image(loaded.image, record, made).numpy(),
-        preprocess_label(made.labels.values_to_classes(loaded.label), record).numpy(),
+        preprocess_image(loaded.image, record, plan).numpy(),
+        preprocess_label(plan.labels.values_to_classes(loaded.label), record).numpy(),
         key=key,
         record=record,
-        n_classes=made.labels.n_classes,
-        known=_known_outputs(case, made.labels),
+        n_classes=plan.labels.n_classes,
+        known=_known_outputs(case, plan.labels),
     )
     return True

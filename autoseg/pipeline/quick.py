@@ -52,22 +52,22 @@ def configuration_for_time(
     from autoseg.pipeline.settle import staying_folds
     from autoseg.training.adapt import adapts, choose_network
 
-    made, where = workspace.read_plan(), resolve_device(device)
+    plan, where = workspace.read_plan(), resolve_device(device)
     on_cpu = where.type == "cpu"
-    chosen = configuration_to_train(made, None, config.budget, on_cpu=on_cpu, fingerprint=workspace.read_fingerprint)
-    if chosen.previous is not None or not adapts(made, config, on_cpu=on_cpu) or not may_be_coarser(made, chosen):
+    chosen = configuration_to_train(plan, None, config.budget, on_cpu=on_cpu, fingerprint=workspace.read_fingerprint)
+    if chosen.previous is not None or not adapts(plan, config, on_cpu=on_cpu) or not may_be_coarser(plan, chosen):
         return chosen
     n_cases = len(workspace.read_splits().folds[0].training)
     quick_name = QUICK_NAMES[chosen.n_axes]
     begun = {
         name: staying_folds(workspace.model(name), folds, resume=resume)
         for name in (quick_name, chosen.name)
-        if name in made.configurations
+        if name in plan.configurations
     }
     for name, staying in begun.items():
         if staying and _goes_on(workspace.model(name), staying, config, n_cases=n_cases, on_cpu=on_cpu):
-            return made.configuration(name)
-    network, _ = choose_network(made, chosen, config, n_cases=n_cases, device=where, n_processes=n_processes)
+            return plan.configuration(name)
+    network, _ = choose_network(plan, chosen, config, n_cases=n_cases, device=where, n_processes=n_processes)
     if _shows_enough(chosen, network.patch_size):
         if begun.get(quick_name):
             text = "there is time for larger patches: %s is trained anew; -c %s goes on with what is there"
@@ -77,12 +77,12 @@ def configuration_for_time(
     return _add_quick(workspace, chosen.name, network.patch_size, is_kept=resume or is_used)
 
 
-def may_be_coarser(made: Plan, configuration: ConfigurationPlan) -> bool:
+def may_be_coarser(plan: Plan, configuration: ConfigurationPlan) -> bool:
     """Whether a short training may take a coarser grid than that of a configuration, which the user has not set."""
     from autoseg.training.adapt import SMALLEST_PATCH_SCALE, resize
 
     smallest = resize(configuration, "half", SMALLEST_PATCH_SCALE)
-    return not _is_set_by_user(made, configuration.name) and not _shows_enough(configuration, smallest.patch_size)
+    return not _is_set_by_user(plan, configuration.name) and not _shows_enough(configuration, smallest.patch_size)
 
 
 def _goes_on(model: Path, folds: Sequence[int], config: TrainConfig, *, n_cases: int, on_cpu: bool) -> bool:
@@ -109,10 +109,10 @@ def _is_being_trained(model: Path, folds: Sequence[int]) -> bool:
     return any(not is_free(FoldFiles(folder=fold_folder(model, fold)).lock) for fold in folds)
 
 
-def _is_set_by_user(made: Plan, name: str) -> bool:
+def _is_set_by_user(plan: Plan, name: str) -> bool:
     """Whether the user has said which grid, also where a coarser one follows from it, or which patches."""
-    return made.is_set_by_user(name, "patch_size") or any(
-        made.is_set_by_user(known, "spacing_mm") for known in ("2d", "3d_fullres")
+    return plan.is_set_by_user(name, "patch_size") or any(
+        plan.is_set_by_user(known, "spacing_mm") for known in ("2d", "3d_fullres")
     )
 
 
@@ -126,26 +126,26 @@ def _add_quick(workspace: Workspace, name: str, patch_size: Sequence[int], *, is
     One that the plan has already is kept, where that is wanted: others may be preprocessing their cases for it.
     """
     with workspace.planning():
-        made: Plan = workspace.read_plan()
-        known = made.configurations.get(QUICK_NAMES[made.configuration(name).n_axes])
+        plan: Plan = workspace.read_plan()
+        known = plan.configurations.get(QUICK_NAMES[plan.configuration(name).n_axes])
         if known is not None and is_kept:
             return known
         planned = plan_quick(
-            made, made.configuration(name), patch_size=patch_size, fingerprint=workspace.read_fingerprint()
+            plan, plan.configuration(name), patch_size=patch_size, fingerprint=workspace.read_fingerprint()
         )
         if planned is None:
-            return made.configuration(name)
+            return plan.configuration(name)
         quick, reasons = planned
         subjects = {reason.subject for reason in reasons}
-        kept = (reason for reason in made.reasons if reason.subject not in subjects)
-        plan = replace(
-            made, configurations={**made.configurations, quick.name: quick}, reasons=(*kept, *reasons)
+        kept = (reason for reason in plan.reasons if reason.subject not in subjects)
+        with_quick = replace(
+            plan, configurations={**plan.configurations, quick.name: quick}, reasons=(*kept, *reasons)
         ).signed()
-        write_json(workspace.plan_file, plan)
+        write_json(workspace.plan_file, with_quick)
     logger.info(
         "there is time for patches of %s, %.1f%% of a %s in %s: %s is trained, at %s mm; -c %s trains that",
         join_numbers(patch_size),
-        100 * prod(patch_size) / prod(made.configuration(name).median_shape),
+        100 * prod(patch_size) / prod(plan.configuration(name).median_shape),
         "slice" if quick.n_axes == 2 else "case",
         name,
         quick.name,

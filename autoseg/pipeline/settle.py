@@ -48,7 +48,7 @@ class SettledTraining:
 
 def settle_training(
     model: Path,
-    made: Plan,
+    plan: Plan,
     configuration: ConfigurationPlan,
     config: TrainConfig,
     *,
@@ -64,7 +64,7 @@ def settle_training(
 
     Args:
         model: its folder.
-        made: the plan of the work folder.
+        plan: the plan of the work folder.
         configuration: of that plan.
         config: what the user asks for.
         folds: that are to be trained now.
@@ -86,7 +86,7 @@ def settle_training(
         refuse_newer(model)
         if not resume:
             refuse_while_trained([FoldFiles(folder=fold_folder(model, fold)) for fold in folds])
-        file, planned = model / RECIPE_FILE, planned_digest(made, configuration.name)
+        file, planned = model / RECIPE_FILE, planned_digest(plan, configuration.name)
         asked = dataclasses.replace(config, seed=0, compile=None)
         rules = RECIPES[config.recipe], LADDER, WIDTHS, __version__
         request = digest((planned, asked, n_cases, device.type, n_processes, rules))
@@ -102,22 +102,22 @@ def settle_training(
             else:
                 logger.info("%s: looking how large a network the budget allows", configuration.name)
                 choices, spent_s = choose_training(
-                    made, configuration, config, n_cases=n_cases, device=device, n_processes=n_processes
+                    plan, configuration, config, n_cases=n_cases, device=device, n_processes=n_processes
                 )
                 known = SettledTraining(planned=planned, request=request, choices=choices)
         if not resume:
             for fold in folds:
                 FoldFiles(folder=fold_folder(model, fold)).discard()
-        plan = _adapted(made, known.choices)
+        adapted = _adapted(plan, known.choices)
         note_writer(model)
         # Folds that run side by side write nothing that is there already.
-        for path, content in ((file, known), (model / "plan.json", plan)):
+        for path, content in ((file, known), (model / "plan.json", adapted)):
             if not holds_json(path, content):
                 write_json(path, content)
     choices = with_requests(known.choices, config, n_cases=n_cases, on_cpu=device.type == "cpu")
     for reason in choices.reasons:
         logger.info("%s: %s: %s", configuration.name, reason.subject.removeprefix("training."), reason.text)
-    return plan, choices, spent_s
+    return adapted, choices, spent_s
 
 
 def refuse_while_trained(folds: Sequence[FoldFiles]) -> None:
@@ -182,19 +182,19 @@ def _check_kept(
     return known
 
 
-def _adapted(made: Plan, choices: TrainingChoices) -> Plan:
+def _adapted(plan: Plan, choices: TrainingChoices) -> Plan:
     """The plan with the configuration as it is trained, recommended, and the reasons."""
     name = choices.configuration.name
-    reasons = {reason.subject: reason for reason in (*made.reasons, *choices.reasons)}
+    reasons = {reason.subject: reason for reason in (*plan.reasons, *choices.reasons)}
     chosen = reasons.get("training.network")
     if chosen is not None:
         for part in ("patch_size", "network"):
             subject = f"configurations.{name}.{part}"
             reasons[subject] = Reason(subject=subject, text=chosen.text)
-    plan = dataclasses.replace(
-        made,
-        configurations={**made.configurations, name: choices.configuration},
+    adapted = dataclasses.replace(
+        plan,
+        configurations={**plan.configurations, name: choices.configuration},
         recommended=name,
         reasons=tuple(reasons.values()),
     )
-    return plan.signed()
+    return adapted.signed()

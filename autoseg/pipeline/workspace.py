@@ -182,50 +182,50 @@ class Workspace:
             yield
 
 
-def default_configuration(made: Plan, name: str | None = None) -> ConfigurationPlan:
+def default_configuration(plan: Plan, name: str | None = None) -> ConfigurationPlan:
     """The configuration to train and to predict with, where a user names one or none.
 
     Args:
-        made: the plan.
+        plan: the plan.
         name: of a configuration, "cascade" for the second stage of the cascade, or None for the recommended one.
 
     Raises:
         PlanError: there is none of that name.
     """
-    if name == CASCADE and name not in made.configurations:
-        if made.cascade is None:
-            raise why_no_cascade(made)
-        return made.cascade
-    return made.configuration(made.recommended if name is None else name)
+    if name == CASCADE and name not in plan.configurations:
+        if plan.cascade is None:
+            raise why_no_cascade(plan)
+        return plan.cascade
+    return plan.configuration(plan.recommended if name is None else name)
 
 
 def configuration_to_train(
-    made: Plan, name: str | None, budget: Budget | None, *, on_cpu: bool, fingerprint: Callable[[], Fingerprint]
+    plan: Plan, name: str | None, budget: Budget | None, *, on_cpu: bool, fingerprint: Callable[[], Fingerprint]
 ) -> ConfigurationPlan:
     """`default_configuration`, but for a recommended cascade for which there is little time.
 
     Of that it is the first stage, or 3d_fullres where the smallest structures have too few voxels in the first stage.
 
     Args:
-        made: the plan.
+        plan: the plan.
         name: as in `default_configuration`.
         budget: of each fold; None for a full training.
         on_cpu: whether it is trained there.
         fingerprint: reads that of the dataset.
     """
-    chosen = default_configuration(made, name)
+    chosen = default_configuration(plan, name)
     if name is not None or chosen.previous is None:
         return chosen
     time_s = None if budget is None else budget.max_time_s
     if not on_cpu and (time_s is None or time_s >= MIN_CASCADE_TIME_S):
         return chosen
-    first = made.configuration(chosen.previous)
+    first = plan.configuration(chosen.previous)
     text = (
         "a cascade takes at least %s for each fold, on a GPU: its first stage, %s, is trained alone; -c cascade trains "
         "both"
     )
-    if "3d_fullres" in made.configurations and prod(first.spacing_mm) / 1000 > largest_voxel_ml(fingerprint()):
-        first = made.configuration("3d_fullres")
+    if "3d_fullres" in plan.configurations and prod(first.spacing_mm) / 1000 > largest_voxel_ml(fingerprint()):
+        first = plan.configuration("3d_fullres")
         text = (
             "a cascade takes at least %s for each fold, on a GPU, and the voxels of its first stage are too large for "
             "the smallest structures: %s is trained; -c cascade trains the cascade"
@@ -234,11 +234,11 @@ def configuration_to_train(
     return first
 
 
-def why_no_cascade(made: Plan) -> PlanError:
+def why_no_cascade(plan: Plan) -> PlanError:
     """Says why a plan has no cascade, and how to get one."""
     subjects = ("configurations.3d_lowres", "configurations")
-    why = next((reason.text for subject in subjects for reason in made.reasons if reason.subject == subject), "")
+    why = next((reason.text for subject in subjects for reason in plan.reasons if reason.subject == subject), "")
     advice = "'autoseg train -c cascade --force' makes one all the same"
-    if "3d_fullres" not in made.configurations:
+    if "3d_fullres" not in plan.configurations:
         advice = "there is no 3d_fullres either, which it would refine"
     return PlanError(f"the plan has no cascade{': ' if why else ''}{why}; {advice}")

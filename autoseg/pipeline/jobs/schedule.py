@@ -23,12 +23,12 @@ MAX_PREPROCESSING_JOBS = 32
 
 
 def choose_configurations(
-    made: Plan, names: str | None, budget: Budget | None, *, on_cpu: bool, fingerprint: Callable[[], Fingerprint]
+    plan: Plan, names: str | None, budget: Budget | None, *, on_cpu: bool, fingerprint: Callable[[], Fingerprint]
 ) -> list[str]:
     """The configurations to train that a user names, in the plan's order.
 
     Args:
-        made: the plan.
+        plan: the plan.
         names: "2d,3d_fullres", "all", "cascade", or None, see `configuration_to_train`.
         budget: of each fold.
         on_cpu: whether they are trained there.
@@ -38,13 +38,13 @@ def choose_configurations(
         PlanError: there is none of that name.
     """
     if names == ALL:
-        return list(made.configurations)
+        return list(plan.configurations)
     parts: list[str | None] = [part.strip() for part in (names or "").split(",") if part.strip()]
     chosen = {
-        configuration_to_train(made, part, budget, on_cpu=on_cpu, fingerprint=fingerprint).name
+        configuration_to_train(plan, part, budget, on_cpu=on_cpu, fingerprint=fingerprint).name
         for part in parts or [None]
     }
-    return [name for name in made.configurations if name in chosen]
+    return [name for name in plan.configurations if name in chosen]
 
 
 def training_jobs(
@@ -68,14 +68,14 @@ def training_jobs(
         n_processes: that train one fold together.
         n_preprocessing: jobs that share the preprocessing; None for as many as the number of cases calls for.
     """
-    made, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
+    plan, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
     jobs: list[Job] = []
     first_stages = dict.fromkeys(
-        first for name in configurations if (first := made.configuration(name).previous) is not None
+        first for name in configurations if (first := plan.configuration(name).previous) is not None
     )
     stages = [name for name in configurations if name not in first_stages]
-    grids = list(dict.fromkeys(made.grid(name) for name in (*first_stages, *configurations)))
-    n_todo = max(len(cases_to_preprocess(workspace, dataset, made, grid)) for grid in grids)
+    grids = list(dict.fromkeys(plan.grid(name) for name in (*first_stages, *configurations)))
+    n_todo = max(len(cases_to_preprocess(workspace, dataset, plan, grid)) for grid in grids)
     if n_todo:
         wanted = n_preprocessing or math.ceil(n_todo / CASES_PER_PREPROCESSING_JOB)
         n_parts = min(wanted, n_todo, MAX_PREPROCESSING_JOBS)
@@ -111,7 +111,7 @@ def training_jobs(
         missing = sorted({*asked, *_untrained(workspace, first, len(splits.folds))})
         ready[first] = train(first, missing, preprocessed) or preprocessed
     for name in stages:
-        first = made.configuration(name).previous
+        first = plan.configuration(name).previous
         after = preprocessed
         if first is not None:
             stage = Job(name=f"{name}-first-stage", task="first_stage", configurations=(name,), after=ready[first])

@@ -297,8 +297,8 @@ def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
     from autoseg.training.folds import fold_folder, trained_folds
     from autoseg.training.record import FoldFiles
 
-    made, splits = workspace.read_plan(), workspace.read_splits()
-    for configuration in made.configurations:
+    plan, splits = workspace.read_plan(), workspace.read_splits()
+    for configuration in plan.configurations:
         model = workspace.model(configuration)
         finished = set(trained_folds(model))
         for fold in range(len(splits.folds)):

@@ -92,9 +92,9 @@ def _first_stage(batch: Batch, job: Job, place: Place) -> None:
     from autoseg.pipeline.cascade import prepare_second_stage
 
     workspace = Workspace(root=batch.work)
-    made = workspace.read_plan()
+    plan = workspace.read_plan()
     (name,) = job.configurations
-    prepare_second_stage(workspace, made, made.configuration(name), device=place.device, stop=place.stop)
+    prepare_second_stage(workspace, plan, plan.configuration(name), device=place.device, stop=place.stop)
 
 
 def _train(batch: Batch, job: Job, place: Place) -> None:
