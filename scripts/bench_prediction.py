@@ -57,7 +57,6 @@ from autoseg.planning.choices import parse_choices
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.planner import make_plan
 from autoseg.training.checkpoint import save_weights
-from autoseg.training.folds import fold_folder
 from autoseg.training.record import FoldFiles, TrainingRecord
 
 # -- restore: from logits on the network's grid to the label map on the scan's -----------------------------------------
@@ -421,7 +420,7 @@ def write_large_model(model: Path) -> None:
         training_cases=(),
         validation_cases=(),
     )
-    files = FoldFiles(folder=fold_folder(model, 0))
+    files = FoldFiles.of(model, 0)
     write_json(files.training, record)
     save_weights(files.weights, build_trainable(plan, plan.configuration("3d_fullres")))
 

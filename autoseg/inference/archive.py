@@ -22,13 +22,14 @@ from typing import Any, TypeVar
 from autoseg.core.errors import AutosegError, FormatError
 from autoseg.core.serialize import atomic_path, encode_json, from_plain, parse_json
 from autoseg.training.checkpoint import Progress
+from autoseg.training.folds import PLAN, WEIGHTS
 
 SUFFIX = ".autoseg"
 FORMAT = "autoseg model"
-FORMAT_VERSION, OLDEST_FORMAT_VERSION = 3, 2
+FORMAT_VERSION, OLDEST_FORMAT_VERSION = 4, 2
 """Counts up with each change of what the members hold, be it the manifest, the record of a fold, or the plan. What the
 oldest of those that can be read lacks has a default."""
-MANIFEST, PLAN, POSTPROCESSING = "manifest.json", "plan.json", "postprocessing.json"
+MANIFEST, POSTPROCESSING = "manifest.json", "postprocessing.json"
 MAX_JSON_BYTES = 16 * 2**20
 MAX_WEIGHTS_BYTES = 8 * 2**30
 
@@ -109,7 +110,7 @@ class Archive:
 
 def weights_member(fold: int) -> str:
     """The name of a fold's weights."""
-    return f"fold_{fold}/weights.safetensors"
+    return f"fold_{fold}/{WEIGHTS}"
 
 
 def training_member(fold: int) -> str:

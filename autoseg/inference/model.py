@@ -23,7 +23,6 @@ from autoseg.core.versions import refuse_newer
 from autoseg.inference.archive import (
     FORMAT,
     FORMAT_VERSION,
-    PLAN,
     POSTPROCESSING,
     SUFFIX,
     Manifest,
@@ -37,7 +36,7 @@ from autoseg.inference.sources import FileSource, FolderSource, FoldWeights, Pos
 from autoseg.networks.build import build_trainable
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.checkpoint import Progress, load_into
-from autoseg.training.folds import trained_folds, unfinished_folds, usable_folds
+from autoseg.training.folds import PLAN, trained_folds, unfinished_folds, usable_folds
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from autoseg.core.steps import Step
 from autoseg.inference.archive import POSTPROCESSING, Archive, training_member, weights_member
 from autoseg.inference.quality import QualityModel
 from autoseg.training.checkpoint import Progress, format_weights, parse_weights, read_network
-from autoseg.training.folds import fold_folder
 from autoseg.training.record import FoldFiles, FoldRecord
 
 
@@ -79,7 +78,7 @@ class FolderSource:
         self._folder = folder
 
     def _files(self, fold: int) -> FoldFiles:
-        return FoldFiles(folder=fold_folder(self._folder, fold))
+        return FoldFiles.of(self._folder, fold)
 
     def read_record(self, fold: int) -> FoldRecord:
         file = self._files(fold).training

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_REVIEW_S = 600.0
+EVALUATION = "evaluation.json"
 
 
 def never() -> bool:
@@ -72,7 +73,7 @@ def validate_fold(
     folder = validation_folder(workspace, configuration, fold)
     ids = set(workspace.read_splits().folds[fold].validation)
     cases = [case for case in workspace.read_dataset().cases if case.id in ids]
-    file, digest = folder / "evaluation.json", model.digest([fold])
+    file, digest = folder / EVALUATION, model.digest([fold])
     key = _key(digest, cases)
     if file.exists() and all((folder / f"{case.id}.nii.gz").is_file() for case in cases):
         try:
@@ -151,7 +152,7 @@ def read_scores(workspace: Workspace, configuration: str, fold: int) -> Evaluati
     """What `validate_fold` has found last; None where it has not been called."""
     from autoseg.evaluation.scores import Evaluation
 
-    file = validation_folder(workspace, configuration, fold) / "evaluation.json"
+    file = validation_folder(workspace, configuration, fold) / EVALUATION
     if not file.is_file():
         return None
     scores: Evaluation = read_json(file, Evaluation)
@@ -200,7 +201,7 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     that they have learned from.
     """
     from autoseg.pipeline.settle import planned_digest, read_settled
-    from autoseg.training.folds import fold_folder, trained_folds
+    from autoseg.training.folds import trained_folds
     from autoseg.training.record import FoldFiles, TrainingRecord
 
     model, splits = workspace.model(configuration), workspace.read_splits()
@@ -222,7 +223,7 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     if finished != wanted:
         return f"it holds folds that the splits do not have; {advice}"
     for fold, split in enumerate(splits.folds):
-        record: TrainingRecord = read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord)
+        record: TrainingRecord = read_json(FoldFiles.of(model, fold).training, TrainingRecord)
         cases = sorted(record.training_cases), sorted(record.validation_cases)
         if cases != (sorted(split.training), sorted(split.validation)):
             return f"fold {fold} was trained on other cases than the splits have now; {advice}"
@@ -266,7 +267,7 @@ def cross_validate(
         raise TrainingError(f"{workspace.model(name)}: cannot be cross-validated: {missing}")
     dataset, splits = workspace.read_dataset(), workspace.read_splits()
     folds = range(len(splits.folds))
-    file, digest = workspace.model(name) / "cv.json", read_model(workspace.model(name)).digest(list(folds))
+    file, digest = workspace.crossval_file(name), read_model(workspace.model(name)).digest(list(folds))
     validated = {case for split in splits.folds for case in split.validation}
     key = _key(digest, [case for case in dataset.cases if case.id in validated])
     preprocess_cases(workspace, dataset, plan, name)
@@ -310,7 +311,7 @@ def read_cross_validation(workspace: Workspace, configuration: str) -> CrossVali
     """What is written in `cv.json`, whichever weights it is of; None where it is missing or of another version."""
     from autoseg.evaluation.crossval import CrossValidation
 
-    file = workspace.model(configuration) / "cv.json"
+    file = workspace.crossval_file(configuration)
     if not file.is_file():
         return None
     try:
@@ -335,7 +336,6 @@ def _review(
     from autoseg.core.geometry import axis_first
     from autoseg.evaluation.review import Reviewer
     from autoseg.inference.predictor import Predictor
-    from autoseg.training.folds import fold_folder
     from autoseg.training.record import FoldFiles, read_log
 
     folds = sorted(set(fold_of.values()))
@@ -344,7 +344,7 @@ def _review(
     )
     known = {case.id: case for case in workspace.read_dataset().cases}
     cases = [known[case_id] for case_id in _in_turn(fold_of)]
-    logs = (read_log(FoldFiles(folder=fold_folder(workspace.model(configuration), fold)).log) for fold in folds)
+    logs = (read_log(FoldFiles.of(workspace.model(configuration), fold).log) for fold in folds)
     limit_s = max(MIN_REVIEW_S, sum(log[-1].time_s for log in logs if log))
     began = time.monotonic()
     with track(f"all folds of {configuration} look at all cases", total=len(cases)) as advance:

@@ -21,6 +21,7 @@ from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configur
 from autoseg.planning.estimates import Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
+from autoseg.training.folds import PLAN
 
 if TYPE_CHECKING:
     from autoseg.reporting.figures import OverlayRow
@@ -122,7 +123,7 @@ def _epoch_times_s(workspace: Workspace, plan: Plan) -> dict[str, float]:
     for name, configuration in plan.configurations.items():
         model = workspace.model(name)
         try:
-            trained: Plan = read_json(model / "plan.json", Plan)
+            trained: Plan = read_json(model / PLAN, Plan)
             if trained.configurations.get(name) != configuration:
                 continue
             logs = [read_log(FoldFiles(folder=fold).log) for fold in model.glob("fold_*")]

@@ -85,7 +85,6 @@ def train(
         TrainingInterrupted: `stop` said so.
     """
     from autoseg.pipeline.settle import settle_training
-    from autoseg.training.folds import fold_folder
     from autoseg.training.ranks import ALONE
     from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import train_fold
@@ -140,7 +139,7 @@ def train(
     open_cases = partial(_open_cases, workspace, plan, chosen.name)
     results: dict[int, Evaluation | None] = {}
     for fold in wanted:
-        files, results[fold] = FoldFiles(folder=fold_folder(model, fold)), None
+        files, results[fold] = FoldFiles.of(model, fold), None
         # Whoever trains the fold already, on this machine or another, is waited for.
         lock = locked(files.lock, waiting_for=f"trains {files.folder}")
         with lock if ranks.is_first else nullcontext():

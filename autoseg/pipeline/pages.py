@@ -88,7 +88,7 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
 def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:
     """Everything there is of a configuration."""
     from autoseg.reporting.results_page import ConfigurationResults
-    from autoseg.training.folds import fold_folder, trained_folds
+    from autoseg.training.folds import trained_folds
     from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
     curves = {}
@@ -103,7 +103,7 @@ def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResu
         logger.warning(text, model)
         crossval = None
     # One after the other: the first that says how it was trained speaks for all.
-    records = (read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord) for fold in curves)
+    records = (read_json(FoldFiles.of(model, fold).training, TrainingRecord) for fold in curves)
     choices = next((record.choices for record in records if record.choices is not None), None)
     return ConfigurationResults(name=configuration, curves=curves, crossval=crossval, choices=choices)
 

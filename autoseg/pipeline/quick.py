@@ -18,7 +18,6 @@ from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
 from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, plan_quick, shown_part
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.training.folds import fold_folder
 
 if TYPE_CHECKING:
     from autoseg.training.config import TrainConfig
@@ -98,7 +97,7 @@ def _goes_on(model: Path, folds: Sequence[int], config: TrainConfig, *, n_cases:
     for fold in folds:
         # What cannot be read is told when it is trained.
         with suppress(FormatError, OSError):
-            record = read_json(FoldFiles(folder=fold_folder(model, fold)).training, TrainingRecord)
+            record = read_json(FoldFiles.of(model, fold).training, TrainingRecord)
             budgets += [record.choices.budget] if record.choices else []
     return with_requests(settled.choices, config, n_cases=n_cases, on_cpu=on_cpu).budget in budgets
 
@@ -106,7 +105,7 @@ def _goes_on(model: Path, folds: Sequence[int], config: TrainConfig, *, n_cases:
 def _is_being_trained(model: Path, folds: Sequence[int]) -> bool:
     from autoseg.training.record import FoldFiles
 
-    return any(not is_free(FoldFiles(folder=fold_folder(model, fold)).lock) for fold in folds)
+    return any(not is_free(FoldFiles.of(model, fold).lock) for fold in folds)
 
 
 def _is_set_by_user(plan: Plan, name: str) -> bool:

@@ -17,7 +17,7 @@ from autoseg.core.serialize import digest, holds_json, read_json, write_json
 from autoseg.core.versions import note_writer, refuse_newer
 from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
 from autoseg.training.adapt import LADDER, WIDTHS, choose_training, with_requests
-from autoseg.training.folds import fold_folder, folds_with, usable_folds
+from autoseg.training.folds import PLAN, TRAINING, folds_with, usable_folds
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingChoices
 
@@ -85,7 +85,7 @@ def settle_training(
     with locked(model / ".settling.lock", waiting_for=f"chooses how {model.name} is trained"):
         refuse_newer(model)
         if not resume:
-            refuse_while_trained([FoldFiles(folder=fold_folder(model, fold)) for fold in folds])
+            refuse_while_trained([FoldFiles.of(model, fold) for fold in folds])
         file, planned = model / RECIPE_FILE, planned_digest(plan, configuration.name)
         asked = dataclasses.replace(config, seed=0, compile=None)
         rules = RECIPES[config.recipe], LADDER, WIDTHS, __version__
@@ -107,11 +107,11 @@ def settle_training(
                 known = SettledTraining(planned=planned, request=request, choices=choices)
         if not resume:
             for fold in folds:
-                FoldFiles(folder=fold_folder(model, fold)).discard()
+                FoldFiles.of(model, fold).discard()
         adapted = _adapted(plan, known.choices)
         note_writer(model)
         # Folds that run side by side write nothing that is there already.
-        for path, content in ((file, known), (model / "plan.json", adapted)):
+        for path, content in ((file, known), (model / PLAN, adapted)):
             if not holds_json(path, content):
                 write_json(path, content)
     choices = with_requests(known.choices, config, n_cases=n_cases, on_cpu=device.type == "cpu")
@@ -140,7 +140,7 @@ def staying_folds(model: Path, folds: Sequence[int], *, resume: bool) -> list[in
     Folds that are trained elsewhere count from their beginning, with or without a checkpoint.
     """
     begun = usable_folds(model)
-    announced = {*begun, *folds_with(model, "training.json")}
+    announced = {*begun, *folds_with(model, TRAINING)}
     return sorted(fold for fold in announced if fold not in folds or (resume and fold in begun))
 
 

@@ -102,6 +102,10 @@ class Workspace:
         """Folder of a trained configuration; complete in itself for prediction."""
         return self.root / "models" / configuration
 
+    def crossval_file(self, configuration: str) -> Path:
+        """The cross-validation of a trained configuration."""
+        return self.model(configuration) / "cv.json"
+
     def ensemble(self, configurations: Sequence[str]) -> Path:
         """Folder of the out-of-fold label maps of several configurations together."""
         return self.root / "models" / "ensembles" / "+".join(configurations)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+PLAN = "plan.json"
+"""In the folder of a model: the plan as its folds are trained."""
+
+WEIGHTS, CHECKPOINT, TRAINING = "weights.safetensors", "checkpoint.safetensors", "training.json"
+"""In the folder of a fold: final weights, the state to resume from, and how it was trained."""
+
 
 def fold_folder(model: Path, fold: int) -> Path:
     """Where a fold of a model is kept."""
@@ -12,13 +18,13 @@ def fold_folder(model: Path, fold: int) -> Path:
 
 def trained_folds(model: Path) -> tuple[int, ...]:
     """Folds in the folder of a model that have final weights, in order."""
-    return folds_with(model, "weights.safetensors")
+    return folds_with(model, WEIGHTS)
 
 
 def unfinished_folds(model: Path) -> tuple[int, ...]:
     """Folds in the folder of a model that have a checkpoint but no final weights yet, in order."""
     finished = trained_folds(model)
-    return tuple(fold for fold in folds_with(model, "checkpoint.safetensors") if fold not in finished)
+    return tuple(fold for fold in folds_with(model, CHECKPOINT) if fold not in finished)
 
 
 def usable_folds(model: Path) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from autoseg.core.errors import FormatError
 from autoseg.core.serialize import atomic_path, from_plain, to_plain
 from autoseg.planning.plan import ConfigurationPlan, Reason
 from autoseg.training.config import Budget
+from autoseg.training.folds import CHECKPOINT, TRAINING, WEIGHTS, fold_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,15 +44,20 @@ class FoldFiles:
 
     folder: Path
 
+    @classmethod
+    def of(cls, model: Path, fold: int) -> FoldFiles:
+        """Those of a fold of a model."""
+        return cls(folder=fold_folder(model, fold))
+
     @property
     def weights(self) -> Path:
         """Final weights."""
-        return self.folder / "weights.safetensors"
+        return self.folder / WEIGHTS
 
     @property
     def checkpoint(self) -> Path:
         """State to resume from."""
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / CHECKPOINT
 
     @property
     def log(self) -> Path:
@@ -61,7 +67,7 @@ class FoldFiles:
     @property
     def training(self) -> Path:
         """How it was trained; there from the beginning."""
-        return self.folder / "training.json"
+        return self.folder / TRAINING
 
     @property
     def lock(self) -> Path:

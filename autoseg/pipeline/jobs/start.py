@@ -17,7 +17,6 @@ from autoseg.pipeline.jobs.status import status
 from autoseg.pipeline.jobs.submit import submit
 from autoseg.pipeline.settle import refuse_while_trained
 from autoseg.pipeline.workspace import Workspace
-from autoseg.training.folds import fold_folder
 from autoseg.training.record import FoldFiles
 
 
@@ -193,7 +192,7 @@ def discard_folds(work: Path, configurations: Sequence[str], folds: Sequence[int
         TrainingError: another process trains one of the folds; all are as they were.
     """
     workspace = Workspace(root=work)
-    found = [FoldFiles(folder=fold_folder(workspace.model(name), fold)) for name in configurations for fold in folds]
+    found = [FoldFiles.of(workspace.model(name), fold) for name in configurations for fold in folds]
     refuse_while_trained(found)
     for files in found:
         files.discard()

@@ -294,7 +294,7 @@ def _last_words(folder: BatchFolder, slurm_id: str) -> str:
 
 def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
     """Folds that are there, whoever has trained them."""
-    from autoseg.training.folds import fold_folder, trained_folds
+    from autoseg.training.folds import trained_folds
     from autoseg.training.record import FoldFiles
 
     plan, splits = workspace.read_plan(), workspace.read_splits()
@@ -302,7 +302,7 @@ def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
         model = workspace.model(configuration)
         finished = set(trained_folds(model))
         for fold in range(len(splits.folds)):
-            if not FoldFiles(folder=fold_folder(model, fold)).training.exists():
+            if not FoldFiles.of(model, fold).training.exists():
                 continue
             yield JobStatus(
                 name=f"{configuration}-fold-{fold}",
@@ -316,10 +316,9 @@ def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
 def read_progress(workspace: Workspace, configuration: str, fold: int, *, runs: bool) -> Progress | None:
     """How far a fold has come; None where no epoch is written down yet."""
     from autoseg.core.serialize import read_json
-    from autoseg.training.folds import fold_folder
     from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
-    files = FoldFiles(folder=fold_folder(workspace.model(configuration), fold))
+    files = FoldFiles.of(workspace.model(configuration), fold)
     epochs = read_log(files.log)
     if not epochs or not files.training.exists():
         return None
