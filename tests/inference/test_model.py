@@ -392,7 +392,7 @@ BAD_MEMBERS: dict[str, tuple[Change, str]] = {
     "a list": (lambda m: m.update({"manifest.json": b"[1]"}), r"manifest\.json: found \[1\], expected an object"),
     "newer": (
         lambda m: edit_manifest(m, version=FORMAT_VERSION + 1, ensemble=["2d"]),
-        r"made by a newer autoseg \(format 4, this one reads 2 to 3\); update autoseg",
+        r"made by a newer autoseg \(format 5, this one reads 2 to 4\); update autoseg",
     ),
     "older": (lambda m: edit_manifest(m, version=0), r"made by an older autoseg \(format 0, .*; export the model"),
     "no version": (lambda m: edit_manifest(m, version=None), r"manifest\.json has no version"),
