@@ -10,11 +10,11 @@ from autoseg.core.errors import ERROR, DatasetError, FormatError, Problem
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads
 from autoseg.data.compare import CaseLook, look_at_case
-from autoseg.data.dataset import Case, Dataset
+from autoseg.data.dataset import Case, Dataset, LabelMend
 from autoseg.data.listings import structure_labels
 from autoseg.data.load import LoadedCase, label_values, load_case, loading_gib
 from autoseg.data.references import combinations_of, mend_to_read, read_label_map
-from autoseg.data.soft_masks import WHITE, has_grey_borders
+from autoseg.data.soft_masks import MIN_SHADES, WHITE, has_grey_borders
 
 MAX_LABELS_FOUND = 1000
 
@@ -75,13 +75,16 @@ def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
         DatasetError: label maps that cannot be read, no foreground at all, or implausibly many values.
     """
 
+    mends = (LabelMend(rounded=True), LabelMend(halved=True)) if dataset.fix else ()
+
     def look(case: Case) -> _FoundLabels | Problem:
         try:
             if case.label is None:
-                read, _ = mend_to_read(case, combinations_of, fix=dataset.fix)
+                read, _ = mend_to_read(case, combinations_of, mends[:1])
                 return _FoundLabels(together=read)
-            label, _ = mend_to_read(case, read_label_map, fix=dataset.fix)
-            return _FoundLabels(values=label_values(label), is_soft=has_grey_borders(label))
+            label, _ = mend_to_read(case, read_label_map, mends)
+            values = label_values(label)
+            return _FoundLabels(values=values, is_soft=len(values) > MIN_SHADES and has_grey_borders(label))
         except FormatError as error:
             advice = "mend or replace the label map, or remove the case"
             return Problem(kind="label map cannot be used", case=case.id, text=str(error), advice=advice)
@@ -98,8 +101,8 @@ def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
     values = sorted(set().union(*(known.values for known in found)) - {0})
     if not values:
         raise DatasetError(f"{dataset.name}: every voxel of every label map is 0, expected at least one structure")
-    n_soft = sum(known.is_soft for known in found)
-    if 2 * n_soft >= sum(bool(known.values - {0}) for known in found):
+    n_soft, n_hard = (sum(known.is_soft for known in found), sum(known.values - {0} == {WHITE} for known in found))
+    if n_soft and 2 * (n_soft + n_hard) >= sum(bool(known.values - {0}) for known in found):
         if not dataset.fix:
             raise DatasetError(
                 f"{dataset.name}: {n_soft} of {len(found)} label maps are masks in black and white with grey borders, "

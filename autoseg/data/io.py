@@ -21,7 +21,7 @@ from autoseg.data.itk import read_itk, write_itk
 from autoseg.data.nifti import read_nifti, write_nifti
 from autoseg.data.pictures import read_picture, write_picture
 from autoseg.data.raw import RawImage, Writer
-from autoseg.data.soft_masks import halve, is_nearly_binary
+from autoseg.data.soft_masks import halve, has_grey_borders
 from autoseg.data.tiff import read_tiff, sidecars, write_tiff
 
 __all__ = [
@@ -218,8 +218,8 @@ def read_label(path: Path, *, rounded: bool = False, halved: bool = False) -> tu
             )
         label = nearest.astype(np.int32)
     if halved:
-        if not is_nearly_binary(label):
-            raise FormatError(f"{path}: found many voxels between black and white, expected a mask with grey borders")
+        if not has_grey_borders(label, n_shades=0):
+            raise FormatError(f"{path}: found no mask in black and white, expected one with grey borders")
         label = halve(label)
     elif raw.is_lossy:
         _refuse_changed_values(path, label)
@@ -233,7 +233,7 @@ def _refuse_changed_values(path: Path, label: NDArray) -> None:
     values = np.unique(label)
     if len(values) > 2:
         advice = "save the original label map as PNG"
-        if is_nearly_binary(label):
+        if has_grey_borders(label, n_shades=0):
             advice = f"'autoseg plan --fix' takes what is brighter than half for the structure, or {advice}"
         raise FormatError(
             f"{path}: found {len(values)} values such as {list_some([str(value) for value in values])} in a label map, "

@@ -23,7 +23,7 @@ from autoseg.data.dataset import Case, LabelMend
 from autoseg.data.io import read_geometry, read_raw
 from autoseg.data.references import mend_to_read, read_reference
 from autoseg.data.regrid import resample_onto
-from autoseg.data.soft_masks import has_grey_borders
+from autoseg.data.soft_masks import MIN_SHADES, WHITE, has_grey_borders
 
 PIECE_VOXELS = 2**20
 MASK_VALUES = frozenset({1, 255, 65535})
@@ -168,7 +168,8 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
         for file in case.image_files[1:]:
             problems += _tell_channel(case, file, image_part[1], read_geometry(file))
     try:
-        label_part, case = mend_to_read(case, lambda known: read_reference(known, labels), fix=fix)
+        mends = _mends_of(case, labels) if fix else ()
+        label_part, case = mend_to_read(case, lambda known: read_reference(known, labels), mends)
     except FormatError as error:
         advice = "mend or replace the label map, or remove the case"
         problems.append(Problem(kind="label map cannot be used", case=case.id, text=str(error), advice=advice))
@@ -201,12 +202,25 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
     )
 
 
+def _is_one_mask(case: Case, labels: LabelSpec) -> bool:
+    """Whether a label map should have a single structure, with a value that masks have."""
+    is_one = len(labels.values) == 1 and labels.values[0] in MASK_VALUES
+    return is_one and case.label is not None and labels.ignore is None and not labels.regions
+
+
+def _mends_of(case: Case, labels: LabelSpec) -> tuple[LabelMend, ...]:
+    """How a label map may be read that cannot be read as it is."""
+    mends = (LabelMend(rounded=True),)
+    return (*mends, LabelMend(halved=True)) if _is_one_mask(case, labels) else mends
+
+
 def _is_soft_mask(case: Case, label: NDArray, values: set[int], labels: LabelSpec) -> bool:
     """Whether a label map has more values than the one structure that it should have, because its borders are grey."""
-    if case.label is None or case.mend is not None or len(labels.values) != 1 or labels.ignore is not None:
+    if case.mend is not None or not _is_one_mask(case, labels) or values <= {0, labels.values[0]}:
         return False
-    is_mask = labels.values[0] in MASK_VALUES and not values <= {0, labels.values[0]}
-    return is_mask and has_grey_borders(label, n_shades=0)
+    # A structure of 1 that is there is none in black, whatever is white.
+    is_black = labels.values[0] in values and labels.values[0] != WHITE
+    return has_grey_borders(label, n_shades=MIN_SHADES if is_black else 0)
 
 
 def _meant_values(case: Case, values: set[int], labels: LabelSpec) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -59,13 +59,13 @@ def read_label_map(case: Case) -> NDArray:
     return _read_placed(case.label, case)[0]
 
 
-def mend_to_read(case: Case, read: Callable[[Case], T], *, fix: bool) -> tuple[T, Case]:
+def mend_to_read(case: Case, read: Callable[[Case], T], mends: Sequence[LabelMend]) -> tuple[T, Case]:
     """What is read of a case, and the case with how its label map had to be read.
 
     Args:
         case: of the dataset.
         read: raises FormatError where the label map of a case is not in order.
-        fix: whether what is safe to mend may be.
+        mends: that may be tried then.
 
     Raises:
         FormatError: what the file is not, as it is.
@@ -73,8 +73,7 @@ def mend_to_read(case: Case, read: Callable[[Case], T], *, fix: bool) -> tuple[T
     try:
         return read(case), case
     except FormatError:
-        mends = (LabelMend(rounded=True), LabelMend(halved=True)) if fix and case.mend is None else ()
-        for mend in mends:
+        for mend in mends if case.mend is None else ():
             mended = replace(case, mend=mend)
             with suppress(FormatError):
                 return read(mended), mended

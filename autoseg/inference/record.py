@@ -96,25 +96,33 @@ def record_file(folder: Path, part: tuple[int, int]) -> Path:
     return folder / ("prediction.json" if part == (1, 1) else f"prediction.part-{part[0]}-of-{part[1]}.json")
 
 
-def read_records(folder: Path) -> list[PredictionRecord]:
+def read_records(folder: Path, *, request: str = "") -> list[PredictionRecord]:
     """What was run on the images of a folder of label maps, the last run at the end: one record, or one per part.
 
     Each has the cases that no later run has taken up; one that has none of them left is not told.
 
+    Args:
+        folder: of the label maps.
+        request: only runs with this one count; empty for all.
+
     Raises:
         FormatError: one cannot be read, or names a case that leads to another folder.
     """
-    records: list[PredictionRecord] = [read_json(file, PredictionRecord) for file in folder.glob("prediction*.json")]
-    records.sort(key=lambda record: record.started)
+    files = [record_file(folder, (1, 1)), *folder.glob("prediction.part-*-of-*.json")]
+    records: list[PredictionRecord] = [read_json(file, PredictionRecord) for file in files if file.is_file()]
+    records = sorted(
+        (record for record in records if not request or record.request == request), key=lambda record: record.started
+    )
     last = {case: number for number, record in enumerate(records) for case in record.cases}
     if odd := sorted(case for case in last if Path(case).name != case):
         raise FormatError(f"{folder}: the case {odd[0]!r} leads to another folder")
     current = []
     for number, record in enumerate(records):
         cases = {case: known for case, known in record.cases.items() if last[case] == number}
-        if cases or not record.cases:
+        if cases:
             current.append(replace(record, cases=cases))
-    return current
+    # A run that was stopped before its first image tells what it was to do, where there is no other.
+    return current or records[-1:]
 
 
 def labels_of(records: Sequence[PredictionRecord], folder: Path) -> LabelSpec:

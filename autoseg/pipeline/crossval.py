@@ -127,8 +127,7 @@ def _segment_stored(predictor: Predictor, stored: PreprocessedCase, case: str) -
         return predictor.segment(prepare_stored(stored)).label
     except ImageTooLargeError as error:
         raise TrainingError(
-            f"{case}: cannot be validated: {error}; a machine with more of it can go on from here, with the same "
-            "command, and --no-validate trains without"
+            f"{case}: cannot be validated: {error}; a machine with more of it goes on from here with the same command"
         ) from error
 
 

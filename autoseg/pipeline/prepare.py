@@ -33,7 +33,7 @@ from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dat
 from autoseg.pipeline.examine import file_identity, look_at, refuse_foreign_folder
 from autoseg.pipeline.explain import measure_plan, write_report
 from autoseg.pipeline.quick import may_be_coarser
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, configuration_to_train, default_configuration
 from autoseg.planning.choices import Choices
 from autoseg.planning.configurations import QUICK_NAMES
 from autoseg.planning.estimates import GIB, Estimates, estimate
@@ -126,34 +126,31 @@ def plan(
             logger.warning("%s", describe_problems("Some cases deserve a look.", estimates.warnings))
         write_report(workspace, index, plan, fingerprint, estimates)
         if preprocess != "none":
-            grids = dict.fromkeys(plan.grid(stage) for stage in _stages_to_preprocess(plan, named))
+            grids = dict.fromkeys(plan.grid(stage) for stage in _stages_to_preprocess(plan, named, fingerprint))
             _announce_disk(workspace, index, plan, grids, estimates)
             for grid in grids:
                 preprocess_cases(workspace, index, plan, grid)
         return plan
 
 
-def _stages_to_preprocess(plan: Plan, named: Sequence[str]) -> list[str]:
+def _stages_to_preprocess(plan: Plan, named: Sequence[str], fingerprint: Fingerprint) -> list[str]:
     """Named configurations with their first stages; where none are, what this machine trains by default.
 
     What is not preprocessed now is when it is trained. Full resolution can take a hundred gigabytes, and a CPU, which
     has an hour for each fold, often trains a coarser grid.
     """
     on_cpu = resolve_device("auto").type == "cpu"
-    if named or not on_cpu:
-        names = named or (default_configuration(plan).name,)
-        return [stage for name in names for stage in (plan.configuration(name).previous, name) if stage]
-    chosen = default_configuration(plan)
-    if chosen.previous is not None:
-        chosen = plan.configuration(chosen.previous)
-    if may_be_coarser(plan, chosen):
-        text = (
-            "cases are preprocessed when they are trained: on a CPU, --max-time decides on which grid "
-            "(--configurations %s preprocesses them now)"
-        )
-        logger.info(text, chosen.name)
-        return []
-    return [chosen.name]
+    if not named:
+        chosen = configuration_to_train(plan, None, None, on_cpu=on_cpu, fingerprint=lambda: fingerprint)
+        if on_cpu and may_be_coarser(plan, chosen):
+            text = (
+                "cases are preprocessed when they are trained: on a CPU, --max-time decides on which grid "
+                "(--configurations %s preprocesses them now)"
+            )
+            logger.info(text, chosen.name)
+            return []
+        named = (chosen.name,)
+    return [stage for name in named for stage in (plan.configuration(name).previous, name) if stage]
 
 
 def plan_from_fingerprint(

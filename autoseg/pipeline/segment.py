@@ -270,9 +270,7 @@ class _Run:
         done = {case for case in cases if self.output.label_map(case).is_file()}
         own_settings = self._record().settings
         # Other processes may have segmented other parts into this folder, and other parts before.
-        for earlier in read_records(self.output.root):
-            if self._request and earlier.request != self._request:
-                continue
+        for earlier in read_records(self.output.root, request=self._request):
             # A label map beside which a later run has failed is of an older one.
             done -= {case for case, found in earlier.cases.items() if found.status != DONE}
             known = {case: found for case, found in earlier.cases.items() if case in done}

@@ -213,7 +213,8 @@ def _smallest_of_median_case(volumes_ml: Sequence[tuple[float, ...]]) -> float:
     by_label = zip(*(volumes for volumes in volumes_ml if volumes), strict=True)
     present = [[volume for volume in volumes if volume > 0] for volumes in by_label]
     least = min(MIN_CASES_OF_LABEL, ceil(len(volumes_ml) / 10))
-    return min((median(volumes) for volumes in present if len(volumes) >= least), default=inf)
+    common = [volumes for volumes in present if len(volumes) >= least] or [volumes for volumes in present if volumes]
+    return min((median(volumes) for volumes in common), default=inf)
 
 
 class _Planner:

@@ -83,6 +83,49 @@ def test_few_shades_are_halved_too_where_one_structure_is_listed(tmp_path: Path)
     assert loaded.case.mend == LabelMend(halved=True, values={255: 1})
 
 
+def test_a_structure_beside_what_nobody_knows_is_not_swapped_with_it(tmp_path: Path) -> None:
+    mask = disc(14) // 255
+    mask[70, :] = 255
+    (case,) = write_pairs(tmp_path, {"a": mask}).cases
+    problems = load_case(case, n_channels=1, labels=LabelSpec(names=("polyp",), values=(1,)), fix=True)
+    assert isinstance(problems, list)
+    assert any("255 (112 voxels)" in problem.found and "--fix" not in problem.advice for problem in problems)
+
+
+def test_a_jpeg_of_classes_is_not_halved(tmp_path: Path) -> None:
+    numbers = disc(14) // 255 + disc(30) // 255
+    dataset = write_pairs(tmp_path, {"a": numbers}, ending="jpg")
+    with pytest.raises(DatasetError, match="at most 2 in a JPEG, because its compression changes values; save the"):
+        discover_labels(fixed(dataset), n_threads=1)
+    greys = disc(14)
+    greys[40:44, 58:62] = 128
+    (case,) = write_pairs(tmp_path / "greys", {"a": greys}, ending="jpg").cases
+    for labels in (LabelSpec(names=("a", "b"), values=(128, 255)), LabelSpec(names=("a",), values=(3,))):
+        assert isinstance(load_case(case, n_channels=1, labels=labels, fix=True), list)
+
+
+def test_masks_that_overlap_stay_an_error(tmp_path: Path) -> None:
+    for name in ("image", "first", "second"):
+        Image.fromarray(disc(14) // (1 if name == "image" else 255)).save(tmp_path / f"{name}.png")
+    case = Case(
+        id="a",
+        group="a",
+        images=(tmp_path / "image.png",),
+        label=None,
+        masks={name: tmp_path / f"{name}.png" for name in ("first", "second")},
+    )
+    problems = load_case(case, n_channels=1, labels=LabelSpec(names=("first", "second"), values=(1, 2)), fix=True)
+    assert isinstance(problems, list)
+    assert any("of first and second together" in problem.text for problem in problems)
+
+
+def test_few_masks_with_grey_borders_among_many_without(tmp_path: Path) -> None:
+    dataset = write_pairs(tmp_path, {"a": disc(14), "b": disc(20), "c": softened(disc(14))})
+    with pytest.raises(DatasetError, match="1 of 3 label maps are masks in black and white with grey borders"):
+        discover_labels(dataset, n_threads=1)
+    assert discover_labels(fixed(dataset), n_threads=1).values == (255,)
+
+
 def test_lists_of_classes_are_no_masks_with_grey_borders(tmp_path: Path) -> None:
     numbers = np.zeros((ROWS, COLUMNS), np.uint8)
     numbers[:63, :40] = np.arange(21, dtype=np.uint8).repeat(3)[:, None]

@@ -148,6 +148,22 @@ def test_what_was_made_last_counts_where_a_folder_has_records_of_several_runs(
         autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[0], overwrite=False)
 
 
+def test_runs_with_another_request_do_not_count_however_their_clocks_went(
+    model: Path, images: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    autoseg.predict(images, tmp_path, model=model, device="cpu")
+    content = read_manifest(tmp_path)
+    content["started"] = "2999-01-01T00:00:00+00:00"
+    (tmp_path / "prediction.json").write_text(json.dumps(content))
+    # The sidecar of a TIFF that is called so.
+    (tmp_path / "prediction_001.json").write_text(json.dumps({"spacing": [1, 1, 1]}))
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        caplog.clear()
+        autoseg.predict(images, tmp_path, model=model, device="cpu", overwrite=False, request="job 7", part=(1, 2))
+    assert "1 of 1 images have a label map already" in caplog.text
+
+
 def test_continuing_segments_again_what_failed_over_an_older_label_map(
     model: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

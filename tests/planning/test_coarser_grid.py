@@ -14,6 +14,7 @@ from autoseg.planning.configurations import (
     MIN_QUICK_COMPONENT_VOXELS,
     MIN_QUICK_VOXELS,
     QUICK_COVERAGE,
+    largest_voxel_ml,
     plan_quick,
     shown_part,
 )
@@ -144,6 +145,11 @@ def test_a_label_of_few_cases_does_not_decide_the_grid_of_all() -> None:
         return planned[0].spacing_mm
 
     assert spacing_with(0) == spacing_with(4) > spacing_with(5)
+    only = fingerprint_of((200, 512, 512), (3.0, 0.8, 0.8), lesions_ml=(0.5,) * 4 + (0.0,) * 96)
+    cases = (dataclasses.replace(case, label_volumes_ml=case.label_volumes_ml[1:]) for case in only.cases)
+    assert largest_voxel_ml(dataclasses.replace(only, cases=tuple(cases))) == pytest.approx(0.005), (
+        "there are no others"
+    )
 
 
 def test_without_labels_in_the_fingerprint_only_the_patch_counts() -> None:
