@@ -36,11 +36,11 @@ class InstanceNorm(nn.Module):
         """(N, C, [Z,] Y, X) to the same shape; zero mean and unit variance in each channel of each sample."""
         if features.device.type != "cpu":
             return F.instance_norm(features, weight=self.weight, bias=self.bias, eps=self.eps)
-        samples = (
+        normed = [
             F.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)
             for sample in features.split(1)
-        )
-        return torch.cat(list(samples))
+        ]
+        return normed[0] if len(normed) == 1 else torch.cat(normed)
 
 
 class Conv3d(nn.Conv3d):

@@ -106,9 +106,12 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        for weight, update in zip(weights, orthogonalise([matrix.flatten(1) for matrix in ahead]), strict=True):
+        # Weights are channels-last, so these are views of them. The order of a matrix's columns does not matter.
+        matrices = [matrix.movedim(1, -1).flatten(1) for matrix in ahead]
+        for weight, update in zip(weights, orthogonalise(matrices), strict=True):
             scale = ADAMW_RMS * max(update.shape) ** 0.5
-            weight.sub_(update.reshape(weight.shape), alpha=group["lr"] * scale)
+            channels_last = weight.movedim(1, -1)
+            channels_last.sub_(update.reshape(channels_last.shape), alpha=group["lr"] * scale)
 
     def _step_others(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         for weight in weights:

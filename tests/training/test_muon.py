@@ -62,6 +62,24 @@ def test_first_step_is_the_rate_times_an_orthogonal_matrix() -> None:
     assert (weight * weight.grad).sum() < 0, "it goes down"
 
 
+@pytest.mark.parametrize("shape", [(4, 6, 3, 3, 3), (40, 2, 1, 3, 3), (5, 3, 1, 1, 1)])
+def test_the_layout_in_memory_changes_nothing(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight, gradient = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        parameter = nn.Parameter(weight.clone(memory_format=layout))
+        parameter.grad = gradient.clone(memory_format=layout)
+        Muon([parameter], [], lr=0.1, weight_decay=0.1).step()
+        found.append(parameter.detach())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    (expected,) = orthogonalise([gradient.flatten(1)])
+    scale = 0.1 * ADAMW_RMS * max(expected.shape) ** 0.5
+    # With Nesterov's momentum the first step goes along the gradient, too.
+    wanted = 0.99 * weight - scale * expected.reshape(shape)
+    torch.testing.assert_close(found[0], wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_what_is_no_convolution_is_optimised_as_by_adamw() -> None:
     ours, theirs = (nn.Parameter(torch.tensor([1.0, -2.0, 0.5])) for _ in range(2))
     first = Muon([], [ours], lr=0.01, weight_decay=0.1)
