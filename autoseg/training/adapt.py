@@ -23,6 +23,7 @@ from autoseg.core.errors import TrainingError
 from autoseg.core.faults import is_out_of_memory
 from autoseg.core.geometry import join_numbers
 from autoseg.core.runtime import computing, format_duration
+from autoseg.core.serialize import digest
 from autoseg.networks.build import build_trainable
 from autoseg.networks.outputs import Outputs
 from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
@@ -386,10 +387,24 @@ def resize(configuration: ConfigurationPlan, width: str, patch_scale: float) -> 
     return dataclasses.replace(configuration, network=network, patch_size=patch)
 
 
+_STEP_TIMES_S: dict[str, float] = {}
+"""Of this process, by what they depend on: who asks twice gets the same answer, and two decisions agree."""
+
+
 def _time_step(
     plan: Plan, config: TrainConfig, configuration: ConfigurationPlan, *, batch_size: int, device: torch.device
 ) -> float:
     """Seconds of a training step on noise, without reading and augmentation."""
+    how = config.recipe, config.precision, config.deterministic, batch_size, str(device)
+    key = digest((configuration, plan.labels, len(plan.channels), *how))
+    if key not in _STEP_TIMES_S:
+        _STEP_TIMES_S[key] = _try_step(plan, config, configuration, batch_size=batch_size, device=device)
+    return _STEP_TIMES_S[key]
+
+
+def _try_step(
+    plan: Plan, config: TrainConfig, configuration: ConfigurationPlan, *, batch_size: int, device: torch.device
+) -> float:
     forked = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(forked), computing(device, deterministic=config.deterministic):
         # To try every kernel for every size would take longer than the steps.

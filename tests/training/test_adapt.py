@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,11 +21,13 @@ from autoseg.planning.plan import (
     Plan,
     Reason,
 )
+from autoseg.training import adapt
 from autoseg.training.adapt import (
     LADDER,
     SAMPLING_REASONS,
     WIDTHS,
     are_few,
+    choose_network,
     choose_training,
     full_training,
     resize,
@@ -304,6 +307,26 @@ def test_a_step_of_the_real_network_is_timed() -> None:
     )
     assert choices.configuration == resize(THICK, LADDER[0].width, LADDER[0].patch_scale)
     assert seconds > 0
+
+
+def test_who_asks_for_the_network_twice_gets_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the grid is to be coarser, and how the grid that was chosen is trained, are two questions."""
+    tried: list[tuple[int, ...]] = []
+
+    def try_step(_: Plan, __: TrainConfig, configuration: ConfigurationPlan, **___: object) -> float:
+        tried.append(configuration.patch_size)
+        return 0.1 * len(tried)
+
+    monkeypatch.setattr(adapt, "_STEP_TIMES_S", {})
+    monkeypatch.setattr(adapt, "_try_step", try_step)
+    ask = partial(choose_network, make_plan(), THICK, n_cases=20, device=CPU)
+    first = ask(TrainConfig(budget=Budget(max_time_s=3600.0)))
+    n_tried = len(tried)
+    assert n_tried > 1
+    assert ask(TrainConfig(budget=Budget(max_time_s=3600.0))) == first
+    assert len(tried) == n_tried
+    ask(TrainConfig(budget=Budget(max_time_s=3600.0), precision="float32"))
+    assert len(tried) > n_tried, "in another precision a step takes another time"
 
 
 def test_a_limit_of_steps_too_asks_for_no_more_of_them(machine: Machine) -> None:
