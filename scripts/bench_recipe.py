@@ -79,6 +79,7 @@ class Variant:
         recipe: fields of the recipe that `train` names, or else of "fast".
         width: of the network, a name in `autoseg.training.adapt.WIDTHS`; None for what the recipe chooses.
         patch_scale: edges of the patch as a part of the planned ones; counts where a width is given.
+        decoder_blocks: convolutions of each stage of the decoder; None as planned.
         lever: what is changed in the code while it runs, as in `LEVERS`.
     """
 
@@ -86,6 +87,7 @@ class Variant:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     width: str | None = None
     patch_scale: float = 1.0
+    decoder_blocks: int | None = None
     lever: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -98,6 +100,7 @@ VARIANTS: dict[str, Variant] = {
         for width in WIDTHS
         for scale in (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
     },
+    "one convolution per stage of the decoder": Variant(decoder_blocks=1),
     # Optimization.
     "AdamW 3e-3": Variant(recipe={"optimizer": "adamw", "learning_rate": 3e-3}),
     "AdamW 1e-3": Variant(recipe={"optimizer": "adamw", "learning_rate": 1e-3}),
@@ -168,7 +171,9 @@ class Result:
 
 def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path:
     """The work folder of a dataset, planned for the network of a variant."""
-    folder = work / (f"{dataset}-{variant.width}-{variant.patch_scale:g}" if variant.width else dataset)
+    kind = f"-{variant.width}-{variant.patch_scale:g}" if variant.width else ""
+    kind += f"-{variant.decoder_blocks} in decoder" if variant.decoder_blocks else ""
+    folder = work / f"{dataset}{kind}"
     if (folder / "plan.json").exists():
         return folder
     splits = None
@@ -188,6 +193,12 @@ def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path
     if variant.width is not None:
         changed = resize(plan.configuration(CONFIGURATION), variant.width, variant.patch_scale)
         write_json(folder / "plan.json", dataclasses.replace(plan, configurations={CONFIGURATION: changed}))
+    if variant.decoder_blocks is not None:
+        planned = plan.configuration(CONFIGURATION)
+        blocks = (variant.decoder_blocks,) * len(planned.network.decoder_blocks)
+        changed = dataclasses.replace(planned, network=dataclasses.replace(planned.network, decoder_blocks=blocks))
+        # Signed, so that it adapts as what was planned does.
+        write_json(folder / "plan.json", dataclasses.replace(plan, configurations={CONFIGURATION: changed}).signed())
     return folder
 
 

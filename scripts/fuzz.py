@@ -354,9 +354,10 @@ def model_seeds(folder: Path) -> list[bytes]:
     from safetensors.torch import save
 
     from autoseg.core.serialize import encode_json, from_plain
-    from autoseg.inference.archive import FORMAT, FORMAT_VERSION, PLAN, training_member, weights_member
+    from autoseg.inference.archive import FORMAT, FORMAT_VERSION, training_member, weights_member
     from autoseg.networks.build import build_network
     from autoseg.planning.plan import Plan
+    from autoseg.training.folds import PLAN
 
     content = json.loads(plan_seeds(folder)[0])
     name = content["recommended"]

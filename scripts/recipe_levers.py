@@ -21,11 +21,12 @@ from autoseg.inference import predictor
 from autoseg.planning.mirroring import Mirroring, plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.store import PreprocessedCase
-from autoseg.training import checkpoint, learner, losses, patches, samplers, trainer
+from autoseg.training import checkpoint, learner, losses, muon, patches, samplers, trainer
 from autoseg.training.augment import AugmentConfig
 from autoseg.training.losses import DICE_SMOOTH, deep_supervision_weights, dice_ce_loss, nearest_classes
 
 Loss = Callable[[Tensor, Tensor, bool], Tensor]
+INTENSITIES = ("noise", "blur", "brightness", "contrast", "low_resolution", "inverted_gamma", "gamma")
 
 
 @contextmanager
@@ -111,11 +112,11 @@ def tversky(logits: Tensor, classes: Tensor, batch_dice: bool) -> Tensor:
 
 
 def dice_of_present(logits: Tensor, classes: Tensor, batch_dice: bool) -> Tensor:
-    """Dice is the mean over the classes that the batch has, not over all."""
+    """Dice is the mean over the classes that a patch has, or the batch where that is summed, not over all."""
     probabilities = torch.softmax(logits.float(), dim=1)
     target = F.one_hot(classes, logits.shape[1]).movedim(-1, 1)
-    axes = (0, *range(2, logits.ndim))
-    hit, predicted, reference = (x.sum(axes)[1:] for x in (probabilities * target, probabilities, target))
+    axes = (0, *range(2, logits.ndim)) if batch_dice else tuple(range(2, logits.ndim))
+    hit, predicted, reference = (x.sum(axes)[..., 1:] for x in (probabilities * target, probabilities, target))
     dice = (2 * hit + DICE_SMOOTH) / (predicted + reference + DICE_SMOOTH)
     present = reference > 0
     mean = dice[present].mean() if present.any() else dice.mean()
@@ -127,6 +128,34 @@ def augmented(**changes: Any) -> Iterator[None]:
     """The published table of augmentation with other values."""
     published = AugmentConfig.for_patch
     with patch.object(AugmentConfig, "for_patch", lambda size: dataclasses.replace(published(size), **changes)):
+        yield
+
+
+@contextmanager
+def less_often(factor: float, *, names: Sequence[str]) -> Iterator[None]:
+    """Changes of these names are so much less likely."""
+    probabilities = (f"{name}_probability" for name in names)
+    default = AugmentConfig()
+    with augmented(**{name: factor * getattr(default, name) for name in probabilities}):
+        yield
+
+
+@contextmanager
+def optimised(**changes: Any) -> Iterator[None]:
+    """Muon with other values."""
+    with patch.object(muon, "Muon", functools.partial(muon.Muon, **changes)):
+        yield
+
+
+@contextmanager
+def rate_of_others(factor: float) -> Iterator[None]:
+    """The rate of what is no convolution, such as the weights of norms, as a part of Muon's."""
+    step = muon.Muon._step_others
+
+    def step_slower(self: muon.Muon, weights: list[Tensor], group: dict[str, Any]) -> None:
+        step(self, weights, {**group, "lr": factor * group["lr"]})
+
+    with patch.object(muon.Muon, "_step_others", step_slower):
         yield
 
 
@@ -171,4 +200,11 @@ LEVERS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         augmented, rotation_probability=0.6, scaling_probability=0.6
     ),
     "neither rotated nor scaled": functools.partial(augmented, rotation_probability=0.0, scaling_probability=0.0),
+    "intensities as they are": functools.partial(less_often, 0.0, names=INTENSITIES),
+    "intensities changed half as often": functools.partial(less_often, 0.5, names=INTENSITIES),
+    "augmented half as often": functools.partial(less_often, 0.5, names=("rotation", "scaling", *INTENSITIES)),
+    "momentum 0.9": functools.partial(optimised, momentum=0.9),
+    "momentum 0.98": functools.partial(optimised, momentum=0.98),
+    "second moments of 100 steps": functools.partial(optimised, betas=(0.9, 0.99)),
+    "norms and outputs at a quarter of the rate": functools.partial(rate_of_others, 0.25),
 }

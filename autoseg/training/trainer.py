@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -493,10 +493,13 @@ class _Run:
         """Validates on patches and writes the epoch down; returns what there is to look at."""
         started = time.monotonic()
         n_steps = len(self.epoch_losses)
+        ends = [0, *(epoch.iteration for epoch in self.epochs)]
+        # The last epoch may be short; its point of the curve is of as many patches as the others all the same.
+        n_longest = max([n_steps, *(end - begin for begin, end in pairwise(ends))])
         scores = score_patches(
             self.learner,
             validation_sampler(self.cases["validation"], self.plan, self.choices, seed=self.seed),
-            n_batches=math.ceil(n_steps / STEPS_PER_VALIDATION_BATCH),
+            n_batches=math.ceil(n_longest / STEPS_PER_VALIDATION_BATCH),
             outputs=self.outputs,
             batch_dice=self.configuration.batch_dice,
             ranks=self.ranks,

@@ -151,8 +151,7 @@ def test_planning_preprocesses_what_is_certainly_trained(
     plan = dataclasses.replace(plan, recommended="3d_cascade_fullres")
     fingerprint = Workspace(root=tmp_path / "small").read_fingerprint()
     assert _stages_to_preprocess(plan, (), fingerprint) == ["3d_fullres"], "its lesions are too small for 3d_lowres"
-    nothing = {"label_volumes_ml": (), "component_volumes_ml": ()}
-    known = tuple(dataclasses.replace(case, **nothing) for case in fingerprint.cases)
+    known = tuple(dataclasses.replace(case, label_volumes_ml=(), component_volumes_ml=()) for case in fingerprint.cases)
     fingerprint = dataclasses.replace(fingerprint, cases=known)
     assert _stages_to_preprocess(plan, (), fingerprint) == ["3d_lowres"]
     assert _stages_to_preprocess(plan, ("3d_cascade_fullres",), fingerprint) == ["3d_lowres", "3d_cascade_fullres"]

@@ -16,6 +16,7 @@ import pytest
 import autoseg
 from autoseg.core.errors import FormatError, PredictionError
 from autoseg.data.io import read_image, read_label
+from autoseg.data.load import load_image
 from autoseg.inference.predictor import Predictor
 from autoseg.pipeline import segment
 from autoseg.training.config import Budget, TrainConfig
@@ -43,12 +44,11 @@ def read_manifest(folder: Path, name: str = "prediction.json") -> dict:
 
 def broken_for(name: str) -> Callable[..., object]:
     """`load_image`, which cannot read one case."""
-    loaded = segment.load_image
 
     def load(files: Sequence[Path | None], **options: object) -> object:
         if any(file is not None and file.name.startswith(name.removesuffix(".nii.gz")) for file in files):
             raise FormatError(f"{name}: cannot be read now")
-        return loaded(files, **options)  # type: ignore[arg-type]
+        return load_image(files, **options)  # type: ignore[arg-type]
 
     return load
 

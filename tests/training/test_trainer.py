@@ -385,6 +385,22 @@ def test_a_compiled_network_learns_the_same(
         torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_a_short_last_epoch_is_scored_on_as_many_patches_as_the_others(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, n_batches = trainer.score_patches, []
+
+    def note(*positional: Any, **named: Any) -> Any:
+        n_batches.append(named["n_batches"])
+        return score(*positional, **named)
+
+    monkeypatch.setattr(trainer, "score_patches", note)
+    monkeypatch.setattr(trainer, "STEPS_PER_VALIDATION_BATCH", 1)
+    train(tmp_path, cases, config=TEN)
+    assert [line["iteration"] for line in read_log(tmp_path)] == [4, 8, 10]
+    assert n_batches == [4, 4, 4]
+
+
 def test_slices_of_validation_patches_are_shown_after_each_epoch(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
     configuration = make_configuration()
     shown: list[tuple[int, Sequence[ValidationSlice]]] = []
