@@ -31,6 +31,7 @@ from autoseg.training.patches import Batch, PatchSampler
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import EpochFigures, ValidationSlice, smooth
 from autoseg.training.trainer import train_fold
+from autoseg.training.validation import score_patches
 
 SHAPE = (18, 20, 22)
 LABELS = LabelSpec(names=("ball", "shell"), values=(1, 2))
@@ -388,11 +389,11 @@ def test_a_compiled_network_learns_the_same(
 def test_a_short_last_epoch_is_scored_on_as_many_patches_as_the_others(
     tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, n_batches = trainer.score_patches, []
+    n_batches: list[int] = []
 
     def note(*positional: Any, **named: Any) -> Any:
         n_batches.append(named["n_batches"])
-        return score(*positional, **named)
+        return score_patches(*positional, **named)
 
     monkeypatch.setattr(trainer, "score_patches", note)
     monkeypatch.setattr(trainer, "STEPS_PER_VALIDATION_BATCH", 1)
