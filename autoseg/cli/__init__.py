@@ -88,7 +88,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except _Stopped as stopped:
         name = signal.Signals(stopped.number).name
-        say(f"stopped by {name}; what is done is kept, and the same command goes on from there", err=True)
+        again = "the same command goes on from there ('autoseg predict' with --continue)"
+        say(f"stopped by {name}; what is done is kept, and {again}", err=True)
         sys.exit(128 + stopped.number)
     except Exception as error:
         told = describe_fault(error)

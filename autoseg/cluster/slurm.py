@@ -264,7 +264,7 @@ def _ask(*command: str) -> str:
     if shutil.which(command[0]) is None:
         raise AutosegError(
             f"there is no Slurm here: the command {command[0]} was not found; run this on a machine that can submit "
-            "jobs, or leave out --executor slurm"
+            "jobs, such as the login node; to train or predict on this one, leave out --executor slurm"
         )
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S, check=False)

@@ -16,7 +16,7 @@ from autoseg.core.text import shorten
 PROBE_BYTES = 2**20
 MAX_SHOWN = 160
 
-_AGAIN = "then give the same command again, and it goes on from what is done"
+_AGAIN = "then give the same command again ('autoseg predict' with --continue), and it goes on from what is done"
 _ROOM = f"make room there or take a folder on another disk, {_AGAIN}"
 _RIGHTS = "take a folder that you may write to, or have its rights changed ('ls -ld' shows them)"
 
@@ -135,8 +135,8 @@ def describe_no_memory(error: BaseException) -> str:
         )
     return (
         f"the memory of this machine, or what may be used of it, is full ({_told_by(error)}). What to do: end what "
-        f"else runs here or ask for more (--memory on a cluster), {_AGAIN}; fewer processors, a smaller --batch-size "
-        "or a coarser --spacing need less"
+        f"else runs here or ask for more (--memory on a cluster), {_AGAIN}; fewer processors need less, and so "
+        "do a smaller --batch-size in training and a coarser --spacing in planning"
     )
 
 

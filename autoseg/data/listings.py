@@ -11,6 +11,11 @@ from autoseg.core.errors import DatasetError, FormatError
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.core.serialize import read_json
 
+_EXAMPLES = {
+    "labels": '"labels": {"background": 0, "liver": 1}',
+    "channel_names": '"channel_names": {"0": "CT"}',
+    "modality": '"modality": {"0": "CT"}',
+}
 MAX_DIGITS = 18
 IGNORE = "ignore"
 """What the value of voxels that nobody has annotated is called in a list of labels."""
@@ -34,7 +39,9 @@ def require(content: Mapping[str, Any], *keys: str, where: Path) -> Any:
     for key in keys:
         if key in content:
             return content[key]
-    raise DatasetError(f"{where}: the key '{keys[0]}' is missing")
+    example = _EXAMPLES.get(keys[0])
+    expected = f", expected for instance {example}" if example else ""
+    raise DatasetError(f"{where}: the key '{keys[0]}' is missing{expected}")
 
 
 def labels_of(content: Mapping[str, Any], *, where: Path) -> LabelSpec:

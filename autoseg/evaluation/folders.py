@@ -52,7 +52,8 @@ def evaluate_folders(
     common = sorted(predicted.keys() & wanted.keys())
     if not common:
         raise DatasetError(
-            f"{prediction} and {reference} have no file name in common: found {_some(predicted)} and {_some(wanted)}"
+            f"{prediction} and {reference} have no file name in common: found {_some(predicted)} and {_some(wanted)}; "
+            "a reference is called as its prediction, or CASE_mask.nii.gz for CASE.nii.gz; two files may have any names"
         )
     extra = sorted(predicted.keys() - wanted.keys())
     if extra:

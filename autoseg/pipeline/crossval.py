@@ -213,14 +213,17 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     if missing := sorted(wanted - finished):
         folds = ",".join(map(str, missing))
         return f"folds {folds} are not trained to their end; run 'autoseg train -c {configuration} --fold {folds}'"
-    advice = f"move or delete {model}, then train again"
+    advice = (
+        f"train all folds anew with 'autoseg train -c {model.name} --no-resume', which deletes them, or move {model} "
+        "away to keep them"
+    )
     settled = read_settled(model)
     if settled is None:
         return f"nothing says how its folds were trained; {advice}"
     if settled.planned != planned_digest(workspace.read_plan(), configuration):
         return f"its folds were trained by another plan than that of now; {advice}"
     if finished != wanted:
-        return f"it holds folds that the splits do not have; {advice}"
+        return f"it holds folds that the splits do not have; move or delete {model}, then train again"
     for fold, split in enumerate(splits.folds):
         record: TrainingRecord = read_json(FoldFiles.of(model, fold).training, TrainingRecord)
         cases = sorted(record.training_cases), sorted(record.validation_cases)
@@ -349,7 +352,7 @@ def _review(
     with track(f"all folds of {configuration} look at all cases", total=len(cases)) as advance:
         for number, case in enumerate(cases):
             if stop():
-                raise TrainingInterrupted("stopped while all folds looked at the cases; start again")
+                raise TrainingInterrupted("stopped while all folds looked at the cases; the same command repeats that")
             if time.monotonic() - began > limit_s:
                 logger.info(
                     "%s: all folds looked at %d of %d cases in %s; it takes no longer than their training, or %s; the "

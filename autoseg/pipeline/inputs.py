@@ -86,8 +86,12 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
     name = default_configuration(plan, configuration).name if configuration else trained_by_default(workspace)
     if not usable_folds(workspace.model(name)):
         usable = [known for known in plan.configurations if usable_folds(workspace.model(known))]
-        hint = f"; trained is {', '.join(usable)}, name it with -c" if usable else ""
-        raise PredictionError(f"{workspace.model(name)}: no fold is trained yet; run 'autoseg train' first{hint}")
+        if usable:
+            raise PredictionError(
+                f"{name} is not trained; trained are {', '.join(usable)}: name one with -c, or run 'autoseg train -c "
+                f"{name}'"
+            )
+        raise PredictionError(f"{workspace.model(name)}: no fold is trained yet; run 'autoseg train' first")
     if configuration is None and name != plan.recommended:
         logger.info("%s is recommended, but not trained to its end: %s segments", plan.recommended, name)
     return read_model(workspace.model(name))

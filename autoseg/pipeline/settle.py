@@ -167,7 +167,10 @@ def _check_kept(
     Raises:
         TrainingError: it is not what is asked for now.
     """
-    advice = "move or delete this folder, then train again"
+    advice = (
+        f"train all its folds anew with 'autoseg train -c {model.name} --no-resume', which deletes them, or move this "
+        "folder away to keep them"
+    )
     if known is None:
         raise TrainingError(f"{model}: holds folds, but no {RECIPE_FILE} that says how they were trained; {advice}")
     if known.planned != planned:

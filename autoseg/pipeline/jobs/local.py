@@ -60,7 +60,10 @@ def choose_devices(device: str, gpus: str | None, *, n_jobs: int, gpus_per_fold:
     else:
         chosen = [int(part) for part in text.split(",")] if "," in text else list(range(int(text)))
     if not chosen or max(chosen) >= n_gpus or len(set(chosen)) < len(chosen):
-        raise AutosegError(f"found --gpus {gpus}, expected different ones of the {n_gpus} that this machine has")
+        raise AutosegError(
+            f"found --gpus {gpus}; this machine has {n_gpus} GPUs, numbered from 0. One number says how many to use "
+            "(--gpus 2), a list says which (--gpus 0,2); for a single one give --device cuda:0"
+        )
     return [f"cuda:{number}" for number in chosen]
 
 
