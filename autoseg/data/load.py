@@ -216,7 +216,7 @@ def _mends_of(case: Case, labels: LabelSpec) -> tuple[LabelMend, ...]:
 
 def _is_soft_mask(case: Case, label: NDArray, values: set[int], labels: LabelSpec) -> bool:
     """Whether a label map has more values than the one structure that it should have, because its borders are grey."""
-    if case.mend is not None or not _is_one_mask(case, labels) or values <= {0, labels.values[0]}:
+    if case.mend is not None or not _is_one_mask(case, labels) or len(values - {0}) <= 1:
         return False
     # A structure of 1 that is there is none in black, whatever is white.
     is_black = labels.values[0] in values and labels.values[0] != WHITE
