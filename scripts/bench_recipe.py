@@ -249,7 +249,7 @@ def run(arguments: argparse.Namespace) -> Result:
 
 
 def show(results: Path) -> str:
-    """All lines as Markdown: for each dataset, budget and variant the mean over folds and seeds."""
+    """All lines as Markdown: for each dataset, budget and variant the mean over folds, of each over its runs."""
     groups: dict[str, dict[tuple[float, str], list[dict[str, Any]]]] = {}
     for text in results.read_text().splitlines():
         line = json.loads(text)
@@ -264,6 +264,14 @@ def show(results: Path) -> str:
     return "\n".join(parts)
 
 
+def _mean_over_folds(known: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float]) -> float:
+    """Each fold counts once, however many runs of it there are."""
+    by_fold: dict[int, list[float]] = {}
+    for line in known:
+        by_fold.setdefault(line["fold"], []).append(value(line))
+    return statistics.mean(statistics.mean(values) for values in by_fold.values())
+
+
 def _cells(budget_s: float, variant: str, known: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     dice = [line["mean_dice"] for line in known]
     spread = f" ({min(dice):.4f} to {max(dice):.4f})" if len(dice) > 1 else ""
@@ -272,8 +280,8 @@ def _cells(budget_s: float, variant: str, known: Sequence[Mapping[str, Any]]) ->
     return (
         f"{budget_s / 60:g}",
         variant,
-        f"{statistics.mean(dice):.4f}{spread}",
-        f"{statistics.mean(list(line['lesion_f1'].values())[-1] for line in known):.2f}",
+        f"{_mean_over_folds(known, lambda line: line['mean_dice']):.4f}{spread}",
+        f"{_mean_over_folds(known, lambda line: list(line['lesion_f1'].values())[-1]):.2f}",
         "x".join(map(str, known[-1]["patch_size"])),
         ", ".join(map(str, known[-1]["features"])),
         str(min(line["n_steps"] for line in known)),
