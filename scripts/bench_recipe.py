@@ -190,15 +190,14 @@ def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path
         source = shared / "data" / SHARED_DATASETS[dataset]
     choices = Choices(configurations=(CONFIGURATION,))
     plan = autoseg.plan(source, folder, choices=choices, splits=splits, preprocess="none")
+    changed = plan.configuration(CONFIGURATION)
     if variant.width is not None:
-        changed = resize(plan.configuration(CONFIGURATION), variant.width, variant.patch_scale)
-        write_json(folder / "plan.json", dataclasses.replace(plan, configurations={CONFIGURATION: changed}))
+        changed = resize(changed, variant.width, variant.patch_scale)
     if variant.decoder_blocks is not None:
-        planned = plan.configuration(CONFIGURATION)
-        blocks = (variant.decoder_blocks,) * len(planned.network.decoder_blocks)
-        changed = dataclasses.replace(planned, network=dataclasses.replace(planned.network, decoder_blocks=blocks))
-        # Signed, so that it adapts as what was planned does.
-        write_json(folder / "plan.json", dataclasses.replace(plan, configurations={CONFIGURATION: changed}).signed())
+        blocks = (variant.decoder_blocks,) * len(changed.network.decoder_blocks)
+        changed = dataclasses.replace(changed, network=dataclasses.replace(changed.network, decoder_blocks=blocks))
+    # Signed, so that it counts as planned: what a person has edited does not adapt.
+    write_json(folder / "plan.json", dataclasses.replace(plan, configurations={CONFIGURATION: changed}).signed())
     return folder
 
 

@@ -10,10 +10,10 @@ from autoseg.core.errors import ERROR, DatasetError, FormatError, Problem
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads
 from autoseg.data.compare import CaseLook, look_at_case
-from autoseg.data.dataset import Case, Dataset, LabelMend
+from autoseg.data.dataset import Case, Dataset
 from autoseg.data.listings import structure_labels
 from autoseg.data.load import LoadedCase, label_values, load_case, loading_gib
-from autoseg.data.references import combinations_of, mend_to_read, read_label_map
+from autoseg.data.references import HALVED, ROUNDED, combinations_of, mend_to_read, read_label_map
 from autoseg.data.soft_masks import MIN_SHADES, WHITE, has_grey_borders
 
 MAX_LABELS_FOUND = 1000
@@ -75,14 +75,12 @@ def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
         DatasetError: label maps that cannot be read, no foreground at all, or implausibly many values.
     """
 
-    mends = (LabelMend(rounded=True), LabelMend(halved=True)) if dataset.fix else ()
-
     def look(case: Case) -> _FoundLabels | Problem:
         try:
             if case.label is None:
-                read, _ = mend_to_read(case, combinations_of, mends[:1])
+                read, _ = mend_to_read(case, combinations_of, (ROUNDED,) if dataset.fix else ())
                 return _FoundLabels(together=read)
-            label, _ = mend_to_read(case, read_label_map, mends)
+            label, _ = mend_to_read(case, read_label_map, (ROUNDED, HALVED) if dataset.fix else ())
             values = label_values(label)
             return _FoundLabels(values=values, is_soft=len(values) > MIN_SHADES and has_grey_borders(label))
         except FormatError as error:

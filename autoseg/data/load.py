@@ -21,11 +21,11 @@ from autoseg.core.geometry import (
 from autoseg.core.labels import LabelSpec
 from autoseg.data.dataset import Case, LabelMend
 from autoseg.data.io import read_geometry, read_raw
-from autoseg.data.references import mend_to_read, read_reference
+from autoseg.data.raw import in_pieces
+from autoseg.data.references import HALVED, ROUNDED, mend_to_read, read_reference
 from autoseg.data.regrid import resample_onto
 from autoseg.data.soft_masks import MIN_SHADES, WHITE, has_grey_borders
 
-PIECE_VOXELS = 2**20
 MASK_VALUES = frozenset({1, 255, 65535})
 """What programs write for the inside of a mask."""
 
@@ -168,8 +168,8 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
         for file in case.image_files[1:]:
             problems += _tell_channel(case, file, image_part[1], read_geometry(file))
     try:
-        mends = _mends_of(case, labels) if fix else ()
-        label_part, case = mend_to_read(case, lambda known: read_reference(known, labels), mends)
+        mends = (ROUNDED, HALVED) if _is_one_mask(case, labels) else (ROUNDED,)
+        label_part, case = mend_to_read(case, lambda known: read_reference(known, labels), mends if fix else ())
     except FormatError as error:
         advice = "mend or replace the label map, or remove the case"
         problems.append(Problem(kind="label map cannot be used", case=case.id, text=str(error), advice=advice))
@@ -177,7 +177,7 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
         values = label_values(label_part[0])
         is_soft = _is_soft_mask(case, label_part[0], values, labels)
         if fix and is_soft:
-            case = replace(case, mend=LabelMend(halved=True))
+            case = replace(case, mend=HALVED)
             label_part = read_reference(case, labels)
             values = label_values(label_part[0])
         meant = _meant_values(case, values, labels)
@@ -206,12 +206,6 @@ def _is_one_mask(case: Case, labels: LabelSpec) -> bool:
     """Whether a label map should have a single structure, with a value that masks have."""
     is_one = len(labels.values) == 1 and labels.values[0] in MASK_VALUES
     return is_one and case.label is not None and labels.ignore is None and not labels.regions
-
-
-def _mends_of(case: Case, labels: LabelSpec) -> tuple[LabelMend, ...]:
-    """How a label map may be read that cannot be read as it is."""
-    mends = (LabelMend(rounded=True),)
-    return (*mends, LabelMend(halved=True)) if _is_one_mask(case, labels) else mends
 
 
 def _is_soft_mask(case: Case, label: NDArray, values: set[int], labels: LabelSpec) -> bool:
@@ -423,10 +417,8 @@ def label_values(label: NDArray) -> set[int]:
 
     In pieces: counting is far quicker than sorting, but makes a copy of eight bytes per voxel.
     """
-    flat = label.ravel()
     values: set[int] = set()
-    for start in range(0, flat.size, PIECE_VOXELS):
-        piece = flat[start : start + PIECE_VOXELS]
+    for piece in in_pieces(label):
         countable = piece.min() >= 0 and piece.max() < 2**16
         values |= set((np.flatnonzero(np.bincount(piece)) if countable else np.unique(piece)).tolist())
     return values

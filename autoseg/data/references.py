@@ -19,6 +19,9 @@ from autoseg.data.io import adopt_place, read_label
 
 T = TypeVar("T")
 
+ROUNDED, HALVED = LabelMend(rounded=True), LabelMend(halved=True)
+"""How a label map may be read that cannot be read as it is."""
+
 
 def read_reference(case: Case, labels: LabelSpec) -> tuple[NDArray, Geometry]:
     """The label map of a case.

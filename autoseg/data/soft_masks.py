@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.data.raw import in_pieces
+
 _BLACK_BELOW, _WHITE_FROM = 32, 224
 _MAX_GREY_FRACTION = 0.05
-_PIECE_VOXELS = 2**20
 
 MIN_SHADES = 8
 """Between black and white, that are no list of classes. Pascal VOC, for instance, has 1 to 20, and 255 for unknown."""
@@ -19,12 +20,9 @@ def has_grey_borders(label: NDArray, *, n_shades: int = MIN_SHADES) -> bool:
     """Whether a label map of 8 bits is black and white, but for a few voxels in at least so many shades between."""
     if label.dtype != np.uint8:
         return False
-    counts, flat = np.zeros(WHITE + 1, np.int64), label.ravel()
-    for start in range(0, flat.size, _PIECE_VOXELS):
-        # What it counts becomes eight times as large.
-        counts += np.bincount(flat[start : start + _PIECE_VOXELS], minlength=WHITE + 1)
+    counts = sum((np.bincount(piece, minlength=WHITE + 1) for piece in in_pieces(label)), np.zeros(WHITE + 1, np.int64))
     grey = counts[_BLACK_BELOW:_WHITE_FROM]
-    is_mask = counts[_WHITE_FROM:].any() and grey.sum() <= _MAX_GREY_FRACTION * flat.size
+    is_mask = counts[_WHITE_FROM:].any() and grey.sum() <= _MAX_GREY_FRACTION * label.size
     return bool(is_mask and np.count_nonzero(grey) >= n_shades)
 
 

@@ -228,7 +228,7 @@ def _read_folder(folder: Path) -> Model:
         raise PredictionError(f"{folder}: found no {PLAN}, expected {expected}")
     if (folder / "splits.json").is_file():
         expected = f"the folder of a trained configuration, such as {folder / 'models' / '3d_fullres'}"
-        raise PredictionError(f"{folder}: is a work folder, expected {expected}")
+        raise PredictionError(f"{folder}: is a work folder, expected {expected}; commands take a work folder with -w")
     plan: Plan = read_json(file, Plan)
     first = plan.configuration(plan.recommended).previous
     return Model(

@@ -109,10 +109,9 @@ def read_records(folder: Path, *, request: str = "") -> list[PredictionRecord]:
         FormatError: one cannot be read, or names a case that leads to another folder.
     """
     files = [record_file(folder, (1, 1)), *folder.glob("prediction.part-*-of-*.json")]
-    records: list[PredictionRecord] = [read_json(file, PredictionRecord) for file in files if file.is_file()]
-    records = sorted(
-        (record for record in records if not request or record.request == request), key=lambda record: record.started
-    )
+    found: list[PredictionRecord] = [read_json(file, PredictionRecord) for file in files if file.is_file()]
+    records = [record for record in found if not request or record.request == request]
+    records.sort(key=lambda record: record.started)
     last = {case: number for number, record in enumerate(records) for case in record.cases}
     if odd := sorted(case for case in last if Path(case).name != case):
         raise FormatError(f"{folder}: the case {odd[0]!r} leads to another folder")

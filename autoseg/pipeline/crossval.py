@@ -199,7 +199,7 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     Folds that were trained by another plan or on other cases must not count: their validation cases may be among those
     that they have learned from.
     """
-    from autoseg.pipeline.settle import planned_digest, read_settled
+    from autoseg.pipeline.settle import how_to_begin_anew, planned_digest, read_settled
     from autoseg.training.folds import trained_folds
     from autoseg.training.record import FoldFiles, TrainingRecord
 
@@ -213,10 +213,7 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     if missing := sorted(wanted - finished):
         folds = ",".join(map(str, missing))
         return f"folds {folds} are not trained to their end; run 'autoseg train -c {configuration} --fold {folds}'"
-    advice = (
-        f"train all folds anew with 'autoseg train -c {model.name} --no-resume', which deletes them, or move {model} "
-        "away to keep them"
-    )
+    advice = how_to_begin_anew(model)
     settled = read_settled(model)
     if settled is None:
         return f"nothing says how its folds were trained; {advice}"

@@ -118,8 +118,6 @@ def _open_model(path: Path, configuration: str | None) -> Model:
     """Opens a model that is one by itself."""
     from autoseg.inference.model import read_model
 
-    if Workspace(root=path).splits_file.exists():
-        raise PredictionError(f"{path}: is a work folder, expected a model; name it with -w")
     model = read_model(path)
     is_meant = configuration == CASCADE and model.previous is not None
     if configuration not in (None, model.configuration.name) and not is_meant:

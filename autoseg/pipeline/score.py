@@ -59,7 +59,8 @@ def evaluate(
         model = models.pop() if len(models) == 1 else None
         if labels is None:
             labels = labels_of(records, folder)
-            settings = settings if settings.ignore is not None else replace(settings, ignore=labels.ignore)
+            if settings.ignore is None:
+                settings = replace(settings, ignore=labels.ignore)
     evaluation = evaluate_folders(
         folder, Path(reference), labels=labels, regions=regions, settings=settings, model=model
     )

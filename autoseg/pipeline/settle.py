@@ -167,10 +167,7 @@ def _check_kept(
     Raises:
         TrainingError: it is not what is asked for now.
     """
-    advice = (
-        f"train all its folds anew with 'autoseg train -c {model.name} --no-resume', which deletes them, or move this "
-        "folder away to keep them"
-    )
+    advice = how_to_begin_anew(model)
     if known is None:
         raise TrainingError(f"{model}: holds folds, but no {RECIPE_FILE} that says how they were trained; {advice}")
     if known.planned != planned:
@@ -183,6 +180,14 @@ def _check_kept(
     if config.network == "planned" and known.choices.configuration != configuration:
         raise TrainingError(f"{model}: holds folds of a smaller network than the planned one; {advice}")
     return known
+
+
+def how_to_begin_anew(model: Path) -> str:
+    """What to do with folds that no others can be added to."""
+    return (
+        f"train all folds anew with 'autoseg train -c {model.name} --no-resume', which deletes them, or move {model} "
+        "away to keep them"
+    )
 
 
 def _adapted(plan: Plan, choices: TrainingChoices) -> Plan:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
+import autoseg
 from autoseg.core.errors import AutosegError, FormatError, PredictionError, TrainingError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
@@ -253,6 +254,15 @@ def test_a_fold_that_is_not_in_the_file(file: Path) -> None:
 def test_what_is_no_model_at_all(tmp_path: Path) -> None:
     with pytest.raises(PredictionError, match=r"nowhere: found no plan\.json, expected the folder .* or a \.autoseg"):
         read_model(tmp_path / "nowhere")
+
+
+def test_a_work_folder_is_no_model(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "work")
+    (tmp_path / "work" / "splits.json").write_text("{}")
+    with pytest.raises(PredictionError, match=r"work: is a work folder, expected .*models/3d_fullres; .* with -w"):
+        Predictor(tmp_path / "work", device="cpu")
+    with pytest.raises(PredictionError, match="is a work folder, expected"):
+        autoseg.predict(tmp_path, tmp_path / "out", model=tmp_path / "work", device="cpu")
 
 
 def test_the_format_counts_up_with_what_it_holds() -> None:
