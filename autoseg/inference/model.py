@@ -226,10 +226,10 @@ def _read_folder(folder: Path) -> Model:
     if not file.is_file():
         expected = f"the folder of a trained configuration or a {SUFFIX} file"
         raise PredictionError(f"{folder}: found no {PLAN}, expected {expected}")
-    if (folder / "splits.json").is_file():
-        expected = f"the folder of a trained configuration, such as {folder / 'models' / '3d_fullres'}"
-        raise PredictionError(f"{folder}: is a work folder, expected {expected}; commands take a work folder with -w")
     plan: Plan = read_json(file, Plan)
+    if (folder / "splits.json").is_file():
+        expected = f"the folder of a trained configuration, such as {folder / 'models' / plan.recommended}"
+        raise PredictionError(f"{folder}: is a work folder, expected {expected}; to use all of it, name it with -w")
     first = plan.configuration(plan.recommended).previous
     return Model(
         path=folder,
