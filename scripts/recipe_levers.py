@@ -174,6 +174,36 @@ def in_the_middle() -> Iterator[None]:
 
 
 @contextmanager
+def growing_patch(part: float, *, until: float) -> Iterator[None]:
+    """Until so much of the training is done, the network sees the middle of each patch, this part of its edges."""
+    compute, learn = trainer.Trainer._loss, learner.Learner.loss
+    middle: tuple[Any, ...] = (...,)
+
+    def choose_and_compute(self: trainer.Trainer, batch: patches.Batch) -> Tensor:
+        nonlocal middle
+        middle = (..., *_middle(self.configuration, part)) if self.fraction_done < until else (...,)
+        return compute(self, batch)
+
+    def learn_from_middle(self: learner.Learner, images: Tensor, classes: Tensor, **rest: Any) -> Tensor:
+        return learn(self, images[middle], classes[middle], **rest)
+
+    with (
+        patch.object(trainer.Trainer, "_loss", choose_and_compute),
+        patch.object(learner.Learner, "loss", learn_from_middle),
+    ):
+        yield
+
+
+def _middle(configuration: ConfigurationPlan, part: float) -> tuple[slice, ...]:
+    """Of a patch, this part of its edges, as nearly as the network's strides allow."""
+    cuts = []
+    for size, step in zip(configuration.patch_size, configuration.network.divisor, strict=True):
+        small = min(max(round(part * size / step), 2) * step, size)
+        cuts.append(slice((size - small) // 2, (size + small) // 2))
+    return tuple(cuts)
+
+
+@contextmanager
 def sides_only() -> Iterator[None]:
     """Where patches are mirrored, only left and right change places, in prediction too."""
 
@@ -203,6 +233,8 @@ LEVERS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "intensities as they are": functools.partial(less_often, 0.0, names=INTENSITIES),
     "intensities changed half as often": functools.partial(less_often, 0.5, names=INTENSITIES),
     "augmented half as often": functools.partial(less_often, 0.5, names=("rotation", "scaling", *INTENSITIES)),
+    "half the patch in the first half": functools.partial(growing_patch, 0.5, until=0.5),
+    "0.7 of the patch in the first half": functools.partial(growing_patch, 0.7, until=0.5),
     "momentum 0.9": functools.partial(optimised, momentum=0.9),
     "momentum 0.98": functools.partial(optimised, momentum=0.98),
     "second moments of 100 steps": functools.partial(optimised, betas=(0.9, 0.99)),
