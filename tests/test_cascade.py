@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 import autoseg
 from autoseg.cli import app
 from autoseg.core.errors import FormatError, PlanError, PredictionError, TrainingError
+from autoseg.inference.cost import count_multiply_adds
+from autoseg.inference.model import read_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,3 +158,8 @@ def test_a_finished_cascade_takes_part_in_the_selection(cascade: Path) -> None:
     named = {name for candidate in selection["candidates"] for name in candidate["configurations"]}
     assert {"3d_lowres", "3d_cascade_fullres"} <= named
     assert selection["chosen"].split(" + ")[0] in named
+    cost = {" + ".join(candidate["configurations"]): candidate["cost"] for candidate in selection["candidates"]}
+    second = read_model(cascade / "work" / "models" / "3d_cascade_fullres")
+    shape = second.plan.configuration("3d_cascade_fullres").median_shape
+    alone = count_multiply_adds(second.plan, second.configuration, shape)
+    assert cost["3d_cascade_fullres"] == pytest.approx(cost["3d_lowres"] + alone), "both stages run"

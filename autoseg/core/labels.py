@@ -164,15 +164,19 @@ class LabelSpec:
         """
         table = np.zeros(max(self.all_values) + 1, class_dtype(self.n_stored))
         table[list(self.all_values)] = np.arange(1, self.n_stored)
-        # Slice by slice: numpy makes indices of eight bytes per voxel of what it looks up at once.
-        classes = np.empty(label.shape, table.dtype)
-        for source, target in zip(label, classes, strict=True):
-            target[...] = table[source]
-        return classes
+        return _look_up(table, label)
 
     def classes_to_values(self, classes: NDArray) -> NDArray:
         """Classes 0..K to file values, in `dtype`. The inverse of `values_to_classes`."""
-        return np.array((0, *self.values), self.dtype)[classes]
+        return _look_up(np.array((0, *self.values), self.dtype), classes)
+
+
+def _look_up(table: NDArray, indices: NDArray) -> NDArray:
+    """`table[indices]`, slice by slice: numpy makes indices of eight bytes per voxel of what it looks up at once."""
+    result = np.empty(indices.shape, table.dtype)
+    for source, target in zip(indices, result, strict=True):
+        target[...] = table[source]
+    return result
 
 
 def class_dtype(n_classes: int) -> type[np.unsignedinteger]:

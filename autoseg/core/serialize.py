@@ -202,6 +202,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk itself, where a machine that fails leaves them."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _replace_folder(new: Path, path: Path) -> None:
     # Moved aside first: deleting takes time, and whoever looks or stops meanwhile must not find half a folder.
     old = path.with_name(f"{new.name}-old")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ def evaluate_folders(
     regions: Mapping[str, Sequence[int]] | None = None,
     settings: ScoreSettings = DEFAULT_SETTINGS,
     model: str | None = None,
+    outdated: Collection[str] = (),
 ) -> Evaluation:
     """Scores every prediction that has a reference of the same name, or of the same with "_mask" or the like.
 
@@ -39,13 +40,14 @@ def evaluate_folders(
         regions: names and values of what is scored besides: all voxels with one of the values.
         settings: of the metrics.
         model: the sha256 of the model that made the predictions.
+        outdated: cases whose predictions do not count.
 
     Raises:
         AutosegError: regions or an ignored value that do not go together with the labels.
         DatasetError: no common case, or cases that cannot be compared, all of them listed.
     """
     added = [Target(name=name, values=tuple(values)) for name, values in (regions or {}).items()]
-    predicted = _label_files(prediction)
+    predicted = {case: file for case, file in _label_files(prediction).items() if case not in outdated}
     wanted = name_after_images(_label_files(reference, among_images=True), predicted)
     if prediction.is_file() and reference.is_file():
         wanted = dict(zip(predicted, wanted.values(), strict=True))

@@ -2,7 +2,7 @@
 
 Isensee et al., Nature Methods 2021, choose the best mean Dice over configurations and their pairwise ensembles. A
 difference that cross-validation cannot tell from none is no reason to compute more, so here the cheapest candidate wins
-that is not worse beyond the noise.
+that is not worse beyond the noise. Of a handful of cases the noise is not known, and the best mean Dice wins.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from autoseg.evaluation.selection import Candidate, Comparison, Selection
 def mean_of_labels(dice: NDArray[np.float64]) -> float:
     """Mean over labels of their means over cases, (n_cases, n_labels); NaN does not count."""
     return float(_case_shares(dice).mean())
+
+
+def interval_of_labels(dice: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95% bootstrap interval of `mean_of_labels`, over cases."""
+    return bootstrap_interval(_case_shares(dice))
 
 
 def compare(candidate: NDArray[np.float64], against: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -64,11 +69,13 @@ def select(
     """
     by_cost = sorted(candidates, key=lambda known: (known.cost, known.name))
     best = max(by_cost, key=lambda known: known.mean_dice)
+    n_cases = len(dice[best.name])
+    cheaper_ones = by_cost[: by_cost.index(best)]
     comparisons = []
     chosen = best
-    for cheaper in by_cost[: by_cost.index(best)]:
+    for cheaper in cheaper_ones if n_cases >= MIN_CASES else ():
         gain, low, high = compare(dice[best.name], dice[cheaper.name])
-        is_better = low > 0 and len(dice[best.name]) >= MIN_CASES
+        is_better = low > 0
         comparisons.append(
             Comparison(candidate=best.name, against=cheaper.name, gain=gain, low=low, high=high, better=is_better)
         )
@@ -79,8 +86,10 @@ def select(
         why = f"{chosen.name} is the only one that is trained on all folds"
     elif chosen is best:
         why = f"{chosen.name} has the highest mean Dice, beyond noise of all that are cheaper"
-        if by_cost[0] is best:
+        if not cheaper_ones:
             why = f"{chosen.name} has the highest mean Dice, and nothing is cheaper"
+        elif not comparisons:
+            why = f"{chosen.name} has the highest mean Dice; {n_cases} cases are too few to tell what is noise"
     else:
         last = comparisons[-1]
         why = (

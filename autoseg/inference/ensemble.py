@@ -128,10 +128,11 @@ class Ensemble:
             member.estimate_dice(agreement) for member, agreement in zip(self.members, agreements, strict=True)
         ]
         known = [value for value in estimates if value is not None]
+        found = [value for value in known if not math.isnan(value)]
         return Segmentation(
             label=apply_steps(label, self.steps, voxel_ml=record.geometry.voxel_volume_ml),
             soft=soft,
-            estimated_dice=float(np.nanmean(known)) if known else None,
+            estimated_dice=float(np.mean(found or known)) if known else None,
         )
 
 

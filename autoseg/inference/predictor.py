@@ -27,7 +27,13 @@ from autoseg.networks.outputs import Outputs
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.normalize import lowest_of_ct
-from autoseg.preprocessing.preprocess import CaseRecord, preprocess_image, preprocess_label, record_occupied
+from autoseg.preprocessing.preprocess import (
+    CaseRecord,
+    preprocess_image,
+    preprocess_label,
+    record_occupied,
+    resampling_gib,
+)
 
 HOLE_CELL = 8
 """Voxels along each axis, of the cells in which zeros are looked at that other voxels enclose."""
@@ -235,10 +241,14 @@ class Predictor:
         Args:
             image: (C, Z, Y, X) float32 canonical, finite; not changed.
             geometry: of the image.
+
+        Raises:
+            ImageTooLargeError: it becomes too many voxels.
         """
         first = self._first_stage
         occupied = (image != 0).any(axis=0)
         record = record_occupied(occupied, geometry, self.plan, self.configuration.name)
+        self.check_memory(image.nbytes / 2**30 + resampling_gib(record.shape, self.plan))
         return PreparedImage(
             image=preprocess_image(image, record, self.plan),
             record=record,
@@ -325,8 +335,10 @@ class Predictor:
         return Agreement(n_folds, self.outputs)
 
     def estimate_dice(self, agreement: Agreement | None) -> float | None:
-        """The mean Dice to expect where the folds agree like this."""
-        return None if agreement is None or self.quality is None else self.quality.estimate(agreement.value)
+        """The mean Dice to expect where the folds agree like this; NaN where none of them finds anything."""
+        if agreement is None or self.quality is None:
+            return None
+        return math.nan if agreement.is_of_nothing else self.quality.estimate(agreement.value)
 
     def sweep(
         self, prepared: PreparedImage, *, axis: int, separate: bool, agreement: Agreement | None = None

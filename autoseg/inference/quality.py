@@ -66,6 +66,11 @@ class Agreement:
             overlap += count_values(classes[first][classes[first] == classes[second]], self._outputs.n_classes)
 
     @property
+    def is_of_nothing(self) -> bool:
+        """Whether no network has found any foreground class."""
+        return not bool(self._sizes[:, 1:].any())
+
+    @property
     def value(self) -> float:
         """Mean over pairs of their mean Dice over the foreground classes that either has; 1 where none has any."""
         first, second = zip(*self._pairs, strict=True)

@@ -96,6 +96,11 @@ def record_file(folder: Path, part: tuple[int, int]) -> Path:
     return folder / ("prediction.json" if part == (1, 1) else f"prediction.part-{part[0]}-of-{part[1]}.json")
 
 
+def has_records(folder: Path) -> bool:
+    """Whether a prediction was ever run into a folder."""
+    return any(file.is_file() for file in _record_files(folder))
+
+
 def read_records(folder: Path, *, request: str = "") -> list[PredictionRecord]:
     """What was run on the images of a folder of label maps, the last run at the end: one record, or one per part.
 
@@ -108,8 +113,8 @@ def read_records(folder: Path, *, request: str = "") -> list[PredictionRecord]:
     Raises:
         FormatError: one cannot be read, or names a case that leads to another folder.
     """
-    files = [record_file(folder, (1, 1)), *folder.glob("prediction.part-*-of-*.json")]
-    found: list[PredictionRecord] = [read_json(file, PredictionRecord) for file in files if file.is_file()]
+    files = [file for file in _record_files(folder) if file.is_file()]
+    found: list[PredictionRecord] = [read_json(file, PredictionRecord) for file in files]
     records = [record for record in found if not request or record.request == request]
     records.sort(key=lambda record: record.started)
     last = {case: number for number, record in enumerate(records) for case in record.cases}
@@ -122,6 +127,10 @@ def read_records(folder: Path, *, request: str = "") -> list[PredictionRecord]:
             current.append(replace(record, cases=cases))
     # A run that was stopped before its first image tells what it was to do, where there is no other.
     return current or records[-1:]
+
+
+def _record_files(folder: Path) -> list[Path]:
+    return [record_file(folder, (1, 1)), *folder.glob("prediction.part-*-of-*.json")]
 
 
 def labels_of(records: Sequence[PredictionRecord], folder: Path) -> LabelSpec:

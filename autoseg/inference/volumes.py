@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -166,9 +168,7 @@ class SoftMaps:
         if probabilities:
             shape = (outputs.n, *self._change.target)
             self._probabilities = (
-                np.empty(shape, np.uint8)
-                if scratch is None
-                else np.lib.format.open_memmap(scratch / "probabilities.npy", "w+", np.uint8, shape)
+                np.empty(shape, np.uint8) if scratch is None else _map_file(scratch / "probabilities.npy", shape)
             )
         self._entropy, self._disagreement = (
             np.empty(self._change.target, np.uint8) if uncertainty else None for _ in range(2)
@@ -254,4 +254,22 @@ def mean_probability(groups: Sequence[Tensor], outputs: Outputs) -> Tensor:
 
 def _to_uint8(values: Tensor) -> NDArray[np.uint8]:
     array: NDArray[np.uint8] = (values * FULL).round().clamp(0, FULL).to(torch.uint8).cpu().numpy()
+    return array
+
+
+def _map_file(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A new file as an array. Its room on the disk is taken at once: a full disk would kill whoever writes to a map.
+
+    Raises:
+        OSError: there is not enough room.
+    """
+    array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with file.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(error.errno, error.strerror, str(file)) from error
+            # Some file systems cannot do this; the array is as good.
     return array

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from autoseg.core.errors import FormatError, PredictionError, TrainingError, TrainingInterrupted
 from autoseg.core.locks import locked
 from autoseg.core.runtime import track
-from autoseg.core.serialize import read_json, write_json
+from autoseg.core.serialize import holds_json, read_json, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_geometry, read_label, write_volume
 from autoseg.data.references import read_reference
@@ -176,7 +176,7 @@ def _judge(
 
     from autoseg.evaluation.postprocess import BYTES_PER_VOXEL, Pair, decide_steps
     from autoseg.evaluation.scores import targets_of
-    from autoseg.evaluation.select import mean_of_labels
+    from autoseg.evaluation.select import interval_of_labels, mean_of_labels
     from autoseg.evaluation.selection import Candidate
     from autoseg.preprocessing.store import PreprocessedCase
 
@@ -207,6 +207,7 @@ def _judge(
         raw_dice=mean_of_labels(decided.raw_dice),
         label_dice={target.name: mean_of_labels(decided.dice[:, [index]]) for index, target in enumerate(targets)},
         cost=cost,
+        interval=interval_of_labels(decided.dice),
         steps=decided.steps,
         decisions=decided.decisions,
     )
@@ -217,7 +218,7 @@ def _judge(
 
 
 def _cost(workspace: Workspace, configuration: str, cases: Sequence[Case]) -> float:
-    """Billions of multiply-adds for a case of the median shape, with the network that was trained."""
+    """Billions of multiply-adds for a case of the median shape, with the networks that were trained for it."""
     import numpy as np
 
     from autoseg.inference.cost import count_multiply_adds
@@ -228,7 +229,9 @@ def _cost(workspace: Workspace, configuration: str, cases: Sequence[Case]) -> fl
     grid = model.plan.grid(configuration)
     shapes = [PreprocessedCase(workspace.preprocessed(grid, case.id)).record.shape for case in cases]
     median = [round(size) for size in np.median(shapes, axis=0).tolist()]
-    return count_multiply_adds(model.plan, model.configuration, median)
+    first = model.configuration.previous
+    cost_of_first = 0.0 if first is None else _cost(workspace, first, cases)
+    return cost_of_first + count_multiply_adds(model.plan, model.configuration, median)
 
 
 def _write_postprocessing(workspace: Workspace, known: CrossValidation, decided: Postprocessed) -> None:
@@ -260,9 +263,9 @@ def _predict_together(
 
     names = [known.configuration for known in members]
     folder = workspace.ensemble(names)
-    # Which models, all folds of each, made the label maps that are there.
-    record, file = {"models": [known.model for known in members]}, folder / "ensemble.json"
-    if not file.is_file() or read_json(file) != record:
+    # Which models, all folds of each, made the label maps that are there, of which cases.
+    record, file = {"keys": [known.key for known in members]}, folder / "ensemble.json"
+    if not holds_json(file, record):
         for old in folder.glob("[!.]*.nii.gz"):
             old.unlink(missing_ok=True)
         write_json(file, record)

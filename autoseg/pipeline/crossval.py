@@ -141,10 +141,10 @@ def _keep_label_maps_of(folder: Path, key: str) -> None:
 
 
 def _key(model: str, cases: Sequence[Case]) -> str:
-    """What scores depend on: the model, the labels as they are now, and which of them are said to be annotated."""
-    references = sorted((case.id, [file_identity(file) for file in case.label_files]) for case in cases)
+    """What scores depend on: the model, the cases as they are now, and which labels are said to be annotated."""
+    files = sorted((case.id, [file_identity(file) for file in case.files]) for case in cases)
     annotated = {case.id: case.annotated for case in cases if case.annotated is not None}
-    return digest_of((model, references, annotated) if annotated else (model, references))
+    return digest_of((model, files, annotated) if annotated else (model, files))
 
 
 def read_scores(workspace: Workspace, configuration: str, fold: int) -> Evaluation | None:

@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 from collections.abc import Collection, Sequence
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -41,8 +40,6 @@ from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan, Reason
 
 logger = logging.getLogger(__name__)
-
-FLOAT_BYTES = 4
 
 
 def plan(
@@ -411,25 +408,20 @@ def _known_outputs(case: Case, labels: LabelSpec) -> tuple[bool, ...] | None:
     return tuple(known) if labels.regions else (True, *known)
 
 
-def _grid_gib(shape: Sequence[int], plan: Plan) -> float:
-    """Memory that a case of this shape takes while it is resampled: channels before and after an axis, and labels."""
-    return FLOAT_BYTES * prod(shape) * (2 * len(plan.channels) + 1) / GIB
-
-
 def _resampling_gib(case: Case, plan: Plan, grid: str) -> float:
     """At most, from the header of a case; 0 where it cannot be read."""
-    from autoseg.preprocessing.preprocess import grid_of
+    from autoseg.preprocessing.preprocess import grid_of, resampling_gib
 
     try:
         geometry = read_geometry(case.image_files[0])
     except FormatError:
         return 0.0  # Whoever loads it tells.
-    return _grid_gib(grid_of(geometry.shape, geometry, plan, grid)[0], plan)
+    return resampling_gib(grid_of(geometry.shape, geometry, plan, grid)[0], plan)
 
 
 def _preprocess_case(workspace: Workspace, plan: Plan, grid: str, case: Case, key: str, *, fix: bool) -> bool:
     """Whether it was made; not where another process has done so since it was looked for."""
-    from autoseg.preprocessing.preprocess import preprocess_image, preprocess_label, record_case
+    from autoseg.preprocessing.preprocess import preprocess_image, preprocess_label, record_case, resampling_gib
     from autoseg.preprocessing.store import find_damage, is_current, write_case
 
     folder = workspace.preprocessed(grid, case.id)
@@ -440,7 +432,7 @@ def _preprocess_case(workspace: Workspace, plan: Plan, grid: str, case: Case, ke
     if not isinstance(loaded, LoadedCase):
         raise DatasetError.listing("a case cannot be used", loaded)
     record = record_case(loaded.image, loaded.geometry, plan, grid)
-    needed_gib = _grid_gib(record.shape, plan)
+    needed_gib = resampling_gib(record.shape, plan)
     if needed_gib > machine_memory_gib():
         raise WorkspaceError(
             f"{case.id}: becomes {join_numbers(record.shape)} voxels at {join_numbers(record.spacing_mm)} mm, which "

@@ -11,7 +11,7 @@ from autoseg.core.errors import AutosegError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
 from autoseg.evaluation.scores import DEFAULT_SETTINGS, ScoreSettings
-from autoseg.inference.record import labels_of, read_records
+from autoseg.inference.record import DONE, labels_of, read_records
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation
@@ -28,7 +28,8 @@ def evaluate(
     """Scores label maps against references of the same file names.
 
     `evaluation.json` and `evaluation.csv` are written into the folder of the label maps; for a single file nothing is.
-    What counts where a label is missing is said in `autoseg.evaluation.evaluate`.
+    What counts where a label is missing is said in `autoseg.evaluation.evaluate`. A label map beside which a later
+    prediction has failed is an older one and is not scored.
 
     Example:
         >>> import autoseg
@@ -54,6 +55,7 @@ def evaluate(
 
     folder = Path(prediction)
     records, model = read_records(folder), None
+    failed = {case for record in records for case, found in record.cases.items() if found.status != DONE}
     if records:
         models = {record.model for record in records}
         model = models.pop() if len(models) == 1 else None
@@ -62,7 +64,7 @@ def evaluate(
             if settings.ignore is None:
                 settings = replace(settings, ignore=labels.ignore)
     evaluation = evaluate_folders(
-        folder, Path(reference), labels=labels, regions=regions, settings=settings, model=model
+        folder, Path(reference), labels=labels, regions=regions, settings=settings, model=model, outdated=failed
     )
     if folder.is_dir():
         try:

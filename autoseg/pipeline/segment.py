@@ -29,7 +29,7 @@ from autoseg.core.faults import DeviceError, describe_fault, describe_lost_devic
 from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gib, run_ahead, track
 from autoseg.core.serialize import write_json
 from autoseg.data.load import load_image
-from autoseg.inference.record import DONE, FAILED, CaseResult, PredictionRecord, read_records, record_file
+from autoseg.inference.record import DONE, FAILED, CaseResult, PredictionRecord, has_records, read_records, record_file
 from autoseg.pipeline.inputs import Choice, choose_models, find_images
 from autoseg.pipeline.outputs import OutputFolder, ending_of, measure_volumes
 from autoseg.pipeline.workspace import DEFAULT_WORK
@@ -116,7 +116,7 @@ def predict(
         mirroring: average over mirrored copies; None as the speed has it.
         step_fraction: distance of tiles as a fraction of the patch; None as the speed has it.
         overwrite: segment all images; otherwise only those that have no label map yet, with the model and settings of
-            the others.
+            the others. Where `prediction.json` tells of other cases alone, their label maps are an older run's.
         request: where not all are segmented: label maps that no call with the same text has made do not count; empty
             for all that are there.
         part: (2, 8) takes the second of eight parts of the images, so that eight processes can share them.
@@ -134,8 +134,8 @@ def predict(
         The label maps, one per case, in each image's own geometry.
 
     Raises:
-        PredictionError: no image, no trained model; or, after all others are done, the images that could not be
-            segmented.
+        PredictionError: no image, no trained model, label maps in the way that no prediction has made; or, after all
+            others are done, the images that could not be segmented.
         FormatError: the model is damaged, or is none.
     """
     if speed not in SPEEDS:
@@ -262,15 +262,15 @@ class _Run:
         self._written_at = -math.inf
 
     def continue_with(self, cases: Mapping[str, Sequence[Path | None]]) -> dict[str, Sequence[Path | None]]:
-        """The cases that have no label map yet, or only an older one.
+        """The cases that have no label map yet, or only one of an older run.
 
         Raises:
             PredictionError: another model or other settings made those that are there.
         """
         done = {case for case in cases if self.output.label_map(case).is_file()}
-        own_settings = self._record().settings
+        own_settings, records = self._record().settings, read_records(self.output.root, request=self._request)
         # Other processes may have segmented other parts into this folder, and other parts before.
-        for earlier in read_records(self.output.root, request=self._request):
+        for earlier in records:
             # A label map beside which a later run has failed is of an older one.
             done -= {case for case, found in earlier.cases.items() if found.status != DONE}
             known = {case: found for case, found in earlier.cases.items() if case in done}
@@ -280,15 +280,23 @@ class _Run:
                     "step or post-processing; --overwrite makes all anew"
                 )
             self._results |= known
-        if self._request:
-            # By what is written down, not by times: clocks differ, and jump.
+        if self._request or records:
+            # By what is written down, not by times: clocks differ, and jump. The other label maps are of a run before.
             done &= self._results.keys()
         todo = {case: files for case, files in cases.items() if case not in done}
         logger.info("%d of %d images have a label map already", len(cases) - len(todo), len(cases))
         return todo
 
     def segment(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
-        """Segments all cases; one that can't be does not stop the others."""
+        """Segments all cases; one that can't be does not stop the others.
+
+        Raises:
+            PredictionError: a label map would be replaced that no prediction has made.
+        """
+        self._refuse_to_replace(cases)
+        # From now on, label maps that are there already are of a run before.
+        self._write_record()
+        self._written_at = -math.inf
         try:
             self._segment_all(cases)
         except BaseException:
@@ -300,6 +308,15 @@ class _Run:
         text = "%d label maps in %s after %s"
         n_done = sum(known.status == DONE for known in self._results.values())
         logger.info(text, n_done, self.output.root, format_duration(time.monotonic() - self._started))
+
+    def _refuse_to_replace(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
+        if has_records(self.output.root):
+            return
+        for file in map(self.output.label_map, cases):
+            if file.exists():
+                raise PredictionError(
+                    f"{file}: would be replaced, and no prediction has made it; name another folder for the label maps"
+                )
 
     def _segment_all(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
         before = time.monotonic()
@@ -350,7 +367,7 @@ class _Run:
             warnings = [*mended, *(f"lacks the channel {name}: it is segmented without" for name in lacking)]
             warnings += find_differences(image, geometry, predictor.plan, predictor.configuration)
             prepared = predictor.prepare(image, geometry)
-        except FormatError as error:
+        except (FormatError, ImageTooLargeError) as error:
             return _Opened(case=case, files=files, error=error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

@@ -17,7 +17,7 @@ from autoseg.core.serialize import digest, holds_json, read_json, write_json
 from autoseg.core.versions import note_writer, refuse_newer
 from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
 from autoseg.training.adapt import LADDER, WIDTHS, choose_training, with_requests
-from autoseg.training.folds import PLAN, TRAINING, folds_with, usable_folds
+from autoseg.training.folds import BEGUN, PLAN, TRAINING, folds_with, usable_folds
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingChoices
 
@@ -114,6 +114,11 @@ def settle_training(
         for path, content in ((file, known), (model / PLAN, adapted)):
             if not holds_json(path, content):
                 write_json(path, content)
+        # From now on it counts for whoever trains another one, however long its cases and its network take to load.
+        if folds and folds[0] not in usable_folds(model):
+            begun = FoldFiles.of(model, folds[0]).begun
+            begun.parent.mkdir(exist_ok=True)
+            begun.touch()
     choices = with_requests(known.choices, config, n_cases=n_cases, on_cpu=device.type == "cpu")
     for reason in choices.reasons:
         logger.info("%s: %s: %s", configuration.name, reason.subject.removeprefix("training."), reason.text)
@@ -140,7 +145,7 @@ def staying_folds(model: Path, folds: Sequence[int], *, resume: bool) -> list[in
     Folds that are trained elsewhere count from their beginning, with or without a checkpoint.
     """
     begun = usable_folds(model)
-    announced = {*begun, *folds_with(model, TRAINING)}
+    announced = {*begun, *folds_with(model, TRAINING), *folds_with(model, BEGUN)}
     return sorted(fold for fold in announced if fold not in folds or (resume and fold in begun))
 
 

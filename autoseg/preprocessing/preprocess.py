@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from autoseg.core.serialize import later
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.normalize import normalize
 from autoseg.preprocessing.resample import choose_nearest_axis, resample_image, resample_label
+
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,11 @@ def grid_of(
     # The slices of a 2D configuration keep their distance.
     spacing_mm = (source_mm[0], *target_mm)[-3:] if len(target_mm) == 2 else target_mm
     return resampled_shape(permute3(shape, plan.axis_order), source_mm, spacing_mm), spacing_mm
+
+
+def resampling_gib(shape: Sequence[int], plan: Plan) -> float:
+    """Memory that a case takes while it is resampled to this shape: channels before and after an axis, and labels."""
+    return FLOAT_BYTES * prod(shape) * (2 * len(plan.channels) + 1) / 2**30
 
 
 def preprocess_image(image: NDArray[np.float32], record: CaseRecord, plan: Plan) -> Tensor:

@@ -297,7 +297,13 @@ class _ArrayFile:
 
 
 class PreprocessedCase:
-    """A preprocessed case, opened without reading its voxels. Safe to use from several threads."""
+    """A preprocessed case, opened without reading its voxels. Safe to use from several threads.
+
+    Attributes:
+        id: of the case.
+        stored: its record.
+        content: digest of what can be learned from it; the same where the case is made again of the same scan.
+    """
 
     def __init__(self, folder: Path, *, previous: Path | None = None) -> None:
         """Opens a case.
@@ -314,12 +320,13 @@ class PreprocessedCase:
         self._previous: _ArrayFile | None = None
         try:
             self.stored: StoredCase = read_json(folder / RECORD, StoredCase)
-            self.key = self.stored.key
+            hashes = [self.stored.hashes[name] for name in ARRAYS]
             if previous is not None:
                 self._previous = _ArrayFile(previous / PREVIOUS_ARRAY)
-                self.key = digest((self.key, read_json(previous / PREVIOUS_RECORD, StoredPrevious).key))
+                hashes.append(read_json(previous / PREVIOUS_RECORD, StoredPrevious).hashes[PREVIOUS_ARRAY])
+            self.content = digest((hashes, self.stored.known))
             self._image, self._label, self._positions = (_ArrayFile(folder / name) for name in ARRAYS)
-        except (OSError, ValueError, EOFError, FormatError) as error:
+        except (OSError, ValueError, EOFError, KeyError, FormatError) as error:
             raise _unreadable(folder, error) from error
 
     def load(self) -> PreprocessedCase:

@@ -125,9 +125,8 @@ def _list_facts(
         facts.append(("chosen model", selection.chosen, _tell_choice(selection)))
         chosen = selection.candidate
         detail = f"{format_dice(chosen.raw_dice)} before post-processing"
-        own = next((f.crossval for f in configurations if (f.name,) == chosen.configurations), None)
-        if own is not None:
-            detail += f", 95% interval {format_interval(*estimate_mean_dice(own.evaluation))}"
+        if chosen.interval is not None:
+            detail += f", 95% interval {format_interval(*chosen.interval)}"
         facts.append(("mean Dice", format_dice(chosen.mean_dice), detail))
     elif known is not None:
         detail = f"95% interval {format_interval(*estimate_mean_dice(known.evaluation))}, {known.configuration}"

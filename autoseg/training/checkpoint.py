@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoseg.core.checksums import hash_bytes
 from autoseg.core.errors import FormatError, TrainingError
 from autoseg.core.runtime import format_memory, n_cpus
-from autoseg.core.serialize import atomic_path, from_plain, parse_json, to_plain
+from autoseg.core.serialize import atomic_path, flush, from_plain, parse_json, to_plain
 from autoseg.training.record import FoldFiles
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
@@ -43,10 +43,11 @@ class RunState:
         epoch_time_s: time spent in that epoch.
         loss_scale: of float16 training; None otherwise.
         steps_at_scale: likewise, since it has changed last.
-        n_bad_steps: that were skipped, because their loss was not finite.
+        n_bad_steps: that were skipped, because their loss was not finite, since most of an epoch's were good.
         device: the kind of device that trained, such as "cpu".
         precision: that it computed in, such as "bfloat16".
         finished: whether the budget is used up.
+        ended: the steps and seconds of the training whose final weights were written last; None where none were.
     """
 
     config: str
@@ -62,6 +63,7 @@ class RunState:
     finished: bool
     steps_at_scale: int = 0
     n_bad_steps: int = 0
+    ended: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +203,9 @@ def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str] |
             rights = temporary.stat().st_mode
             save_file(on_cpu, temporary, metadata=_with_hashes(metadata or {}, on_cpu))
             temporary.chmod(rights)
+            # Before it takes the place of the older one: some file systems write names before what they name.
+            flush(temporary)
+        flush(path.parent)
     except (OSError, SafetensorError) as error:
         size = format_memory(sum(tensor.nbytes for tensor in tensors.values()) / 2**30)
         older = "; the older one is whole" if path.exists() else ""

@@ -15,7 +15,7 @@ from autoseg.core.errors import FormatError
 from autoseg.core.serialize import atomic_path, from_plain, to_plain
 from autoseg.planning.plan import ConfigurationPlan, Reason
 from autoseg.training.config import Budget
-from autoseg.training.folds import CHECKPOINT, TRAINING, WEIGHTS, fold_folder
+from autoseg.training.folds import BEGUN, CHECKPOINT, TRAINING, WEIGHTS, fold_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +68,11 @@ class FoldFiles:
     def training(self) -> Path:
         """How it was trained; there from the beginning."""
         return self.folder / TRAINING
+
+    @property
+    def begun(self) -> Path:
+        """There from when the training is settled until `training` is."""
+        return self.folder / BEGUN
 
     @property
     def lock(self) -> Path:

@@ -178,7 +178,7 @@ class _Run:
         # The budget may grow when a run is resumed, and compiling may fail; what else shapes the result may not change.
         fixed = dataclasses.replace(choices, budget=Budget(iterations=1), reasons=())
         asked = config.augment, config.precision, config.deterministic
-        learned_from = (plan.labels, plan.normalization, plan.axis_order, [case.key for case in training])
+        learned_from = (plan.labels, plan.normalization, plan.axis_order, [case.content for case in training])
         self.config_digest = digest((fixed, asked, seed, learned_from))
         self.iteration, self.elapsed_s, self.before_s, self.epoch_time_s = 0, 0.0, 0.0, 0.0
         self.epoch_losses: list[float] = []
@@ -188,6 +188,7 @@ class _Run:
         self.wait_s = 0.0
         self.warned_of_waiting = False
         self.finished = False
+        self.ended: tuple[int, float] | None = None
 
     def _training_sampler(self, *, augments: bool = True) -> PatchSampler:
         return training_sampler(
@@ -243,7 +244,13 @@ class _Run:
         self.epoch_losses = list(state.epoch_losses)
         self.epochs = read_log(self.files.log)[: state.epoch]
         done = self.budget.fraction_done(self.iteration, self.elapsed_s)
-        self.finished = done >= 1 and self.files.weights.exists()
+        self.ended = state.ended
+        # A longer training than the one whose weights are there may have been stopped before it wrote its own.
+        self.finished = (
+            done >= 1
+            and self.files.weights.exists()
+            and (self.ended is None or self.budget.fraction_done(*self.ended) >= 1)
+        )
         if self.finished:
             try:
                 load_weights(self.files.weights, self.learner.network)
@@ -294,6 +301,7 @@ class _Run:
             device=self.device.type,
             precision=self.learner.precision_name,
             finished=self.finished,
+            ended=self.ended,
         )
         write_log(self.files.log, self.epochs)
         save_checkpoint(self.files.checkpoint, self.learner.network, self.learner.optimizer, state)
@@ -386,7 +394,7 @@ class _Run:
                     )
         if self.ranks.is_first:
             save_weights(self.files.weights, self.learner.network)
-        self.finished = True
+        self.finished, self.ended = True, (self.iteration, self.elapsed_s)
         self.save()
         self.ranks.wait()
 
@@ -431,6 +439,7 @@ class _Run:
             environment=describe_environment(),
         )
         write_json(self.files.training, record)
+        self.files.begun.unlink(missing_ok=True)
         n_weights = sum(parameter.numel() for parameter in self.learner.network.parameters())
         self._say(
             logging.INFO,
@@ -523,6 +532,9 @@ class _Run:
             data_wait_fraction=self.wait_s / max(self.epoch_time_s, 1e-9),
         )
         self.epochs.append(figures)
+        if 2 * sum(map(math.isnan, self.epoch_losses)) < n_steps:
+            # Now and then a step fails, in float16 above all: that ends no training of days.
+            self.n_bad_steps = 0
         self.epoch_losses, self.epoch_time_s, self.wait_s = [], 0.0, 0.0
         self._say(
             logging.INFO,

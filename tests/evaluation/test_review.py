@@ -70,7 +70,9 @@ def test_a_structure_that_was_not_annotated_makes_a_case_no_worse() -> None:
 def test_networks_that_find_nothing_agree() -> None:
     agreement = Agreement(2, Outputs(N_CLASSES))
     agreement.add(rows_of([torch.zeros_like(A)] * 2)[0])
-    assert agreement.value == 1
+    assert (agreement.value, agreement.is_of_nothing) == (1, True)
+    agreement.add(rows_of([A, torch.zeros_like(A)])[0])
+    assert not agreement.is_of_nothing
     model = QualityModel(intercept=0, slope=1, residual_std=0, correlation=1, low_dice=0.5, n_cases=9)
     assert math.isnan(model.estimate(math.nan))
     assert [model.estimate(value) for value in (-0.5, 0.3, 2.0)] == [0, 0.3, 1]

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autoseg.core.errors import FormatError
-from autoseg.evaluation.select import compare, mean_of_labels, select
+from autoseg.evaluation.select import compare, interval_of_labels, mean_of_labels, select
 from autoseg.evaluation.selection import Candidate, Selection
 
 RNG = np.random.default_rng(0)
@@ -85,10 +85,17 @@ def test_an_interval_is_not_widened_by_cases_without_a_label() -> None:
     np.testing.assert_allclose(compare(dice + 0.1, dice), 0.1)
 
 
-def test_of_few_cases_no_gain_is_beyond_noise() -> None:
+def test_of_few_cases_the_best_is_chosen_as_their_noise_is_not_known() -> None:
     few = BASE[:3]
     candidates = [make_candidate("cheap", few, 1.0), make_candidate("dear", few + 0.05, 2.0)]
-    assert select(candidates, {"cheap": few, "dear": few + 0.05}, missing={}).chosen == "cheap"
+    selection = select(candidates, {"cheap": few, "dear": few + 0.05}, missing={})
+    assert (selection.chosen, selection.comparisons) == ("dear", ())
+    assert selection.why == "dear has the highest mean Dice; 3 cases are too few to tell what is noise"
+
+
+def test_the_interval_of_a_mean_holds_it() -> None:
+    low, high = interval_of_labels(BASE)
+    assert low < mean_of_labels(BASE) < high
 
 
 def test_a_choice_that_is_no_candidate_is_refused() -> None:

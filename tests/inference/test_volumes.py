@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +137,24 @@ def test_probabilities_and_uncertainty(tmp_path: Path, axis: int, in_a_file: boo
     wrong = np.abs(soft.disagreement()[inside] / 255 - permute_back(others, record)) > 0.01
     assert wrong.mean() < 1e-3
     assert (tmp_path / "probabilities.npy").exists() == in_a_file
+
+
+def test_a_disk_without_room_for_the_probabilities_is_told_before_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", find_no_room)
+    with pytest.raises(OSError, match=r"No space left.*probabilities\.npy"):
+        SoftMaps(
+            make_record(*SHAPES[:2]),
+            axis=0,
+            outputs=Outputs(3),
+            probabilities=True,
+            uncertainty=False,
+            scratch=tmp_path,
+        )
 
 
 def permute_back(cropped: np.ndarray, record: CaseRecord) -> np.ndarray:

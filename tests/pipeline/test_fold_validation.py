@@ -63,6 +63,23 @@ def test_it_goes_on_with_the_next_case_and_starts_anew_for_other_weights(workspa
     assert all(path.stat().st_mtime > 1 for path in folder.glob("*.nii.gz"))
 
 
+def test_a_case_whose_image_has_changed_is_predicted_again(workspace: Workspace) -> None:
+    validate_fold(workspace, "3d_fullres", 0, device="cpu")
+    folder = validation_folder(workspace, "3d_fullres", 0)
+    for label_map in folder.glob("*.nii.gz"):
+        os.utime(label_map, (1, 1))
+    changed = next(case for case in workspace.read_dataset().cases if (folder / f"{case.id}.nii.gz").is_file())
+    image = changed.image_files[0]
+    assert image is not None
+    known = image.stat()
+    os.utime(image, ns=(known.st_atime_ns, known.st_mtime_ns + 10**9))
+    try:
+        validate_fold(workspace, "3d_fullres", 0, device="cpu")
+    finally:
+        os.utime(image, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert all(path.stat().st_mtime > 1 for path in folder.glob("*.nii.gz"))
+
+
 def test_a_case_that_needs_too_much_memory_is_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoseg.inference.predictor.machine_memory_gib", lambda: 1e-5)
     for label_map in validation_folder(workspace, "3d_fullres", 0).glob("*"):

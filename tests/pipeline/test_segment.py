@@ -164,6 +164,18 @@ def test_runs_with_another_request_do_not_count_however_their_clocks_went(
     assert "1 of 1 images have a label map already" in caplog.text
 
 
+def test_an_older_label_map_beside_which_a_run_has_failed_is_not_scored(
+    model: Path, images: list[Path], tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[1])
+    monkeypatch.setattr(segment, "load_image", broken_for(whole[0].name))
+    with pytest.raises(PredictionError, match="cannot be read now"):
+        autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[0])
+    scores = autoseg.evaluate(tmp_path, tiny_dataset / "labelsTs")
+    assert [case.case for case in scores.cases] == [whole[1].name.removesuffix(".nii.gz")]
+    assert scores.not_scored == (whole[0].name.removesuffix(".nii.gz"),)
+
+
 def test_continuing_segments_again_what_failed_over_an_older_label_map(
     model: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +188,38 @@ def test_continuing_segments_again_what_failed_over_an_older_label_map(
             autoseg.predict(images, tmp_path, model=model, device="cpu")
     autoseg.predict(images, tmp_path, model=model, device="cpu", overwrite=False)
     assert whole[0].read_bytes() == content
+
+
+def test_label_maps_of_a_run_before_do_not_count_as_those_of_one_that_was_stopped(
+    model: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[1])
+    expected = autoseg.predict(images, tmp_path / "other", model=model, device="cpu", folds=[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "segment", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[0])
+    files = autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[0], overwrite=False)
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in expected]
+    # Neither do those that no record tells of any more.
+    autoseg.predict(images[0], tmp_path, model=model, device="cpu", folds=[1])
+    files = autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[1], overwrite=False)
+    assert files[1].read_bytes() != expected[1].read_bytes()
+
+
+def raise_interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_label_maps_that_no_prediction_has_made_are_not_replaced(
+    model: Path, images: list[Path], tmp_path: Path
+) -> None:
+    reference = tmp_path / images[1].name.replace("_0000", "")
+    reference.write_bytes(b"drawn by hand")
+    with pytest.raises(PredictionError, match=rf"{reference.name}: would be replaced.*another folder"):
+        autoseg.predict(images, tmp_path, model=model, device="cpu")
+    assert [file.name for file in tmp_path.iterdir()] == [reference.name]
+    assert reference.read_bytes() == b"drawn by hand"
 
 
 def test_continuing_makes_what_is_missing_and_leaves_the_rest(model: Path, images: list[Path], tmp_path: Path) -> None:
@@ -261,6 +305,19 @@ def test_an_image_that_is_too_large_for_the_memory_is_refused_in_words(
 ) -> None:
     with pytest.raises(PredictionError, match=r"(?s)needs about .* MiB of memory, more than the 1 MiB .*--max-ram"):
         autoseg.predict(images[0], tmp_path, model=model, device="cpu", max_ram_gib=0.0005)
+
+
+def test_an_image_that_becomes_too_large_is_refused_before_it_is_resampled(
+    model: Path, images: list[Path], tmp_path: Path
+) -> None:
+    image = nib.load(images[0])
+    # Metres in place of millimetres: a million times the voxels on the network's grid in each slice.
+    affine = image.affine @ np.diag([1000.0, 1000.0, 1.0, 1.0])
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / "wrong.nii.gz")
+    shutil.copy(images[1], tmp_path / "right.nii.gz")
+    with pytest.raises(PredictionError, match=r"(?s)1 of 2 images.*wrong.*needs about .* GiB of memory, .*--max-ram"):
+        autoseg.predict(tmp_path, tmp_path / "out", model=model, device="cpu", max_ram_gib=2)
+    assert (tmp_path / "out" / "right.nii.gz").is_file()
 
 
 def test_probabilities_and_uncertainty_lie_on_the_image(model: Path, images: list[Path], tmp_path: Path) -> None:

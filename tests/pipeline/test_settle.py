@@ -23,7 +23,7 @@ from autoseg.training.adapt import resize
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.folds import fold_folder, unfinished_folds
 from autoseg.training.recipe import RECIPES
-from autoseg.training.record import TrainingChoices
+from autoseg.training.record import FoldFiles, TrainingChoices
 
 CPU = torch.device("cpu")
 SHORT = TrainConfig(budget=Budget(max_time_s=0.1))
@@ -124,10 +124,13 @@ def test_folds_that_begin_at_once_share_what_the_first_one_has_chosen(plan: Plan
 
 def test_a_fold_without_a_checkpoint_yet_keeps_its_network(plan: Plan, tmp_path: Path) -> None:
     first, _, _ = ask(tmp_path, plan)
-    folder = fold_folder(tmp_path, 0)
-    folder.mkdir()
-    (folder / "training.json").touch()
+    files = FoldFiles.of(tmp_path, 0)
+    assert ask(tmp_path, plan, LONG, folds=(1,))[0].configurations == first.configurations, "it may be loading cases"
+    files.begun.unlink()
+    FoldFiles.of(tmp_path, 1).begun.unlink()
+    files.training.touch()
     assert ask(tmp_path, plan, LONG, folds=(1,))[0].configurations == first.configurations
+    FoldFiles.of(tmp_path, 1).begun.unlink()
     assert ask(tmp_path, plan, LONG, folds=(0,))[0].configurations == plan.configurations
 
 

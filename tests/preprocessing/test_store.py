@@ -330,9 +330,12 @@ def test_what_a_first_stage_has_found_belongs_to_the_case(tmp_path: Path) -> Non
     assert loaded is not None
     np.testing.assert_array_equal(loaded, found)
     assert case.memory_gib - alone.memory_gib == pytest.approx(found.nbytes / 2**30)
-    assert case.key != alone.key
+    assert case.content != alone.content
     write_previous(tmp_path / "second", label, key="later")
-    assert PreprocessedCase(tmp_path / "case", previous=tmp_path / "second").key not in (case.key, alone.key)
+    assert PreprocessedCase(tmp_path / "case", previous=tmp_path / "second").content not in (
+        case.content,
+        alone.content,
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "second" / "previous.npy"), label)
 
 

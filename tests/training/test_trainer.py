@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import time
@@ -526,6 +527,58 @@ def test_a_loss_that_is_never_finite_stops_with_the_case(tmp_path: Path, cases: 
     config = TrainConfig(budget=Budget(iterations=50))
     with pytest.raises(TrainingError, match="broken"):
         train(tmp_path / "fold", [broken] * 3 + list(cases[3:]), config=config)
+
+
+def test_losses_that_are_now_and_then_not_finite_stop_no_training(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "MAX_BAD_STEPS", 2)
+    step, n_steps = Learner.step, itertools.count(1)
+
+    def fail_now_and_then(self: Learner, *given: Any, **named: Any) -> float:
+        return math.nan if next(n_steps) % 5 == 0 else step(self, *given, **named)
+
+    monkeypatch.setattr(Learner, "step", fail_now_and_then)
+    train(tmp_path, cases, config=TrainConfig(budget=Budget(iterations=30, iterations_per_epoch=6)))
+    assert read_state(tmp_path / "checkpoint.safetensors").iteration == 30
+
+
+def test_a_longer_training_that_was_stopped_before_it_wrote_its_weights_writes_them(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = TrainConfig(budget=Budget(iterations=20))
+    train(tmp_path / "whole", cases, config=TEN)
+    expected = train(tmp_path / "whole", cases, config=longer)
+    short = train(tmp_path / "fold", cases, config=TEN)
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "save_weights", fail_to_save)
+        with pytest.raises(TrainingError, match="the disk is full"):
+            train(tmp_path / "fold", cases, config=longer)
+    weights = train(tmp_path / "fold", cases, config=longer)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert any(not torch.equal(weights[name], short[name]) for name in expected)
+    # Its weights are those of the longer one now, whatever budget is given again.
+    assert all(
+        torch.equal(known, expected[name]) for name, known in train(tmp_path / "fold", cases, config=TEN).items()
+    )
+
+
+def fail_to_save(*_: object) -> None:
+    raise TrainingError("the disk is full")
+
+
+def test_a_case_that_is_made_again_of_the_same_scan_keeps_the_training(
+    tmp_path: Path, cases: list[PreprocessedCase]
+) -> None:
+    train(tmp_path / "fold", cases, config=TEN)
+    again = []
+    for case in cases:
+        write_case(tmp_path / case.id, case.image, case.label, key="later", record=case.record, n_classes=3)
+        again.append(PreprocessedCase(tmp_path / case.id))
+    train(tmp_path / "fold", again, config=TEN)
+    write_case(tmp_path / "case_0", cases[0].image + 1, cases[0].label, key="k", record=cases[0].record, n_classes=3)
+    with pytest.raises(TrainingError, match="another plan, cases"):
+        train(tmp_path / "fold", [PreprocessedCase(tmp_path / "case_0"), *again[1:]], config=TEN)
 
 
 def test_figures_of_the_log_are_read_back() -> None:
