@@ -27,7 +27,7 @@ from autoseg.networks.build import build_trainable
 from autoseg.pipeline import Workspace, preprocess_cases
 from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, JobState, now
 from autoseg.pipeline.jobs.schedule import CASES_PER_PREPROCESSING_JOB, MAX_PREPROCESSING_JOBS
-from autoseg.pipeline.prepare import cases_to_preprocess
+from autoseg.pipeline.preprocess import cases_to_preprocess
 from autoseg.planning.ready import read_source_plan
 from autoseg.training.checkpoint import save_weights
 from autoseg.training.recipe import RECIPES, make_optimizer

@@ -176,10 +176,10 @@ def in_the_middle() -> Iterator[None]:
 @contextmanager
 def growing_patch(part: float, *, until: float) -> Iterator[None]:
     """Until so much of the training is done, the network sees the middle of each patch, this part of its edges."""
-    compute, learn = trainer.Trainer._loss, learner.Learner.loss
+    compute, learn = trainer._Run._loss, learner.Learner.loss
     middle: tuple[Any, ...] = (...,)
 
-    def choose_and_compute(self: trainer.Trainer, batch: patches.Batch) -> Tensor:
+    def choose_and_compute(self: trainer._Run, batch: patches.Batch) -> Tensor:
         nonlocal middle
         middle = (..., *_middle(self.configuration, part)) if self.fraction_done < until else (...,)
         return compute(self, batch)
@@ -188,7 +188,7 @@ def growing_patch(part: float, *, until: float) -> Iterator[None]:
         return learn(self, images[middle], classes[middle], **rest)
 
     with (
-        patch.object(trainer.Trainer, "_loss", choose_and_compute),
+        patch.object(trainer._Run, "_loss", choose_and_compute),
         patch.object(learner.Learner, "loss", learn_from_middle),
     ):
         yield

@@ -104,13 +104,10 @@ def run_job(
         run(folder, name, place, n_cpus=cpus, parent=parent)
 
 
-def _shorten(detail: str) -> str:
-    return detail if len(detail) <= MAX_DETAIL_SHOWN else f"{detail[: MAX_DETAIL_SHOWN - 3]}..."
-
-
 def describe_status(known: list[JobStatus]) -> str:
     """A table, and what is wrong beneath it."""
     from autoseg.core.runtime import format_duration
+    from autoseg.core.text import shorten
     from autoseg.reporting.text import format_table
 
     rows = []
@@ -120,7 +117,7 @@ def describe_status(known: list[JobStatus]) -> str:
         rows.append(
             (
                 one.name,
-                " ".join(part for part in (one.status, _shorten(one.detail)) if part),
+                " ".join(part for part in (one.status, shorten(one.detail, MAX_DETAIL_SHOWN)) if part),
                 "" if progress is None else f"{progress.fraction:.0%}, step {progress.step:,}",
                 "" if progress is None else f"{progress.dice:.3f}",
                 format_duration(progress.left_s) if progress is not None and unfinished else "",

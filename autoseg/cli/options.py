@@ -28,6 +28,7 @@ Configuration = Annotated[
     typer.Option("-c", "--configuration", help="2d, 3d_fullres, cascade, ...; the recommended one by default."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+# That of `autoseg.pipeline.workspace`, whose import would slow down --help.
 DEFAULT_WORK = Path("autoseg-work")
 Folds = Annotated[
     str | None,

@@ -249,10 +249,10 @@ def train(
 def _configuration_option(workspace: Workspace, trained: Sequence[str]) -> str:
     """What `predict` has to be told to take what has just been trained: nothing where it does so by itself."""
     from autoseg.pipeline.choose import read_selection
-    from autoseg.pipeline.inputs import trained_by_default
+    from autoseg.pipeline.inputs import configuration_to_predict
 
     selection = read_selection(workspace)
-    predicting = selection.candidate.configurations if selection else (trained_by_default(workspace),)
+    predicting = selection.candidate.configurations if selection else (configuration_to_predict(workspace),)
     return "" if len(trained) > 1 or trained[0] in predicting else f" -c {trained[0]}"
 
 

@@ -55,12 +55,10 @@ class SlurmJob:
     Attributes:
         state: such as "PENDING" or "RUNNING".
         reason: why it does not run, such as "Dependency"; "None" where it does.
-        node: that it runs on; empty where it does not.
     """
 
     state: str
     reason: str
-    node: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +218,7 @@ def ask_squeue(ids: Sequence[str]) -> dict[str, SlurmJob]:
         return {}
     wanted = ",".join(sorted({known.partition("_")[0] for known in ids}))
     try:
-        text = _ask("squeue", "--noheader", "--array", f"--jobs={wanted}", "--format=%i|%T|%r|%N")
+        text = _ask("squeue", "--noheader", "--array", f"--jobs={wanted}", "--format=%i|%T|%r")
     except AutosegError as error:
         # What has ended a while ago is unknown to it.
         if "Invalid job id" in str(error):
@@ -228,9 +226,9 @@ def ask_squeue(ids: Sequence[str]) -> dict[str, SlurmJob]:
         raise
     found = {}
     for line in text.splitlines():
-        number, state, reason, node = line.split("|")
+        number, state, reason = line.split("|")
         if number in ids:
-            found[number] = SlurmJob(state=state, reason=reason, node=node)
+            found[number] = SlurmJob(state=state, reason=reason)
     return found
 
 

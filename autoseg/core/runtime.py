@@ -1,4 +1,4 @@
-"""The running process: logging, progress, threads, seeds, devices, memory."""
+"""The running process: progress, threads, seeds, devices, memory, and how times and sizes are written."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _split(name: str) -> tuple[str, ...]:
 
 
 def _part_prefixes(names: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """ "lkidney" has a side where there is "rkidney"; without, its l is a part of the word, as in "liver"."""
+    """Parts "lkidney" into l and kidney where there is "rkidney"; else the l belongs to the word, as in "liver"."""
     known = {word for of_name in names for word in of_name}
 
     def part(word: str) -> tuple[str, ...]:

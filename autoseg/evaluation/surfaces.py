@@ -29,8 +29,8 @@ def surface_distances(
 ) -> NDArray[np.float64]:
     """From every voxel of either surface to the nearest of the other.
 
-    The surface of a mask are its voxels that have a neighbour, across a face, outside the mask. What is beyond the
-    array is outside.
+    The surface of a mask consists of its voxels that have a neighbour, across a face, outside the mask. What is beyond
+    the array is outside.
 
     Args:
         prediction: any number of axes, not empty.

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from autoseg.core.errors import AutosegError, FormatError
 from autoseg.core.serialize import atomic_path, encode_json, from_plain, parse_json
 from autoseg.training.checkpoint import Progress
-from autoseg.training.folds import PLAN, WEIGHTS
+from autoseg.training.folds import PLAN, TRAINING, WEIGHTS
 
 SUFFIX = ".autoseg"
 FORMAT = "autoseg model"
@@ -115,7 +115,7 @@ def weights_member(fold: int) -> str:
 
 def training_member(fold: int) -> str:
     """The name of the record of how a fold was trained."""
-    return f"fold_{fold}/training.json"
+    return f"fold_{fold}/{TRAINING}"
 
 
 def write_archive(

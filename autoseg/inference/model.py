@@ -227,6 +227,7 @@ def _read_folder(folder: Path) -> Model:
         expected = f"the folder of a trained configuration or a {SUFFIX} file"
         raise PredictionError(f"{folder}: found no {PLAN}, expected {expected}")
     plan: Plan = read_json(file, Plan)
+    # What only a work folder has, see `autoseg.pipeline.workspace`.
     if (folder / "splits.json").is_file():
         expected = f"the folder of a trained configuration, such as {folder / 'models' / plan.recommended}"
         raise PredictionError(f"{folder}: is a work folder, expected {expected}; to use all of it, name it with -w")

@@ -36,7 +36,7 @@ class QualityModel:
     n_cases: int
 
     def estimate(self, agreement: float) -> float:
-        """The Dice to expect, from 0 to 1; NaN for an agreement that is."""
+        """The Dice to expect, from 0 to 1; NaN where the agreement is NaN."""
         return min(1.0, max(0.0, self.intercept + self.slope * agreement)) if math.isfinite(agreement) else math.nan
 
 

@@ -2,13 +2,15 @@
 
 from autoseg.pipeline.cascade import force_cascade
 from autoseg.pipeline.choose import select
-from autoseg.pipeline.crossval import cross_validate, read_scores, validate_fold
+from autoseg.pipeline.crossval import cross_validate
 from autoseg.pipeline.demo import run_demo
 from autoseg.pipeline.examine import check
 from autoseg.pipeline.explain import measure, require_gpu
 from autoseg.pipeline.fit import train
+from autoseg.pipeline.fold_validation import read_scores, validate_fold
 from autoseg.pipeline.pages import report, report_predictions
-from autoseg.pipeline.prepare import plan, plan_from_fingerprint, preprocess_cases
+from autoseg.pipeline.prepare import plan, plan_from_fingerprint
+from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.score import evaluate
 from autoseg.pipeline.segment import predict

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from autoseg.core.errors import PlanError, TrainingError
@@ -13,8 +12,8 @@ from autoseg.core.locks import locked
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.core.serialize import digest, write_json
 from autoseg.data.io import read_label
-from autoseg.pipeline.crossval import validate_fold, validation_folder, why_incomplete
-from autoseg.pipeline.prepare import preprocess_cases
+from autoseg.pipeline.fold_validation import validate_fold, validation_folder, why_incomplete
+from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.workspace import CASCADE, DEFAULT_WORK, Workspace
 from autoseg.planning.plan import ConfigurationPlan, Plan
 
@@ -44,11 +43,7 @@ def force_cascade(work: Path | str = DEFAULT_WORK, configuration: str | None = C
         if plan.cascade is not None:  # Another process has made one meanwhile.
             return plan
         added, reasons = configurations.force_cascade(plan, n_cases=len(workspace.read_fingerprint().cases))
-        subjects = {reason.subject for reason in reasons}
-        kept = (reason for reason in plan.reasons if reason.subject not in subjects)
-        with_cascade = replace(
-            plan, configurations={**plan.configurations, **added}, reasons=(*kept, *reasons)
-        ).signed()
+        with_cascade = plan.extended(added, reasons)
         write_json(workspace.plan_file, with_cascade)
     for known in added.values():
         logger.info("the plan now has %s, at %s mm", known.name, join_numbers(known.spacing_mm))

@@ -16,8 +16,8 @@ from autoseg.core.serialize import holds_json, read_json, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_geometry, read_label, write_volume
 from autoseg.data.references import read_reference
-from autoseg.pipeline.crossval import (
-    cross_validate,
+from autoseg.pipeline.crossval import cross_validate
+from autoseg.pipeline.fold_validation import (
     never,
     open_stored,
     prepare_stored,

@@ -13,19 +13,21 @@ from autoseg.core.locks import locked
 from autoseg.core.runtime import resolve_device
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
-from autoseg.pipeline.crossval import never, open_preprocessed, validate_fold, why_incomplete
-from autoseg.pipeline.prepare import preprocess_cases
+from autoseg.pipeline.fold_validation import never, open_preprocessed, validate_fold, why_incomplete
+from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.training.config import CHECKPOINT_INTERVAL_S, TrainConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from autoseg.data.dataset import Dataset
     from autoseg.evaluation.scores import Evaluation
-    from autoseg.planning.plan import Plan
+    from autoseg.planning.plan import ConfigurationPlan, Plan
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.ranks import Ranks
-    from autoseg.training.record import EpochFigures, ValidationSlice
+    from autoseg.training.record import EpochFigures, TrainingChoices, ValidationSlice
 
 CURVES_INTERVAL_S = 30.0
 MEMORY_BUDGET_GIB = 1.0
@@ -49,8 +51,8 @@ def train(
 ) -> dict[int, Evaluation | None]:
     """Trains folds of a configuration one after the other and validates each on whole volumes.
 
-    When the last fold of a configuration is trained, whichever that is, it is cross-validated, and `select` compares
-    it with the others.
+    When the last missing fold of a configuration has been trained, the configuration is cross-validated, and `select`
+    compares it with the others.
 
     Example:
         >>> import autoseg
@@ -84,7 +86,6 @@ def train(
         TrainingError: see `autoseg.training.trainer.train_fold`.
         TrainingInterrupted: `stop` said so.
     """
-    from autoseg.pipeline.settle import settle_training
     from autoseg.training.ranks import ALONE
     from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import train_fold
@@ -98,6 +99,7 @@ def train(
         chosen = configuration_for_time(
             workspace, settings, device=device, folds=wanted, resume=resume, n_processes=ranks.count
         )
+        # It may have been given a configuration on a coarser grid.
         plan = workspace.read_plan()
     else:
         chosen = default_configuration(plan, configuration)
@@ -112,7 +114,7 @@ def train(
                 work,
                 config=config,
                 device=device,
-                # Whoever selects waits for a first stage that is being completed: it selects afterwards.
+                # Not now: whoever selects waits for first stages that are being completed, as this one is.
                 and_select=False,
                 checkpoint_interval_s=checkpoint_interval_s,
                 track_with=track_with,
@@ -121,26 +123,22 @@ def train(
             first_stage = prepare_second_stage(
                 workspace, plan, chosen, train_folds=train_first_stage, device=device, stop=stop
             )
-    settle = partial(
-        settle_training,
+    adapted, choices, spent_s = _settle(
         model,
         plan,
         chosen,
         settings,
         folds=wanted,
         n_cases=len(splits.folds[0].training),
+        resume=resume,
         device=where,
-        n_processes=ranks.count,
+        ranks=ranks,
     )
-    # What the first process settles, and deletes where it begins anew, the others find.
-    settled = settle(resume=resume) if ranks.is_first else None
-    ranks.wait()
-    adapted, choices, spent_s = settled or settle(resume=True)
     open_cases = partial(_open_cases, workspace, plan, chosen.name)
     results: dict[int, Evaluation | None] = {}
     for fold in wanted:
         files, results[fold] = FoldFiles.of(model, fold), None
-        # Whoever trains the fold already, on this machine or another, is waited for.
+        # Another process, on this machine or another, may be training the fold.
         lock = locked(files.lock, waiting_for=f"trains {files.folder}")
         with lock if ranks.is_first else nullcontext():
             trackers = track_with if ranks.is_first else ()
@@ -180,6 +178,38 @@ def _check_request(workspace: Workspace, plan: Plan, dataset: Dataset, *, n_fold
     unknown = sorted(set(wanted) - set(range(n_folds)))
     if unknown:
         raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {n_folds - 1}")
+
+
+def _settle(
+    model: Path,
+    plan: Plan,
+    chosen: ConfigurationPlan,
+    config: TrainConfig,
+    *,
+    folds: Sequence[int],
+    n_cases: int,
+    resume: bool,
+    device: torch.device,
+    ranks: Ranks,
+) -> tuple[Plan, TrainingChoices, float]:
+    """How the folds are trained, see `settle_training`: the first process decides, the others read what it decided."""
+    from autoseg.pipeline.settle import settle_training
+
+    settle = partial(
+        settle_training,
+        model,
+        plan,
+        chosen,
+        config,
+        folds=folds,
+        n_cases=n_cases,
+        device=device,
+        n_processes=ranks.count,
+    )
+    settled = settle(resume=resume) if ranks.is_first else None
+    ranks.wait()
+    # What is to begin anew has been deleted.
+    return settled or settle(resume=True)
 
 
 def _open_cases(workspace: Workspace, plan: Plan, configuration: str, ids: Iterable[str]) -> list[PreprocessedCase]:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ChosenModels:
     """What segments: a model, or several together.
 
     Attributes:
@@ -45,12 +45,12 @@ class Choice:
     steps: tuple[Step, ...] = ()
 
 
-def choose_models(path: Path, configuration: str | None = None, *, is_model: bool = False) -> Choice:
+def choose_models(path: Path, configuration: str | None = None, *, is_model: bool = False) -> ChosenModels:
     """What predicts where a user names a work folder or model: what was selected, if nothing else is named.
 
     Args:
         path: as in `find_model`.
-        configuration: its name; None for what `select` chose, or else what `trained_by_default` says.
+        configuration: its name; None for what `select` chose, or else what `configuration_to_predict` says.
         is_model: as in `find_model`.
 
     Raises:
@@ -59,8 +59,8 @@ def choose_models(path: Path, configuration: str | None = None, *, is_model: boo
     chosen = None if is_model or configuration is not None else selected_models(Workspace(root=path))
     if chosen is not None:
         selection, models = chosen
-        return Choice(models=models, steps=selection.candidate.steps)
-    return Choice(models=(find_model(path, configuration, is_model=is_model),))
+        return ChosenModels(models=models, steps=selection.candidate.steps)
+    return ChosenModels(models=(find_model(path, configuration, is_model=is_model),))
 
 
 def find_model(path: Path, configuration: str | None = None, *, is_model: bool = False) -> Model:
@@ -68,7 +68,7 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
 
     Args:
         path: a work folder, the folder of a trained configuration, or a `.autoseg` file.
-        configuration: its name; None for that of a model, or of a work folder what `trained_by_default` says.
+        configuration: its name; None for that of a model, or of a work folder what `configuration_to_predict` says.
         is_model: whether it must be a model by itself, not a work folder.
 
     Raises:
@@ -83,7 +83,7 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
         return _open_model(path, configuration)
     workspace = Workspace(root=path)
     plan = workspace.read_plan()
-    name = default_configuration(plan, configuration).name if configuration else trained_by_default(workspace)
+    name = default_configuration(plan, configuration).name if configuration else configuration_to_predict(workspace)
     if not usable_folds(workspace.model(name)):
         usable = [known for known in plan.configurations if usable_folds(workspace.model(known))]
         if usable:
@@ -97,7 +97,7 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
     return read_model(workspace.model(name))
 
 
-def trained_by_default(workspace: Workspace) -> str:
+def configuration_to_predict(workspace: Workspace) -> str:
     """The configuration to predict with where none is named and none was selected.
 
     It is the recommended one, unless another one alone is trained to its end, or trained at all.

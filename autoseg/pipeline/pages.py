@@ -14,7 +14,8 @@ from autoseg.data.io import read_label, read_raw
 from autoseg.data.references import read_shown_reference
 from autoseg.inference.record import DONE, CaseResult, labels_of, read_records
 from autoseg.pipeline.choose import selected_models
-from autoseg.pipeline.crossval import read_cross_validation, validation_folder
+from autoseg.pipeline.crossval import read_cross_validation
+from autoseg.pipeline.fold_validation import validation_folder
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
 if TYPE_CHECKING:

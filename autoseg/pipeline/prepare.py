@@ -1,4 +1,4 @@
-"""From a dataset to a plan and preprocessed cases."""
+"""From a dataset to a plan."""
 
 from __future__ import annotations
 
@@ -13,24 +13,18 @@ from typing import Literal
 from autoseg.core.errors import (
     WARNING,
     AutosegError,
-    DatasetError,
-    FormatError,
     PlanError,
-    WorkspaceError,
     describe_problems,
-    list_some,
 )
-from autoseg.core.geometry import join_numbers
 from autoseg.core.labels import LabelSpec
-from autoseg.core.runtime import format_duration, format_memory, machine_memory_gib, map_threads, n_cpus, resolve_device
-from autoseg.core.serialize import digest, holds_json, write_json
-from autoseg.data.dataset import Case, Dataset
-from autoseg.data.io import read_geometry
+from autoseg.core.runtime import format_duration, format_memory, resolve_device
+from autoseg.core.serialize import holds_json, write_json
+from autoseg.data.dataset import Dataset
 from autoseg.data.layouts import open_dataset
-from autoseg.data.load import LoadedCase, load_case, loading_gib
 from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
-from autoseg.pipeline.examine import file_identity, look_at, refuse_foreign_folder
+from autoseg.pipeline.examine import look_at, refuse_foreign_folder
 from autoseg.pipeline.explain import measure_plan, write_report
+from autoseg.pipeline.preprocess import cases_to_preprocess, preprocess_cases
 from autoseg.pipeline.quick import may_be_coarser
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, configuration_to_train, default_configuration
 from autoseg.planning.choices import Choices
@@ -103,10 +97,10 @@ def plan(
         )
     with workspace.planning():
         plan = _decide(fingerprint, index.labels, index.name, len(made_splits.folds), choices, source)
-        plan = _note_optional_channels(plan, index)
-        plan = _tell_splits(plan, made_splits)
-        plan = _keep_measurements(workspace, _keep_quick(workspace, plan))
-        _keep_replaced_plan(workspace, plan)
+        plan = _with_optional_channels(plan, index)
+        plan = _with_fold_reason(plan, made_splits)
+        plan = _with_known_measurements(workspace, _with_quick_grid(workspace, plan))
+        _set_aside_replaced_plan(workspace, plan)
         write_json(workspace.splits_file, made_splits)
         write_json(workspace.plan_file, plan)
         logger.info("planned in %s", format_duration(time.monotonic() - started))
@@ -133,7 +127,7 @@ def plan(
 def _stages_to_preprocess(plan: Plan, named: Sequence[str], fingerprint: Fingerprint) -> list[str]:
     """Named configurations with their first stages; where none are, what this machine trains by default.
 
-    What is not preprocessed now is when it is trained. Full resolution can take a hundred gigabytes, and a CPU, which
+    The rest is preprocessed when it is trained. Full resolution can take a hundred gigabytes, and a CPU, which
     has an hour for each fold, often trains a coarser grid.
     """
     on_cpu = resolve_device("auto").type == "cpu"
@@ -210,14 +204,14 @@ def _folder_of(dataset: Path) -> Path:
     return dataset if dataset.is_dir() else dataset.parent
 
 
-def _tell_splits(plan: Plan, splits: Splits) -> Plan:
+def _with_fold_reason(plan: Plan, splits: Splits) -> Plan:
     """The plan with the reason of its folds, where somebody has said how to split."""
     if not splits.is_chosen:
         return plan
     return dataclasses.replace(plan, reasons=(*plan.reasons, Reason(subject="n_folds", text=splits.reason)))
 
 
-def _note_optional_channels(plan: Plan, index: Dataset) -> Plan:
+def _with_optional_channels(plan: Plan, index: Dataset) -> Plan:
     """The plan with the channels that some cases lack."""
     n_lacking = {
         name: sum(case.images[channel] is None for case in index.cases if len(case.images) > 1)
@@ -235,7 +229,7 @@ def _note_optional_channels(plan: Plan, index: Dataset) -> Plan:
     )
 
 
-def _keep_quick(workspace: Workspace, plan: Plan) -> Plan:
+def _with_quick_grid(workspace: Workspace, plan: Plan) -> Plan:
     """The plan with the grid that a short training has given the plan before, where all other grids stay."""
     before = _read_plan_before(workspace)
     if before is None or before.is_edited or (before.axis_order, before.labels) != (plan.axis_order, plan.labels):
@@ -249,7 +243,7 @@ def _keep_quick(workspace: Workspace, plan: Plan) -> Plan:
     return dataclasses.replace(plan, configurations=configurations, reasons=(*plan.reasons, *reasons)).signed()
 
 
-def _keep_measurements(workspace: Workspace, plan: Plan) -> Plan:
+def _with_known_measurements(workspace: Workspace, plan: Plan) -> Plan:
     """The plan with those measurements of the plan before that are still true."""
     before = _read_plan_before(workspace)
     if before is None:
@@ -286,7 +280,7 @@ def _announce_disk(
         logger.warning("the disk may get full; give a work folder on a larger one with -w, or plan a coarser --spacing")
 
 
-def _keep_replaced_plan(workspace: Workspace, plan: Plan) -> None:
+def _set_aside_replaced_plan(workspace: Workspace, plan: Plan) -> None:
     """A plan that differs from the new one may have been edited by hand: it is kept beside it."""
     file = workspace.plan_file
     if not file.exists() or holds_json(file, plan):
@@ -296,156 +290,3 @@ def _keep_replaced_plan(workspace: Workspace, plan: Plan) -> None:
         number += 1
     file.replace(kept)
     logger.warning("the plan has changed; the one before is kept as %s", kept)
-
-
-def preprocess_cases(
-    workspace: Workspace, dataset: Dataset, plan: Plan, configuration: str, *, part: tuple[int, int] = (1, 1)
-) -> str:
-    """Brings every case onto the grid of a configuration; cases that are there already stay, if they are whole.
-
-    Processes that do this at the same time wait for each other, but for those that share the cases.
-
-    Args:
-        workspace: where to.
-        dataset: the cases.
-        plan: the plan.
-        configuration: its name.
-        part: (2, 8) takes the second of eight parts of the cases, so that eight processes can share them.
-
-    Returns:
-        The name of the grid, see `Plan.grid`.
-
-    Raises:
-        WorkspaceError: the files have changed since they were checked, or have gone.
-    """
-    started = time.monotonic()
-    grid = plan.grid(configuration)
-    cases = dataset.cases[part[0] - 1 :: part[1]]
-    dataset = dataclasses.replace(dataset, cases=cases)
-    todo = cases_to_preprocess(workspace, dataset, plan, configuration, thoroughly=True)
-    n_made = 0
-    if todo:
-        with workspace.preprocessing(grid, part):
-            n_made = sum(
-                map_threads(
-                    lambda item: _preprocess_case(workspace, plan, grid, *item, fix=dataset.fix),
-                    todo,
-                    n_threads=n_cpus(),
-                    description=f"preprocessing {grid}",
-                    needed_gib=lambda item: loading_gib(item[0]) + _resampling_gib(item[0], plan, grid),
-                )
-            )
-    logger.info(
-        "preprocessed %d cases for %s in %s, %d were there already",
-        n_made,
-        grid,
-        format_duration(time.monotonic() - started),
-        len(cases) - n_made,
-    )
-    return grid
-
-
-def cases_to_preprocess(
-    workspace: Workspace, dataset: Dataset, plan: Plan, configuration: str, *, thoroughly: bool = False
-) -> list[tuple[Case, str]]:
-    """Cases that are not on the grid of a configuration, or not as they are now, each with the key of its store.
-
-    Args:
-        workspace: where they are.
-        dataset: the cases.
-        plan: the plan.
-        configuration: its name.
-        thoroughly: also those whose stored files are damaged, for which all of them are read; a warning names these.
-
-    Raises:
-        WorkspaceError: a file of a case has gone.
-    """
-    from autoseg.preprocessing.store import find_damage, is_current
-
-    grid = plan.grid(configuration)
-    scaling = [channel.decisive for channel in plan.normalization]
-    of_grid = plan.configuration(grid)
-    shared: tuple[object, ...] = (plan.axis_order, of_grid.spacing_mm, scaling, plan.labels)
-    if of_grid.smoothed:
-        shared = (*shared, "smoothed")
-    keys = {}
-    for case in dataset.cases:
-        try:
-            files = [file_identity(file) for file in case.files]
-        except WorkspaceError as error:
-            damaged = find_damage(workspace.preprocessed(grid, case.id))
-            if damaged is None:
-                raise
-            raise WorkspaceError(f"{damaged}: is damaged, and cannot be made again. {error}") from error
-        # The same files may stand for other channels or structures.
-        roles = [file is not None for file in case.images], list(case.masks)
-        keys[case.id] = digest((shared, _known_outputs(case, plan.labels), files, roles))
-    damage: dict[str, Path] = {}
-    stored = [case.id for case in dataset.cases if workspace.preprocessed(grid, case.id).is_dir()] if thoroughly else []
-    if stored:
-        found = map_threads(
-            lambda case: find_damage(workspace.preprocessed(grid, case), keys[case]),
-            stored,
-            n_threads=n_cpus(),
-            description=f"checking what is preprocessed for {grid}",
-        )
-        damage = {case: file for case, file in zip(stored, found, strict=True) if file is not None}
-    if damage:
-        files_told = list_some([str(file) for file in damage.values()])
-        logger.warning("%d preprocessed cases are damaged, and made again from the scans: %s", len(damage), files_told)
-    return [
-        (case, keys[case.id])
-        for case in dataset.cases
-        if case.id in damage or not is_current(workspace.preprocessed(grid, case.id), keys[case.id])
-    ]
-
-
-def _known_outputs(case: Case, labels: LabelSpec) -> tuple[bool, ...] | None:
-    """Which of the network's outputs were annotated in a case; None for all."""
-    known = [case.knows(name) for name in labels.structures]
-    if all(known):
-        return None
-    return tuple(known) if labels.regions else (True, *known)
-
-
-def _resampling_gib(case: Case, plan: Plan, grid: str) -> float:
-    """At most, from the header of a case; 0 where it cannot be read."""
-    from autoseg.preprocessing.preprocess import grid_of, resampling_gib
-
-    try:
-        geometry = read_geometry(case.image_files[0])
-    except FormatError:
-        return 0.0  # Whoever loads it tells.
-    return resampling_gib(grid_of(geometry.shape, geometry, plan, grid)[0], plan)
-
-
-def _preprocess_case(workspace: Workspace, plan: Plan, grid: str, case: Case, key: str, *, fix: bool) -> bool:
-    """Whether it was made; not where another process has done so since it was looked for."""
-    from autoseg.preprocessing.preprocess import preprocess_image, preprocess_label, record_case, resampling_gib
-    from autoseg.preprocessing.store import find_damage, is_current, write_case
-
-    folder = workspace.preprocessed(grid, case.id)
-    if is_current(folder, key) and find_damage(folder, key) is None:
-        return False
-    # Checked once more: files may have been edited since the plan was made.
-    loaded = load_case(case, n_channels=len(plan.channels), labels=plan.labels, fix=fix)
-    if not isinstance(loaded, LoadedCase):
-        raise DatasetError.listing("a case cannot be used", loaded)
-    record = record_case(loaded.image, loaded.geometry, plan, grid)
-    needed_gib = resampling_gib(record.shape, plan)
-    if needed_gib > machine_memory_gib():
-        raise WorkspaceError(
-            f"{case.id}: becomes {join_numbers(record.shape)} voxels at {join_numbers(record.spacing_mm)} mm, which "
-            f"takes about {format_memory(needed_gib)} of memory, more than may be used here; plan with a coarser "
-            "--spacing"
-        )
-    write_case(
-        folder,
-        preprocess_image(loaded.image, record, plan).numpy(),
-        preprocess_label(plan.labels.values_to_classes(loaded.label), record).numpy(),
-        key=key,
-        record=record,
-        n_classes=plan.labels.n_classes,
-        known=_known_outputs(case, plan.labels),
-    )
-    return True

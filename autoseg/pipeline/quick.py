@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,12 +134,7 @@ def _add_quick(workspace: Workspace, name: str, patch_size: Sequence[int], *, is
         if planned is None:
             return plan.configuration(name)
         quick, reasons = planned
-        subjects = {reason.subject for reason in reasons}
-        kept = (reason for reason in plan.reasons if reason.subject not in subjects)
-        with_quick = replace(
-            plan, configurations={**plan.configurations, quick.name: quick}, reasons=(*kept, *reasons)
-        ).signed()
-        write_json(workspace.plan_file, with_quick)
+        write_json(workspace.plan_file, plan.extended({quick.name: quick}, reasons))
     logger.info(
         "there is time for patches of %s, %.1f%% of a %s in %s: %s is trained, at %s mm; -c %s trains that",
         join_numbers(patch_size),

@@ -30,7 +30,7 @@ from autoseg.core.runtime import autocast_dtype, format_duration, peak_memory_gi
 from autoseg.core.serialize import write_json
 from autoseg.data.load import load_image
 from autoseg.inference.record import DONE, FAILED, CaseResult, PredictionRecord, has_records, read_records, record_file
-from autoseg.pipeline.inputs import Choice, choose_models, find_images
+from autoseg.pipeline.inputs import ChosenModels, choose_models, find_images
 from autoseg.pipeline.outputs import OutputFolder, ending_of, measure_volumes
 from autoseg.pipeline.workspace import DEFAULT_WORK
 
@@ -163,10 +163,7 @@ def predict(
     folder = Path(output)
     if folder.resolve() in {(path if path.is_dir() else path.parent).resolve() for path in paths}:
         raise PredictionError(f"{folder}: is the folder of the images; name another one for the label maps")
-    # An image that lacks a channel is one part's to tell, not everybody's.
-    mine = set(sorted({*cases, *(str(problem.case) for problem in problems)})[part[0] - 1 :: part[1]])
-    cases = {case: files for case, files in cases.items() if case in mine}
-    problems = [problem for problem in problems if str(problem.case) in mine]
+    cases, problems = _take_part(cases, problems, part)
     output_folder = OutputFolder(
         root=folder,
         labels=predictor.plan.labels,
@@ -193,8 +190,18 @@ def predict(
     return [output_folder.label_map(case) for case in cases]
 
 
+def _take_part(
+    cases: Mapping[str, list[Path | None]], problems: Sequence[Problem], part: tuple[int, int]
+) -> tuple[dict[str, list[Path | None]], list[Problem]]:
+    """The images of a part; one that lacks a channel is of one part too, and told by that alone."""
+    names = sorted({*cases, *(str(problem.case) for problem in problems)})
+    mine = set(names[part[0] - 1 :: part[1]])
+    own_problems = [problem for problem in problems if str(problem.case) in mine]
+    return {case: files for case, files in cases.items() if case in mine}, own_problems
+
+
 def _load(
-    choice: Choice,
+    choice: ChosenModels,
     *,
     device: str,
     folds: Sequence[int] | None,

@@ -34,7 +34,8 @@ CASCADE = "cascade"
 """What a user may call the second stage of a cascade, however it is called in the plan."""
 
 MIN_CASCADE_TIME_S = 3600.0
-"""For a fold. With less, the second stage, which waits for five firsts, has no time for what those cannot see."""
+"""For a fold. With less, a recommended cascade is not trained: its second stage waits for the first stages of all
+folds, and then has too little time to add to them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,7 +162,7 @@ def _component_volumes_ml(label: NDArray, labels: LabelSpec, voxel_ml: float) ->
 def typical_component(mask: NDArray[np.bool_]) -> float:
     """Voxels of the median connected component, but for the smallest ones that together are a tenth of the mask.
 
-    Those few voxels beside the structure that most label maps have say nothing of it.
+    Most label maps have a few stray voxels beside a structure, which say nothing of its size.
 
     Args:
         mask: any shape.
@@ -179,7 +179,7 @@ def _draw_foreground(label: NDArray, n: int, rng: np.random.Generator) -> NDArra
 
     Slice by slice: a list of all foreground voxels would take eight bytes for each of them.
     """
-    # From that slice on so many foreground voxels lie before it.
+    # How many foreground voxels lie in the slices before each one.
     before = np.concatenate([[0], np.cumsum([np.count_nonzero(plane) for plane in label])])
     if not before[-1]:
         return np.empty(0, np.intp)

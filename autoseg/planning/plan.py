@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -335,6 +335,12 @@ class Plan:
     def signed(self) -> Plan:
         """The plan with the digest of its decisions in its provenance."""
         return replace(self, provenance={**self.provenance, "decisions": self.decisions_digest()})
+
+    def extended(self, added: Mapping[str, ConfigurationPlan], reasons: Sequence[Reason]) -> Plan:
+        """The plan with more configurations, signed; what it said before on the subjects of the reasons is replaced."""
+        subjects = {reason.subject for reason in reasons}
+        kept = (reason for reason in self.reasons if reason.subject not in subjects)
+        return replace(self, configurations={**self.configurations, **added}, reasons=(*kept, *reasons)).signed()
 
     def measurement_key(self, name: str) -> str:
         """Digest of all that the time and the memory of a configuration depend on."""

@@ -170,8 +170,8 @@ def recommend(configurations: dict[str, ConfigurationPlan]) -> tuple[str, str]:
 
     - 2D, where a 3D patch has fewer slices than it takes to halve an axis once, be it that the cases have no more or
       that the memory holds no more of their large slices, or where slices lie so far apart that the network's kernels
-      span them in the bottleneck only. Then 3D spends its memory on a stack whose slices it
-      treats one by one, where 2D has larger patches and more of them in a batch.
+      span them in the bottleneck only. Then 3D spends its memory on a stack whose slices it treats one by one, where 2D
+      has larger patches and more of them in a batch.
     - The cascade, where a patch at full resolution covers less than a twentieth of the median case, about a third of
       each axis: then it cannot see where in the body it is, and a first look at the whole is worth a second training.
     - 3D at full resolution for all else.

@@ -15,7 +15,7 @@ MAX_FEATURES = {2: 512, 3: 320}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class MemoryBudget:
     """How many feature-map values fit the target GPU.
 
     Attributes:
@@ -62,7 +62,7 @@ class Preset:
     name: str
     architecture: str
     memory_gib: float
-    budgets: dict[int, Budget]
+    budgets: dict[int, MemoryBudget]
     encoder_blocks: tuple[int, ...]
     decoder_blocks: int
     max_data_fraction: float
@@ -100,8 +100,8 @@ def _residual(name: str, memory_gib: float, values_2d: float, values_3d: float) 
         architecture="resenc_unet",
         memory_gib=memory_gib,
         budgets={
-            2: Budget(batch_size=12, values=values_2d, min_batch_size=12),
-            3: Budget(batch_size=2, values=values_3d, min_batch_size=2),
+            2: MemoryBudget(batch_size=12, values=values_2d, min_batch_size=12),
+            3: MemoryBudget(batch_size=2, values=values_3d, min_batch_size=2),
         },
         encoder_blocks=(1, 3, 4, 6),
         decoder_blocks=1,
@@ -117,8 +117,8 @@ PRESETS: dict[str, Preset] = {
             architecture="unet",
             memory_gib=8.0,
             budgets={
-                2: Budget(batch_size=12, values=85e6, min_batch_size=2),
-                3: Budget(batch_size=2, values=560e6, min_batch_size=2),
+                2: MemoryBudget(batch_size=12, values=85e6, min_batch_size=2),
+                3: MemoryBudget(batch_size=2, values=560e6, min_batch_size=2),
             },
             encoder_blocks=(2,),
             decoder_blocks=2,

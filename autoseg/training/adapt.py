@@ -130,8 +130,8 @@ def choose_training(
         )
         n_steps = round(budget.expected_iterations(step_s))
         if adapting:
-            few = n_cases if are_few(configuration, n_cases) else None
-            reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps, few=few)
+            n_few = n_cases if are_few(configuration, n_cases) else None
+            reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps, n_few=n_few)
         if n_steps < min(MIN_USEFUL_STEPS, budget.iterations or MIN_USEFUL_STEPS):
             logger.warning(
                 "%s: in %s there is time for about %d steps, too few to learn from; give a longer --max-time",
@@ -325,10 +325,10 @@ def _find_largest(
 
 
 def _tell_network(
-    network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int, few: int | None
+    network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int, n_few: int | None
 ) -> str:
-    """Why a network of this size; `few` is the number of cases where they are few."""
-    told = "" if few is None else f"; of {few} cases, small patches are learned from for longer"
+    """Why a network of this size; `n_few` is the number of cases where they are few."""
+    told = "" if n_few is None else f"; of {n_few} cases, small patches are learned from for longer"
     features, all_features = ("-".join(map(str, known.network.features)) for known in (network, planned))
     return (
         f"patch {join_numbers(network.patch_size)} of {join_numbers(planned.patch_size)}, features {features} of "
@@ -359,7 +359,7 @@ def candidates(
 def are_few(configuration: ConfigurationPlan, n_cases: int) -> bool:
     """Whether large patches of so many cases are soon known by heart: small ones, from many places, teach for longer.
 
-    Cases count for as many as planned patches fit into them.
+    Cases count for as many as planned patches fit into them; in 2D, volumes count, not slices, which are alike.
 
     Args:
         configuration: as planned.
@@ -398,13 +398,14 @@ def _time_step(
     how = config.recipe, config.precision, config.deterministic, batch_size, str(device)
     key = digest((configuration, plan.labels, len(plan.channels), *how))
     if key not in _STEP_TIMES_S:
-        _STEP_TIMES_S[key] = _try_step(plan, config, configuration, batch_size=batch_size, device=device)
+        _STEP_TIMES_S[key] = _measure_step(plan, config, configuration, batch_size=batch_size, device=device)
     return _STEP_TIMES_S[key]
 
 
-def _try_step(
+def _measure_step(
     plan: Plan, config: TrainConfig, configuration: ConfigurationPlan, *, batch_size: int, device: torch.device
 ) -> float:
+    """Seconds of the fastest of a few steps, with a learning rate of zero."""
     forked = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(forked), computing(device, deterministic=config.deterministic):
         # To try every kernel for every size would take longer than the steps.

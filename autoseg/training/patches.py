@@ -40,8 +40,8 @@ class Batch:
         augmentation: what is to be done to them; what was read is then larger than the patch where that needs it.
         known: (N, n) bool, which of the network's outputs were annotated in each patch; None for all in all.
         absent: (N, C) bool, channels that a patch is to be without; None for none in any.
-        n_labels: of a cascade, the number by which classes are multiplied that the first stage has found, to be added
-            to the classes of the reference: so both are moved as one. None without a first stage.
+        n_labels: of a cascade, where `classes` holds reference + n_labels * the class that the first stage has found,
+            so that augmentation moves both as one; `part_classes` takes them apart. None without a first stage.
     """
 
     images: Tensor
@@ -179,7 +179,7 @@ class PatchSampler:
             sampling: a name in `SAMPLING`.
             optional_channels: that some cases lack: each is left out of a patch by a chance of `DROP_PROBABILITY`,
                 though never all that the case has, so that the network learns to do without.
-            n_labels: different numbers in label maps, where cases have what a first stage has found, see `Batch`.
+            n_labels: how many values a label map can have, where cases have a first stage, see `Batch`.
             perturbs: change that as a worse first stage might have done, see `autoseg.training.cascade`.
             samples: of each batch that are read, by number; None for all.
 

@@ -63,7 +63,7 @@ MAX_DATA_WAIT = 0.05
 # Compiling takes a minute or two and saves perhaps a fifth of the time afterwards.
 MIN_TIME_TO_COMPILE_S = 900.0
 LATE_RATE = 0.05
-"""Of the highest learning rate: below, there is little left to learn."""
+"""As a part of the highest learning rate: below it, there is little left to learn."""
 
 Stop = Callable[[], bool]
 OnEpoch = Callable[[Sequence[EpochFigures], Sequence[ValidationSlice]], None]
@@ -536,6 +536,11 @@ class _Run:
             # Now and then a step fails, in float16 above all: that ends no training of days.
             self.n_bad_steps = 0
         self.epoch_losses, self.epoch_time_s, self.wait_s = [], 0.0, 0.0
+        self._tell_epoch(figures)
+        return scores.slices
+
+    def _tell_epoch(self, figures: EpochFigures) -> None:
+        """Says how an epoch went, and once, if so, that the data come too slowly."""
         self._say(
             logging.INFO,
             "epoch %d, step %d: loss %.3f, validation loss %.3f, Dice %.3f, %s, %s left",
@@ -555,7 +560,6 @@ class _Run:
                 "would speed it up",
                 100 * figures.data_wait_fraction,
             )
-        return scores.slices
 
     def _status(self) -> str:
         recent = [loss for loss in self.epoch_losses[-20:] if math.isfinite(loss)]

@@ -32,7 +32,7 @@ from autoseg.inference.quality import QualityModel
 from autoseg.inference.sources import Postprocessing
 from autoseg.pipeline import Workspace, cross_validate, crossval
 from autoseg.pipeline.crossval import read_cross_validation
-from autoseg.pipeline.inputs import trained_by_default
+from autoseg.pipeline.inputs import configuration_to_predict
 from autoseg.training.config import Budget, TrainConfig
 
 SHORT = TrainConfig(budget=Budget(iterations=8))
@@ -155,12 +155,12 @@ def test_what_alone_is_trained_predicts_where_the_recommended_one_is_not(
 
 def test_what_is_trained_to_its_end_predicts_before_what_is_not(work: Path) -> None:
     workspace = Workspace(root=work)
-    assert trained_by_default(workspace) == "3d_fullres"
+    assert configuration_to_predict(workspace) == "3d_fullres"
     for weights in (work / "models" / "3d_fullres").glob("fold_*/weights.safetensors"):
         weights.unlink()
-    assert trained_by_default(workspace) == "2d"
+    assert configuration_to_predict(workspace) == "2d"
     shutil.rmtree(work / "models" / "2d")
-    assert trained_by_default(workspace) == "3d_fullres"
+    assert configuration_to_predict(workspace) == "3d_fullres"
 
 
 def test_the_next_command_names_what_was_trained_where_another_one_would_predict(work: Path) -> None:

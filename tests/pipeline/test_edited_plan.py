@@ -14,7 +14,7 @@ from autoseg.core.errors import AutosegError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline import Workspace
-from autoseg.pipeline.prepare import cases_to_preprocess, preprocess_cases
+from autoseg.pipeline.preprocess import cases_to_preprocess, preprocess_cases
 from autoseg.planning.choices import Choices
 from autoseg.planning.estimates import estimate
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint

@@ -9,7 +9,7 @@ import pytest
 
 from autoseg import pipeline
 from autoseg.core.errors import TrainingError, TrainingInterrupted
-from autoseg.pipeline.crossval import validate_fold, validation_folder
+from autoseg.pipeline.fold_validation import validate_fold, validation_folder
 from autoseg.pipeline.workspace import Workspace
 from autoseg.training.config import Budget, TrainConfig
 

@@ -25,7 +25,7 @@ from autoseg.core.locks import locked
 from autoseg.core.serialize import read_json, write_json
 from autoseg.core.versions import FOLDER_FORMAT, VERSION_FILE
 from autoseg.pipeline import Workspace
-from autoseg.pipeline.prepare import preprocess_cases
+from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.record import FoldFiles
 

@@ -318,7 +318,7 @@ def test_who_asks_for_the_network_twice_gets_the_same(monkeypatch: pytest.Monkey
         return 0.1 * len(tried)
 
     monkeypatch.setattr(adapt, "_STEP_TIMES_S", {})
-    monkeypatch.setattr(adapt, "_try_step", try_step)
+    monkeypatch.setattr(adapt, "_measure_step", try_step)
     ask = partial(choose_network, make_plan(), THICK, n_cases=20, device=CPU)
     first = ask(TrainConfig(budget=Budget(max_time_s=3600.0)))
     n_tried = len(tried)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from autoseg.core.serialize import read_json
 from autoseg.inference.record import DONE, PredictionRecord, record_file
+from autoseg.pipeline.fold_validation import validation_folder
 from autoseg.pipeline.jobs.batch import Batch, Job
-from autoseg.pipeline.prepare import cases_to_preprocess
+from autoseg.pipeline.preprocess import cases_to_preprocess
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.training.config import Budget
-from autoseg.training.folds import fold_folder, trained_folds
+from autoseg.training.folds import trained_folds
 from autoseg.training.record import FoldFiles
 
 ALL = "all"
@@ -136,10 +137,11 @@ def count_results(batch: Batch, job: Job) -> str:
     """What there is of a job's results, to see whether it gets anywhere."""
     workspace = Workspace(root=batch.work)
     if job.task == "train":
-        folder = fold_folder(workspace.model(job.configurations[0]), job.fold or 0)
-        checkpoint = FoldFiles(folder=folder).checkpoint
+        assert job.fold is not None
+        configuration = job.configurations[0]
+        checkpoint = FoldFiles.of(workspace.model(configuration), job.fold).checkpoint
         saved_at = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        return f"{saved_at}, {_count(folder / 'validation')}"
+        return f"{saved_at}, {_count(validation_folder(workspace, configuration, job.fold))}"
     # What is made anew in its place is no more than there was.
     if job.task == "predict" and batch.prediction is not None:
         record = record_file(batch.prediction.output, job.part)

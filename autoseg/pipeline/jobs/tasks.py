@@ -80,7 +80,7 @@ def _end_with_parent(parent: int | None) -> None:
 
 
 def _preprocess(batch: Batch, job: Job, place: Place) -> None:
-    from autoseg.pipeline.prepare import preprocess_cases
+    from autoseg.pipeline.preprocess import preprocess_cases
 
     del place
     workspace = Workspace(root=batch.work)
@@ -124,7 +124,7 @@ def _train(batch: Batch, job: Job, place: Place) -> None:
 
 def _select(batch: Batch, job: Job, place: Place) -> None:
     from autoseg.pipeline.choose import select
-    from autoseg.pipeline.crossval import why_incomplete
+    from autoseg.pipeline.fold_validation import why_incomplete
     from autoseg.pipeline.pages import report
 
     del job
