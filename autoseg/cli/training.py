@@ -30,6 +30,7 @@ from autoseg.cli.options import (
 from autoseg.core.errors import AutosegError, Problem, TrainingInterrupted
 
 if TYPE_CHECKING:
+    from autoseg.cluster.slurm import SlurmOptions
     from autoseg.pipeline.jobs.batch import TrainRequest
     from autoseg.pipeline.workspace import Workspace
 
@@ -148,11 +149,9 @@ def train(
     -c cascade trains all folds of the first stage before, where they are missing, each within the same budget.
     """
     from autoseg import pipeline
-    from autoseg.cluster.slurm import look_at_partition
     from autoseg.data.splits import parse_folds
-    from autoseg.pipeline.jobs import local, schedule, start
+    from autoseg.pipeline.jobs import local, start
     from autoseg.pipeline.jobs.batch import TrainRequest
-    from autoseg.pipeline.jobs.submit import computes_on_gpu
     from autoseg.training.config import Budget, TrainConfig
 
     options = slurm_options(
@@ -172,12 +171,13 @@ def train(
     folds = parse_folds(fold, n_folds=len(workspace.read_splits().folds))
     if force:
         pipeline.force_cascade(work, configuration)
-    budget = Budget.make(
-        epochs=epochs, iterations=iterations, max_time_s=parse_duration(max_time) if max_time is not None else None
-    )
     request = TrainRequest(
         config=TrainConfig(
-            budget=budget,
+            budget=Budget.make(
+                epochs=epochs,
+                iterations=iterations,
+                max_time_s=parse_duration(max_time) if max_time is not None else None,
+            ),
             recipe=recipe,
             batch_size=batch_size,
             seed=seed,
@@ -194,21 +194,9 @@ def train(
         checkpoint_interval_s=parse_duration(checkpoint_interval),
         track_with=tuple(track or ()),
     )
-    if configuration is None and options is None:
-        chosen = pipeline.configuration_for_time(
-            workspace, request.config, device=device, folds=folds, resume=resume, n_processes=gpus_per_fold
-        )
-        names = [chosen.name]
-    else:
-        # A configuration that is named is trained on whatever there is.
-        on_gpu = (
-            options is None
-            or configuration is not None
-            or computes_on_gpu(device, options, look_at_partition(options.partition))
-        )
-        names = schedule.choose_configurations(
-            workspace.read_plan(), configuration, budget, on_cpu=not on_gpu, fingerprint=workspace.read_fingerprint
-        )
+    names = _configurations_to_train(
+        workspace, configuration, request, folds, options=options, resume=resume, n_processes=gpus_per_fold
+    )
     if options is not None:
         ids = start.submit_training(
             work,
@@ -244,6 +232,42 @@ def train(
         for name in names:
             _tell_scores(workspace, name, folds)
     say(f"\nNext: autoseg predict IN OUT{_configuration_option(workspace, names)}{work_option(work)}")
+
+
+def _configurations_to_train(
+    workspace: Workspace,
+    named: str | None,
+    request: TrainRequest,
+    folds: Sequence[int],
+    *,
+    options: SlurmOptions | None,
+    resume: bool,
+    n_processes: int,
+) -> list[str]:
+    """Those that the user names; else what suits the time and the machine that will train."""
+    from autoseg import pipeline
+    from autoseg.cluster.slurm import look_at_partition
+    from autoseg.pipeline.jobs import schedule
+    from autoseg.pipeline.jobs.submit import computes_on_gpu
+
+    if named is None and options is None:
+        chosen = pipeline.configuration_for_time(
+            workspace, request.config, device=request.device, folds=folds, resume=resume, n_processes=n_processes
+        )
+        return [chosen.name]
+    # A configuration that is named is trained on whatever there is.
+    on_gpu = (
+        options is None
+        or named is not None
+        or computes_on_gpu(request.device, options, look_at_partition(options.partition))
+    )
+    return schedule.choose_configurations(
+        workspace.read_plan(),
+        named,
+        request.config.budget,
+        on_cpu=not on_gpu,
+        fingerprint=workspace.read_fingerprint,
+    )
 
 
 def _configuration_option(workspace: Workspace, trained: Sequence[str]) -> str:

@@ -12,10 +12,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from autoseg.core.locks import locked
-from autoseg.core.runtime import limit_cpus
+from autoseg.core.runtime import limit_cpus, resolve_device
 from autoseg.core.serialize import digest
+from autoseg.pipeline.cascade import prepare_second_stage
+from autoseg.pipeline.choose import select
 from autoseg.pipeline.fit import train
+from autoseg.pipeline.fold_validation import why_incomplete
 from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest
+from autoseg.pipeline.pages import report
+from autoseg.pipeline.preprocess import preprocess_cases
+from autoseg.pipeline.segment import predict
 from autoseg.pipeline.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -80,8 +86,6 @@ def _end_with_parent(parent: int | None) -> None:
 
 
 def _preprocess(batch: Batch, job: Job, place: Place) -> None:
-    from autoseg.pipeline.preprocess import preprocess_cases
-
     del place
     workspace = Workspace(root=batch.work)
     for grid in job.configurations:
@@ -89,8 +93,6 @@ def _preprocess(batch: Batch, job: Job, place: Place) -> None:
 
 
 def _first_stage(batch: Batch, job: Job, place: Place) -> None:
-    from autoseg.pipeline.cascade import prepare_second_stage
-
     workspace = Workspace(root=batch.work)
     plan = workspace.read_plan()
     (name,) = job.configurations
@@ -98,7 +100,6 @@ def _first_stage(batch: Batch, job: Job, place: Place) -> None:
 
 
 def _train(batch: Batch, job: Job, place: Place) -> None:
-    from autoseg.core.runtime import resolve_device
     from autoseg.training.ranks import joined
 
     request = batch.training
@@ -123,10 +124,6 @@ def _train(batch: Batch, job: Job, place: Place) -> None:
 
 
 def _select(batch: Batch, job: Job, place: Place) -> None:
-    from autoseg.pipeline.choose import select
-    from autoseg.pipeline.fold_validation import why_incomplete
-    from autoseg.pipeline.pages import report
-
     del job
     workspace = Workspace(root=batch.work)
     why = {name: why_incomplete(workspace, name) for name in workspace.read_plan().configurations}
@@ -149,8 +146,6 @@ def _predict(batch: Batch, job: Job, place: Place) -> None:
 
 def predict_as_asked(request: PredictRequest, work: Path, *, part: tuple[int, int], batch: str = "") -> list[Path]:
     """Segments what a request names, in this process; see `autoseg.pipeline.predict`."""
-    from autoseg.pipeline.segment import predict
-
     options = {known.name: getattr(request, known.name) for known in fields(request)}
     return predict(options.pop("images"), options.pop("output"), work, **options, part=part, request=batch)
 
