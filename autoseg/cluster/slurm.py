@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoseg.core.errors import AutosegError
 
@@ -124,6 +125,21 @@ def parse_time(text: str) -> int | None:
     return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
+def import_submitit() -> Any:
+    """The package.
+
+    Raises:
+        AutosegError: it is not installed.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise AutosegError(
+            "submitit is missing, which submits jobs to Slurm; install it beside autoseg: pip install 'submitit>=1.5.4'"
+        ) from error
+    return submitit
+
+
 def submit_array(
     calls: Sequence[Callable[[], None]],
     *,
@@ -156,12 +172,7 @@ def submit_array(
     Raises:
         AutosegError: Slurm refuses them.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise AutosegError(
-            "submitit is missing, which submits jobs to Slurm; install it beside autoseg: pip install 'submitit>=1.5.4'"
-        ) from error
+    submitit = import_submitit()
     try:
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=UNLIMITED_TIMEOUTS)
     except RuntimeError as error:

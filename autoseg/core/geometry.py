@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -68,8 +69,11 @@ class Geometry:
 
     @property
     def voxel_volume_ml(self) -> float:
-        """Volume of one voxel."""
-        return float(np.prod(self.spacing_mm)) / 1000.0
+        """Volume of one voxel; of a sheared grid, as a tilted gantry makes it, less than the product of its edges."""
+        product = float(np.prod(self.spacing_mm))
+        volume = abs(float(np.linalg.det(np.asarray(self.affine)[:3, :3])))
+        # An affine is rounded more than a spacing.
+        return (product if math.isclose(volume, product, rel_tol=1e-3) else volume) / 1000.0
 
 
 def make_geometry(file_shape: Sequence[int], affine: NDArray, *, header_spacing_mm: Sequence[float]) -> Geometry:

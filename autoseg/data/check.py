@@ -87,7 +87,9 @@ def discover_labels(dataset: Dataset, *, n_threads: int) -> LabelSpec:
             advice = "mend or replace the label map, or remove the case"
             return Problem(kind="label map cannot be used", case=case.id, text=str(error), advice=advice)
 
-    answers = map_threads(look, dataset.cases, n_threads=n_threads, description="looking for labels")
+    answers = map_threads(
+        look, dataset.cases, n_threads=n_threads, description="looking for labels", needed_gib=loading_gib
+    )
     problems = [answer for answer in answers if isinstance(answer, Problem)]
     if problems:
         raise DatasetError.listing(f"{dataset.name}: some label maps cannot be used.", problems)

@@ -139,7 +139,9 @@ def loading_gib(case: Case) -> float:
         raws = [read_raw(path) for path in case.image_files]
     except FormatError:
         return 0.0  # Whoever loads it tells.
-    return LOADING_BYTES * sum(raw.n_channels * math.prod(raw.geometry.shape) for raw in raws) / 2**30
+    # Masks of structures are held all at once.
+    n_bytes = LOADING_BYTES * sum(raw.n_channels * math.prod(raw.geometry.shape) for raw in raws)
+    return (n_bytes + len(case.masks) * math.prod(raws[0].geometry.shape)) / 2**30
 
 
 def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = False) -> LoadedCase | list[Problem]:

@@ -100,6 +100,18 @@ class _Layout:
     is_inverted: bool
     palette: NDArray[np.uint16] | None
 
+    @property
+    def has_inverted_numbers(self) -> bool:
+        """Whether zero is shown white, and may be the background all the same; of a single bit, white is meant."""
+        return self.is_inverted and self.bits > 1
+
+    def invert(self, voxels: NDArray) -> NDArray:
+        """From numbers as stored to those as shown, or back, where zero is white."""
+        if voxels.dtype.kind != "u":
+            return voxels
+        inverted: NDArray = voxels.dtype.type(2**self.bits - 1) - voxels
+        return inverted
+
 
 def read_tiff(path: Path) -> RawImage:
     """Opens a TIFF file: a picture, or a stack of pages as a volume.
@@ -126,14 +138,19 @@ def read_tiff(path: Path) -> RawImage:
     def load_label() -> NDArray:
         check_memory(path, math.prod(layout.shape) * layout.n_channels)
         voxels = _read_voxels(path, layout)
+        if layout.has_inverted_numbers:
+            voxels = layout.invert(voxels)
         # The numbers of a palette are the labels, whatever colours it gives them.
-        return stand((voxels[0] if layout.palette is not None else one_number_per_pixel(path, voxels))[None])[0]
+        return stand((voxels[0] if len(voxels) == 1 else one_number_per_pixel(path, voxels))[None])[0]
 
     n_channels = layout.n_channels
     if layout.palette is not None:
         n_channels = 1 if _is_grey(layout.palette) else 3
     has_colours = layout.palette is not None or (layout.has_samples and n_channels == 3)
-    return RawImage(geometry=geometry, n_channels=n_channels, load=load, load_label=load_label if has_colours else None)
+    tells_labels = has_colours or layout.has_inverted_numbers
+    return RawImage(
+        geometry=geometry, n_channels=n_channels, load=load, load_label=load_label if tells_labels else None
+    )
 
 
 @contextmanager
@@ -266,8 +283,8 @@ def _read_voxels(path: Path, layout: _Layout) -> NDArray:
             raise ValueError(f"found {voxels.size} pixels, expected {math.prod(layout.kept)}")
     if voxels.dtype == np.bool_:
         voxels = voxels.astype(np.uint8)
-    if is_inverted and voxels.dtype.kind == "u":
-        voxels = voxels.dtype.type(2**layout.bits - 1) - voxels
+    if is_inverted:
+        voxels = layout.invert(voxels)
     voxels = voxels.reshape(layout.kept).transpose(layout.order).reshape(-1, *layout.shape)
     for alpha in voxels[layout.n_channels :]:
         if alpha.min() != alpha.max():
@@ -343,7 +360,8 @@ def _stored_spacing(tiff: Any) -> Spacing3 | None:
     if tiff.is_imagej:
         metadata = tiff.imagej_metadata or {}
         unit_mm = _UNITS_MM.get(str(metadata.get("unit", "")).strip().lower())
-        depth = metadata.get("spacing", 1.0)
+        # ImageJ leaves out a distance of 1.
+        depth = metadata.get("spacing", 1.0 if metadata.get("slices", 1) != 1 else None)
         depth = abs(depth) if isinstance(depth, (int, float)) else 0.0
     else:
         tag = page.tags.get("ResolutionUnit")
@@ -352,7 +370,7 @@ def _stored_spacing(tiff: Any) -> Spacing3 | None:
         return None
     y, x = (_shorten(unit_mm / density) for density in (density_y, density_x))
     # A picture's thickness does not matter, and pages without a distance lie 1 mm apart.
-    z = _shorten(unit_mm * depth) if _is_length(depth) and "spacing" in (tiff.imagej_metadata or {}) else 1.0
+    z = _shorten(unit_mm * depth) if _is_length(depth) else 1.0
     return (z, y, x)
 
 

@@ -55,6 +55,7 @@ def score_case(
     settings: ScoreSettings = DEFAULT_SETTINGS,
     n_threads: int = 1,
     is_known: Callable[[str], bool] = lambda name: True,
+    voxel_ml: float | None = None,
 ) -> CaseScore:
     """Scores one label map.
 
@@ -70,8 +71,10 @@ def score_case(
         settings: of the metrics.
         n_threads: that share the targets.
         is_known: whether a target, by its name, was looked for when the reference was made.
+        voxel_ml: volume of a voxel; None for that of a box of this spacing.
     """
-    voxel_ml = math.prod(spacing_mm) / 1000
+    if voxel_ml is None:
+        voxel_ml = math.prod(spacing_mm) / 1000
     thick = tuple(axis for axis, size in enumerate(reference.shape) if size > 1) or (0,)
     flat = tuple(axis for axis in range(reference.ndim) if axis not in thick)
     prediction, reference = prediction.squeeze(flat), reference.squeeze(flat)

@@ -9,7 +9,7 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from autoseg.core.errors import AutosegError, DatasetError, FormatError, Problem, list_some
-from autoseg.core.geometry import grid_difference
+from autoseg.core.geometry import Geometry, grid_difference
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.data.files import by_name, is_called_mask, list_case_files, list_images, masks_among, name_after_images
@@ -61,7 +61,7 @@ def evaluate_folders(
     if extra:
         logger.warning("%d predictions have no reference and are not scored: %s", len(extra), _some(extra))
 
-    def read_pair(case: str) -> tuple[NDArray, NDArray, Sequence[float]] | Problem:
+    def read_pair(case: str) -> tuple[NDArray, NDArray, Geometry] | Problem:
         try:
             (found, found_grid), (expected, grid) = read_label(predicted[case]), read_label(wanted[case])
         except FormatError as error:
@@ -74,7 +74,7 @@ def evaluate_folders(
             return Problem(kind=kind, case=case, found=difference[0], expected=difference[1], advice=advice)
         if min(int(found.min()), int(expected.min())) < 0:
             return Problem(kind="label map with negative values", case=case, advice="use values from 0 up")
-        return found, expected, grid.spacing_mm
+        return found, expected, grid
 
     def values_of(case: str) -> tuple[set[int], set[int]] | Problem:
         pair = read_pair(case)
@@ -94,10 +94,19 @@ def evaluate_folders(
         pair = read_pair(case)
         if isinstance(pair, Problem):
             return pair
-        found, expected, spacing_mm = pair
+        found, expected, grid = pair
         # Threads that have no case of their own share the labels of the others'.
         n_sharing = max(1, n_threads // len(common))
-        return score_case(case, found, expected, targets, spacing_mm=spacing_mm, settings=settings, n_threads=n_sharing)
+        return score_case(
+            case,
+            found,
+            expected,
+            targets,
+            spacing_mm=grid.spacing_mm,
+            settings=settings,
+            n_threads=n_sharing,
+            voxel_ml=grid.voxel_volume_ml,
+        )
 
     scores = map_threads(score, common, n_threads=n_threads, description="scoring")
     _raise_problems(scores, prediction)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import TrainingError, WorkspaceError
+from autoseg.core.errors import TrainingError, WorkspaceError, list_some
 from autoseg.core.locks import locked
 from autoseg.core.runtime import resolve_device
 from autoseg.pipeline.cascade import prepare_second_stage
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from autoseg.data.dataset import Dataset
+    from autoseg.data.splits import Splits
     from autoseg.evaluation.scores import Evaluation
     from autoseg.planning.plan import ConfigurationPlan, Plan
     from autoseg.preprocessing.store import PreprocessedCase
@@ -86,6 +87,7 @@ def train(
         TrainingError: see `autoseg.training.trainer.train_fold`.
         TrainingInterrupted: `stop` said so.
     """
+    from autoseg.pipeline.settle import refuse_other_training
     from autoseg.training.ranks import ALONE
     from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import train_fold
@@ -103,10 +105,12 @@ def train(
         plan = workspace.read_plan()
     else:
         chosen = default_configuration(plan, configuration)
-    _check_request(workspace, plan, dataset, n_folds=len(splits.folds), wanted=wanted)
+    _check_request(workspace, plan, dataset, splits, wanted=wanted)
     model = workspace.model(chosen.name)
     first_stage: list[int] = []
     if ranks.is_first:
+        # Before cases are made anew for another plan, which others may be training on.
+        refuse_other_training(model, plan, chosen, settings, folds=wanted, resume=resume)
         preprocess_cases(workspace, dataset, plan, chosen.name)
         if chosen.previous is not None:
             train_first_stage = partial(
@@ -169,15 +173,22 @@ def train(
     return results
 
 
-def _check_request(workspace: Workspace, plan: Plan, dataset: Dataset, *, n_folds: int, wanted: Sequence[int]) -> None:
+def _check_request(
+    workspace: Workspace, plan: Plan, dataset: Dataset, splits: Splits, *, wanted: Sequence[int]
+) -> None:
     if plan.channels != dataset.channels:
         raise WorkspaceError(
             f"{workspace.plan_file}: has the channels {', '.join(plan.channels)}, the dataset has "
             f"{', '.join(dataset.channels)}; correct 'normalization', or plan again"
         )
-    unknown = sorted(set(wanted) - set(range(n_folds)))
+    unknown = sorted(set(wanted) - set(range(len(splits.folds))))
     if unknown:
-        raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {n_folds - 1}")
+        raise TrainingError(f"found the folds {unknown}, expected folds from 0 to {len(splits.folds) - 1}")
+    in_folds = {case for fold in splits.folds for case in (*fold.training, *fold.validation)}
+    if gone := sorted(in_folds - {case.id for case in dataset.cases}):
+        raise WorkspaceError(
+            f"{workspace.splits_file}: has cases that the dataset does not have any more: {list_some(gone)}; plan again"
+        )
 
 
 def _settle(

@@ -104,6 +104,7 @@ def validate_fold(
                 settings=settings,
                 n_threads=n_cpus(),
                 is_known=case.knows,
+                voxel_ml=geometry.voxel_volume_ml,
             )
             scores.append(score)
             advance(1, f"mean Dice {scores[-1].mean_dice:.3f}")

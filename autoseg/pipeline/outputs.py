@@ -91,13 +91,15 @@ def ending_of(image: Path, labels: LabelSpec) -> str:
 
 
 def measure_volumes(segmentation: Segmentation, geometry: Geometry, labels: LabelSpec) -> dict[str, float]:
-    """Millilitres of each structure in a label map."""
+    """Millilitres of each structure in a label map, to six digits: in a mouse all are small."""
     import numpy as np
 
-    counts = np.bincount(segmentation.label.ravel(), minlength=max(labels.values, default=0) + 1)
-    voxel_ml = geometry.voxel_volume_ml
+    n_values, voxel_ml = max(labels.values, default=0) + 1, geometry.voxel_volume_ml
+    # Slice by slice: numpy makes numbers of eight bytes of what it counts at once.
+    counts = sum((np.bincount(plane.ravel(), minlength=n_values) for plane in segmentation.label), np.zeros(n_values))
     return {
-        name: round(float(counts[list(values)].sum()) * voxel_ml, 3) for name, values in labels.structure_values.items()
+        name: float(f"{float(counts[list(values)].sum()) * voxel_ml:.6g}")
+        for name, values in labels.structure_values.items()
     }
 
 

@@ -36,6 +36,7 @@ from autoseg.pipeline.workspace import DEFAULT_WORK
 
 if TYPE_CHECKING:
     from autoseg.core.geometry import Geometry
+    from autoseg.core.labels import LabelSpec
     from autoseg.inference.ensemble import Ensemble
     from autoseg.inference.predictor import Predictor, Segmentation
 
@@ -163,11 +164,12 @@ def predict(
     folder = Path(output)
     if folder.resolve() in {(path if path.is_dir() else path.parent).resolve() for path in paths}:
         raise PredictionError(f"{folder}: is the folder of the images; name another one for the label maps")
+    _refuse_to_replace(folder, cases, predictor.plan.labels)
     cases, problems = _take_part(cases, problems, part)
     output_folder = OutputFolder(
         root=folder,
         labels=predictor.plan.labels,
-        endings={case: ending_of(next(filter(None, files)), predictor.plan.labels) for case, files in cases.items()},
+        endings={case: _ending(files, predictor.plan.labels) for case, files in cases.items()},
         probabilities=save_probabilities,
         uncertainty=save_uncertainty,
     )
@@ -188,6 +190,26 @@ def predict(
         headline = f"{n_failed} of {n_images} images could not be segmented; the others are done."
         raise PredictionError(describe_problems(headline, run.problems))
     return [output_folder.label_map(case) for case in cases]
+
+
+def _refuse_to_replace(folder: Path, cases: Mapping[str, Sequence[Path | None]], labels: LabelSpec) -> None:
+    """Makes sure that label maps in the folder are of predictions, and not somebody's references.
+
+    Raises:
+        PredictionError: there is a label map of a case, of whichever part, and no record of any prediction.
+    """
+    if has_records(folder):
+        return
+    for case, files in cases.items():
+        file = folder / f"{case}{_ending(files, labels)}"
+        if file.exists():
+            raise PredictionError(
+                f"{file}: is there already, and no prediction has made it; name another folder for the label maps"
+            )
+
+
+def _ending(files: Sequence[Path | None], labels: LabelSpec) -> str:
+    return ending_of(next(filter(None, files)), labels)
 
 
 def _take_part(
@@ -295,12 +317,7 @@ class _Run:
         return todo
 
     def segment(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
-        """Segments all cases; one that can't be does not stop the others.
-
-        Raises:
-            PredictionError: a label map would be replaced that no prediction has made.
-        """
-        self._refuse_to_replace(cases)
+        """Segments all cases; one that can't be does not stop the others."""
         # From now on, label maps that are there already are of a run before.
         self._write_record()
         self._written_at = -math.inf
@@ -315,15 +332,6 @@ class _Run:
         text = "%d label maps in %s after %s"
         n_done = sum(known.status == DONE for known in self._results.values())
         logger.info(text, n_done, self.output.root, format_duration(time.monotonic() - self._started))
-
-    def _refuse_to_replace(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
-        if has_records(self.output.root):
-            return
-        for file in map(self.output.label_map, cases):
-            if file.exists():
-                raise PredictionError(
-                    f"{file}: would be replaced, and no prediction has made it; name another folder for the label maps"
-                )
 
     def _segment_all(self, cases: Mapping[str, Sequence[Path | None]]) -> None:
         before = time.monotonic()

@@ -106,8 +106,9 @@ def settle_training(
                 )
                 known = SettledTraining(planned=planned, request=request, choices=choices)
         if not resume:
-            for fold in folds:
-                FoldFiles.of(model, fold).discard()
+            for files in (FoldFiles.of(model, fold) for fold in folds):
+                files.discard()
+                files.begun.unlink(missing_ok=True)
         adapted = _adapted(plan, known.choices)
         note_writer(model)
         # Folds that run side by side write nothing that is there already.
@@ -123,6 +124,25 @@ def settle_training(
     for reason in choices.reasons:
         logger.info("%s: %s: %s", configuration.name, reason.subject.removeprefix("training."), reason.text)
     return adapted, choices, spent_s
+
+
+def refuse_other_training(
+    model: Path,
+    plan: Plan,
+    configuration: ConfigurationPlan,
+    config: TrainConfig,
+    *,
+    folds: Sequence[int],
+    resume: bool,
+) -> None:
+    """Makes sure that folds which stay were trained as these are to be; the arguments are those of `settle_training`.
+
+    Raises:
+        TrainingError: they were not.
+    """
+    if staying_folds(model, folds, resume=resume):
+        planned = planned_digest(plan, configuration.name)
+        _check_kept(read_settled(model), model=model, planned=planned, configuration=configuration, config=config)
 
 
 def refuse_while_trained(folds: Sequence[FoldFiles]) -> None:

@@ -310,14 +310,10 @@ class Plan:
     def grid(self, name: str) -> str:
         """The configuration whose preprocessed cases the named one uses: the first of the same spacing and smoothing.
 
-        Both stages at full resolution share theirs, whether or not the plan has both.
-
         Raises:
             PlanError: there is no such configuration.
         """
         chosen = self.configuration(name)
-        if name == "3d_cascade_fullres" and "3d_fullres" not in self.configurations:
-            return "3d_fullres"
         wanted = chosen.spacing_mm, chosen.smoothed
         return next(
             other for other, known in self.configurations.items() if (known.spacing_mm, known.smoothed) == wanted

@@ -88,6 +88,7 @@ def transfer_plan(
         labels=labels,
         normalization=normalization,
         axis_order=axis_order,
+        optional_channels=(),
         n_folds=n_folds,
         configurations=configurations,
         recommended=recommended,

@@ -278,6 +278,7 @@ class _ArrayFile:
     def __init__(self, path: Path) -> None:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         self._path, self._dtype, self._shape, self._offset = path, array.dtype, array.shape, array.offset
+        self._version = self._look()
         self._order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
         self._loaded: NDArray | None = None
         self.n_bytes: int = array.nbytes
@@ -286,14 +287,35 @@ class _ArrayFile:
         """The same array, read as a whole; read-only, as threads share it."""
         result = copy.copy(self)
         result._loaded = np.load(self._path, allow_pickle=False)
+        self._check_version()
         result._loaded.flags.writeable = False
         return result
 
     def open(self) -> NDArray:
-        """The array, read where it is indexed."""
+        """The array, read where it is indexed.
+
+        Raises:
+            WorkspaceError: the file is not the one that was opened first.
+        """
         if self._loaded is not None:
             return self._loaded
+        self._check_version()
         return np.memmap(self._path, self._dtype, "r", self._offset, self._shape, self._order)
+
+    def _look(self) -> tuple[int, ...]:
+        known = self._path.stat()
+        return known.st_ino, known.st_size, known.st_mtime_ns
+
+    def _check_version(self) -> None:
+        try:
+            is_same = self._look() == self._version
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            raise WorkspaceError(
+                f"{self._path.parent}: was made anew or deleted while it was in use, as 'autoseg plan' does where the "
+                "plan changes; to train on two plans at a time, give each a work folder with -w"
+            )
 
 
 class PreprocessedCase:

@@ -249,6 +249,14 @@ def test_spacing_of_imagej(unit: str, factor: float, tmp_path: Path) -> None:
     assert np.array_equal(read_image(path)[0], turned(STACK)[None])
 
 
+def test_a_distance_of_one_that_imagej_leaves_out_is_of_the_unit(tmp_path: Path) -> None:
+    metadata = {"unit": "micron", "axes": "ZYX"}
+    path = write_tiff(tmp_path / "a.tif", STACK, imagej=True, resolution=(2, 2), metadata=metadata)
+    assert read_geometry(path).spacing_mm == pytest.approx((1e-3, 5e-4, 5e-4), abs=1e-9)
+    picture = write_tiff(tmp_path / "b.tif", GREY, imagej=True, resolution=(2, 2), metadata={"unit": "micron"})
+    assert read_geometry(picture).spacing_mm == pytest.approx((1.0, 5e-4, 5e-4), abs=1e-9)
+
+
 @pytest.mark.parametrize(("unit", "factor"), [("mm", 1.0), ("µm", 1e-3), ("cm", 10.0)])
 def test_spacing_of_ome(unit: str, factor: float, tmp_path: Path) -> None:
     metadata: dict[str, object] = {"axes": "ZYX"}
@@ -322,6 +330,8 @@ def test_compressions_that_tifffile_leaves_to_others(compression: str, tmp_path:
 def test_zero_is_white(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", 255 - GREY, photometric="miniswhite")
     assert np.array_equal(read_image(path)[0], turned(GREY)[None, None])
+    label, _ = read_label(path)
+    assert np.array_equal(label, turned(255 - GREY)[None]), "a label is the number that is stored, however it is shown"
 
 
 def test_pages_of_several_sizes_and_axes_that_are_not_known(tmp_path: Path) -> None:

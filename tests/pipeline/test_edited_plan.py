@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from autoseg.core.errors import AutosegError
+from autoseg.core.errors import AutosegError, WorkspaceError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
-from autoseg.pipeline import Workspace
+from autoseg.pipeline import Workspace, train
 from autoseg.pipeline.preprocess import cases_to_preprocess, preprocess_cases
 from autoseg.planning.choices import Choices
 from autoseg.planning.estimates import estimate
@@ -177,10 +177,10 @@ def test_both_stages_at_full_resolution_share_their_cases() -> None:
     cases = tuple(dataclasses.replace(case, cropped_shape=large) for case in fingerprint.cases)
     fingerprint = dataclasses.replace(fingerprint, cases=cases)
     labels = LabelSpec(names=("organ",), values=(1,))
-    for configurations in (None, ("3d_cascade_fullres",)):
+    for configurations, grid in ((None, "3d_fullres"), (("3d_cascade_fullres",), "3d_cascade_fullres")):
         choices = Choices(configurations=configurations)
         plan = make_plan(fingerprint, labels, dataset="d", n_folds=5, choices=choices)
-        assert plan.grid("3d_cascade_fullres") == "3d_fullres"
+        assert plan.grid("3d_cascade_fullres") == grid, "a configuration that the plan has"
         assert plan.grid("3d_lowres") == "3d_lowres"
 
 
@@ -195,3 +195,11 @@ def test_cases_of_a_smoothed_grid_are_not_those_of_another(tmp_path: Path, tiny_
     assert len(cases_to_preprocess(workspace, dataset, changed, full.name)) == len(dataset.cases)
     both = {full.name: full, "3d_quick": dataclasses.replace(smoothed, name="3d_quick")}
     assert dataclasses.replace(plan, configurations=both).grid("3d_quick") == "3d_quick"
+
+
+def test_a_case_that_the_dataset_does_not_have_any_more_is_not_trained_on(tmp_path: Path, tiny_work: Path) -> None:
+    workspace = Workspace(root=shutil.copytree(tiny_work, tmp_path / "work"))
+    dataset = workspace.read_dataset()
+    write_json(workspace.dataset_file, dataclasses.replace(dataset, cases=dataset.cases[1:]))
+    with pytest.raises(WorkspaceError, match=rf"does not have any more: {dataset.cases[0].id}; plan again"):
+        train(workspace.root, configuration="3d_fullres", device="cpu")

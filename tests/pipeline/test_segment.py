@@ -216,8 +216,8 @@ def test_label_maps_that_no_prediction_has_made_are_not_replaced(
 ) -> None:
     reference = tmp_path / images[1].name.replace("_0000", "")
     reference.write_bytes(b"drawn by hand")
-    with pytest.raises(PredictionError, match=rf"{reference.name}: would be replaced.*another folder"):
-        autoseg.predict(images, tmp_path, model=model, device="cpu")
+    with pytest.raises(PredictionError, match=rf"{reference.name}: is there already.*another folder"):
+        autoseg.predict(images, tmp_path, model=model, device="cpu", part=(1, 2))
     assert [file.name for file in tmp_path.iterdir()] == [reference.name]
     assert reference.read_bytes() == b"drawn by hand"
 

@@ -134,6 +134,15 @@ def test_a_fold_without_a_checkpoint_yet_keeps_its_network(plan: Plan, tmp_path:
     assert ask(tmp_path, plan, LONG, folds=(0,))[0].configurations == plan.configurations
 
 
+def test_a_fold_that_never_came_to_train_is_forgotten_where_it_begins_anew(plan: Plan, tmp_path: Path) -> None:
+    model = Workspace(root=tmp_path).model(plan.recommended)
+    for fold in (0, 1):
+        ask(model, plan, folds=(fold,))
+    discard_folds(tmp_path, [plan.recommended], [0, 1])
+    published, _, _ = ask(model, plan, TrainConfig(recipe="published"))
+    assert published.configuration(plan.recommended) == plan.configuration(plan.recommended)
+
+
 def test_training_anew_deletes_all_folds_that_are_asked_for_at_once(plan: Plan, tmp_path: Path) -> None:
     """Or else folds of two networks would be averaged, if the training is stopped in between."""
     ask(tmp_path, plan)

@@ -79,6 +79,10 @@ def test_large_label_maps_are_looked_at_coarsely(monkeypatch: pytest.MonkeyPatch
     assert exact == pytest.approx(((4**3 + 8**3) / 2 * 0.002, 0))
     monkeypatch.setattr(fingerprint, "MAX_COMPONENT_VOXELS", 1000)
     assert measure_case(case, LABELS, n_intensities=5).fingerprint.component_volumes_ml == exact
+    # Of a single slice none is left out.
+    flat = load(np.ones((1, 1, 64, 64), np.float32), np.full((1, 64, 64), 3, np.uint8), name="flat")
+    volumes = measure_case(flat, LABELS, n_intensities=5).fingerprint.component_volumes_ml
+    assert volumes == pytest.approx((64**2 * 0.002, 0))
 
 
 def test_every_foreground_voxel_is_drawn_equally_often() -> None:

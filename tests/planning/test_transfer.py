@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from autoseg.core.errors import PlanError
@@ -52,8 +54,9 @@ def reason(of: Plan, subject: str) -> str:
 
 def test_grid_patch_and_network_are_taken_and_sizes_and_intensities_are_ones_own() -> None:
     source = make_source((100, 256, 256), (2.0, 1.0, 1.0))
+    source = dataclasses.replace(source, optional_channels=source.channels)
     made = transfer(source, make_fingerprint((50, 400, 300), (5.0, 0.5, 0.5), channel="T1"))
-    assert (made.dataset, made.n_folds, made.channels) == ("own", 3, ("T1",))
+    assert (made.dataset, made.n_folds, made.channels, made.optional_channels) == ("own", 3, ("T1",), ())
     assert made.normalization[0].scheme == "zscore"
     for name, configuration in made.configurations.items():
         known = source.configurations[name]

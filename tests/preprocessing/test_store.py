@@ -314,6 +314,17 @@ def test_of_many_voxels_some_are_drawn_evenly() -> None:
     assert len(sample_voxels(np.zeros((2, 2, 2), bool), np.random.default_rng(0))) == 0
 
 
+def test_a_case_that_is_made_anew_while_it_is_in_use_is_told_and_not_read_as_another(tmp_path: Path) -> None:
+    image, label = write(tmp_path / "case")
+    case, whole = PreprocessedCase(tmp_path / "case"), PreprocessedCase(tmp_path / "case").load()
+    write(tmp_path / "case")
+    for read in (lambda: case.image, lambda: case.label, lambda: case.foreground(1), case.load):
+        with pytest.raises(WorkspaceError, match=r"case: was made anew or deleted while it was in use.*-w"):
+            read()
+    np.testing.assert_array_equal(whole.label, label)
+    assert PreprocessedCase(tmp_path / "case").image.shape == image.shape
+
+
 def test_what_a_first_stage_has_found_belongs_to_the_case(tmp_path: Path) -> None:
     _, label = write(tmp_path / "case")
     found = np.roll(label, 1, axis=0)

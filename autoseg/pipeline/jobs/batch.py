@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,8 +103,12 @@ class Batch:
 
     @property
     def is_looked_after(self) -> bool:
-        """Whether the process that looks after the jobs of one machine still runs; on others, that is not known."""
-        return self.host == socket.gethostname() and is_running(self.pid, word="autoseg")
+        """Whether another process, which looks after the jobs of this machine, still runs; of others, none is known.
+
+        In a container that was started again, this process may have the number that the other one had.
+        """
+        is_here = self.host == socket.gethostname() and self.pid != os.getpid()
+        return is_here and is_running(self.pid, word="autoseg")
 
     def job(self, name: str) -> Job:
         """The job of that name.

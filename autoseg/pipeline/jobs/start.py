@@ -8,12 +8,12 @@ import socket
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from autoseg.cluster.slurm import SlurmOptions
+from autoseg.cluster.slurm import SlurmOptions, import_submitit, look_at_partition
 from autoseg.core.errors import AutosegError, TrainingError
 from autoseg.pipeline.jobs.batch import LOCAL, SLURM, Batch, BatchFolder, Job, PredictRequest, TrainRequest, now
 from autoseg.pipeline.jobs.local import run_here
 from autoseg.pipeline.jobs.schedule import prediction_jobs, training_jobs
-from autoseg.pipeline.jobs.status import status
+from autoseg.pipeline.jobs.status import status, tell_batches
 from autoseg.pipeline.jobs.submit import submit
 from autoseg.pipeline.settle import refuse_while_trained
 from autoseg.pipeline.workspace import Workspace
@@ -89,6 +89,9 @@ def submit_training(
     Raises:
         AutosegError: there is no Slurm here, it refuses a job, or the folds are being trained already.
     """
+    # What a cluster refuses at once deletes nothing.
+    look_at_partition(options.partition)
+    import_submitit()
     batch = _open_training(
         work,
         SLURM,
@@ -127,13 +130,10 @@ def submit_prediction(work: Path, request: PredictRequest, *, n_jobs: int, optio
         output=request.output.absolute(),
         model=None if request.model is None else request.model.absolute(),
     )
-    outputs = {folder.number: folder.read().prediction for folder in BatchFolder.all_in(work)}
-    busy = {
-        known.name
-        for known in (status(work) if outputs else ())
-        if known.is_on_its_way and (earlier := outputs.get(known.batch or 0)) and earlier.output == request.output
-    }
-    _refuse(busy)
+    for folder, jobs in tell_batches(Workspace(root=work), BatchFolder.all_in(work)):
+        earlier = folder.read().prediction
+        if earlier is not None and earlier.output == request.output:
+            _refuse({known.name for known in jobs if known.is_on_its_way})
     batch = _make_batch(work, SLURM, prediction_jobs(n_jobs), prediction=request)
     return submit(batch, device=request.device, options=options)
 
@@ -196,6 +196,7 @@ def discard_folds(work: Path, configurations: Sequence[str], folds: Sequence[int
     refuse_while_trained(found)
     for files in found:
         files.discard()
+        files.begun.unlink(missing_ok=True)
 
 
 def _make_batch(

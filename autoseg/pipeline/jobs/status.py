@@ -96,7 +96,7 @@ def status(work: Path | str = DEFAULT_WORK) -> list[JobStatus]:
     workspace = Workspace(root=Path(work))
     found: dict[str, JobStatus] = {}
     folders = BatchFolder.all_in(workspace.root)
-    for folder, batch in _tell_batches(workspace, folders):
+    for folder, batch in tell_batches(workspace, folders):
         is_last = folder == folders[-1]
         for known in batch:
             found.pop(known.name, None)
@@ -123,7 +123,7 @@ def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
         AutosegError: Slurm does not answer.
     """
     workspace, cancelled = Workspace(root=Path(work)), []
-    for folder, told in _tell_batches(workspace, BatchFolder.all_in(workspace.root)):
+    for folder, told in tell_batches(workspace, BatchFolder.all_in(workspace.root)):
         unfinished = [known for known in told if known.is_on_its_way]
         if not unfinished:
             continue
@@ -175,9 +175,7 @@ def _end_processes(state: JobState | None) -> None:
             os.kill(pid, signal.SIGTERM)
 
 
-def _tell_batches(
-    workspace: Workspace, folders: Sequence[BatchFolder]
-) -> Iterator[tuple[BatchFolder, list[JobStatus]]]:
+def tell_batches(workspace: Workspace, folders: Sequence[BatchFolder]) -> Iterator[tuple[BatchFolder, list[JobStatus]]]:
     """Each batch with its jobs. Slurm is asked once for all of them."""
     batches = [(folder, folder.read(), folder.read_slurm_ids()) for folder in folders]
     states = [{job.name: folder.read_state(job.name) for job in batch.jobs} for folder, batch, _ in batches]
