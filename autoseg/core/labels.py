@@ -174,8 +174,8 @@ class LabelSpec:
 def _look_up(table: NDArray, indices: NDArray) -> NDArray:
     """`table[indices]`, slice by slice: numpy makes indices of eight bytes per voxel of what it looks up at once."""
     result = np.empty(indices.shape, table.dtype)
-    for source, target in zip(indices, result, strict=True):
-        target[...] = table[source]
+    for number, plane in enumerate(indices):
+        result[number] = table[plane]
     return result
 
 
