@@ -120,6 +120,7 @@ def test_a_fold_that_fails_does_not_stop_the_others(user: Path) -> None:
         "3d_fullres-fold-1": "done",
         "select": "not begun",
     }
+    assert "3d_fullres-fold-0 not done" in told, "why it has not begun"
     assert "fold_0" in known["3d_fullres-fold-0"]["error"]
     assert "fold_0" in autoseg("logs", 0, cwd=user)
     in_the_way.unlink()

@@ -19,7 +19,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -203,14 +203,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk itself, where a machine that fails leaves them."""
-    if path.is_dir() and os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Waits until a file, or the names in a folder, are on the disk itself, where a machine that fails leaves them.
+
+    Not every file system can do that for folders, which is passed over.
+    """
+    is_folder = path.is_dir()
+    with suppress(OSError) if is_folder else nullcontext():
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -9,7 +9,7 @@ from autoseg import __version__
 from autoseg.core.errors import FormatError, WorkspaceError
 from autoseg.core.serialize import holds_json, read_json, write_json
 
-FOLDER_FORMAT = 1
+FOLDER_FORMAT = 2
 """Counts up with each change that an autoseg from before it cannot read, in any file of a work or model folder."""
 VERSION_FILE = "autoseg.json"
 

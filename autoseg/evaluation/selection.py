@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoseg.core.errors import FormatError
+from autoseg.core.serialize import later
 from autoseg.core.steps import Step
 
 
@@ -53,7 +54,7 @@ class Candidate:
     cost: float
     steps: tuple[Step, ...]
     decisions: tuple[StepDecision, ...]
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = later(None)
 
     @property
     def name(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -258,18 +260,11 @@ def _to_uint8(values: Tensor) -> NDArray[np.uint8]:
 
 
 def _map_file(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """A new file as an array. Its room on the disk is taken at once: a full disk would kill whoever writes to a map.
+    """A new file as an array. A disk that gets full would kill whoever writes to the map.
 
     Raises:
         OSError: there is not enough room.
     """
-    array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
-    if hasattr(os, "posix_fallocate"):
-        try:
-            with file.open("r+b") as opened:
-                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(error.errno, error.strerror, str(file)) from error
-            # Some file systems cannot do this; the array is as good.
-    return array
+    if prod(shape) > shutil.disk_usage(file.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+    return np.lib.format.open_memmap(file, "w+", np.uint8, shape)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from autoseg.planning.plan import ConfigurationPlan, Plan
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.ranks import Ranks
-    from autoseg.training.record import EpochFigures, TrainingChoices, ValidationSlice
+    from autoseg.training.record import EpochFigures, FoldFiles, TrainingChoices, ValidationSlice
 
 CURVES_INTERVAL_S = 30.0
 MEMORY_BUDGET_GIB = 1.0
@@ -144,7 +144,7 @@ def train(
         files, results[fold] = FoldFiles.of(model, fold), None
         # Another process, on this machine or another, may be training the fold.
         lock = locked(files.lock, waiting_for=f"trains {files.folder}")
-        with lock if ranks.is_first else nullcontext():
+        with lock if ranks.is_first else nullcontext(), _forgetting_settled(files):
             trackers = track_with if ranks.is_first else ()
             with _followers(files.folder, trackers, labels=plan.labels.structures) as on_epoch:
                 train_fold(
@@ -221,6 +221,15 @@ def _settle(
     ranks.wait()
     # What is to begin anew has been deleted.
     return settled or settle(resume=True)
+
+
+@contextmanager
+def _forgetting_settled(files: FoldFiles) -> Iterator[None]:
+    """Where a fold fails before its first step, nothing is left of it that others would have to go by."""
+    try:
+        yield
+    finally:
+        files.begun.unlink(missing_ok=True)
 
 
 def _open_cases(workspace: Workspace, plan: Plan, configuration: str, ids: Iterable[str]) -> list[PreprocessedCase]:

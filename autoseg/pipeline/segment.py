@@ -198,11 +198,10 @@ def _refuse_to_replace(folder: Path, cases: Mapping[str, Sequence[Path | None]],
     Raises:
         PredictionError: there is a label map of a case, of whichever part, and no record of any prediction.
     """
-    if has_records(folder):
-        return
     for case, files in cases.items():
         file = folder / f"{case}{_ending(files, labels)}"
-        if file.exists():
+        # In this order: another part may write its record and a label map meanwhile.
+        if file.exists() and not has_records(folder):
             raise PredictionError(
                 f"{file}: is there already, and no prediction has made it; name another folder for the label maps"
             )

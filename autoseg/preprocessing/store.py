@@ -275,10 +275,17 @@ class _ArrayFile:
     (256 on macOS, 1024 on most of Linux). Mapping takes some 40 microseconds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, record: str, file_hash: str) -> None:
+        """Looks at a file.
+
+        Args:
+            path: of the array.
+            record: the name of the file beside it that has its hash.
+            file_hash: which is this.
+        """
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         self._path, self._dtype, self._shape, self._offset = path, array.dtype, array.shape, array.offset
-        self._version = self._look()
+        self._version, self._record, self._hash = self._look(), path.with_name(record), file_hash
         self._order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
         self._loaded: NDArray | None = None
         self.n_bytes: int = array.nbytes
@@ -295,7 +302,7 @@ class _ArrayFile:
         """The array, read where it is indexed.
 
         Raises:
-            WorkspaceError: the file is not the one that was opened first.
+            WorkspaceError: the file has gone, or is of another array than the one that was opened first.
         """
         if self._loaded is not None:
             return self._loaded
@@ -307,15 +314,20 @@ class _ArrayFile:
         return known.st_ino, known.st_size, known.st_mtime_ns
 
     def _check_version(self) -> None:
+        """What was made anew of the same scan for the same plan is the same array, in another file."""
         try:
-            is_same = self._look() == self._version
-        except FileNotFoundError:
+            found = self._look()
+            if found == self._version:
+                return
+            is_same = read_json(self._record)["hashes"][self._path.name] == self._hash
+        except (FileNotFoundError, FormatError, KeyError, TypeError):
             is_same = False
         if not is_same:
             raise WorkspaceError(
                 f"{self._path.parent}: was made anew or deleted while it was in use, as 'autoseg plan' does where the "
                 "plan changes; to train on two plans at a time, give each a work folder with -w"
             )
+        self._version = found
 
 
 class PreprocessedCase:
@@ -324,7 +336,8 @@ class PreprocessedCase:
     Attributes:
         id: of the case.
         stored: its record.
-        content: digest of what can be learned from it; the same where the case is made again of the same scan.
+        key: digest of everything that it was made of.
+        content: digest of what can be learned from it.
     """
 
     def __init__(self, folder: Path, *, previous: Path | None = None) -> None:
@@ -342,12 +355,19 @@ class PreprocessedCase:
         self._previous: _ArrayFile | None = None
         try:
             self.stored: StoredCase = read_json(folder / RECORD, StoredCase)
+            self.key = self.stored.key
             hashes = [self.stored.hashes[name] for name in ARRAYS]
+            self._image, self._label, self._positions = (
+                _ArrayFile(folder / name, record=RECORD, file_hash=file_hash)
+                for name, file_hash in zip(ARRAYS, hashes, strict=True)
+            )
             if previous is not None:
-                self._previous = _ArrayFile(previous / PREVIOUS_ARRAY)
-                hashes.append(read_json(previous / PREVIOUS_RECORD, StoredPrevious).hashes[PREVIOUS_ARRAY])
+                found: StoredPrevious = read_json(previous / PREVIOUS_RECORD, StoredPrevious)
+                file_hash = found.hashes[PREVIOUS_ARRAY]
+                self._previous = _ArrayFile(previous / PREVIOUS_ARRAY, record=PREVIOUS_RECORD, file_hash=file_hash)
+                self.key = digest((self.key, found.key))
+                hashes.append(file_hash)
             self.content = digest((hashes, self.stored.known))
-            self._image, self._label, self._positions = (_ArrayFile(folder / name) for name in ARRAYS)
         except (OSError, ValueError, EOFError, KeyError, FormatError) as error:
             raise _unreadable(folder, error) from error
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoseg.core.checksums import hash_bytes
 from autoseg.core.errors import FormatError, TrainingError
 from autoseg.core.runtime import format_memory, n_cpus
-from autoseg.core.serialize import atomic_path, flush, from_plain, parse_json, to_plain
+from autoseg.core.serialize import atomic_path, flush, from_plain, later, parse_json, to_plain
 from autoseg.training.record import FoldFiles
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
@@ -34,7 +34,7 @@ class RunState:
     """Where a training run is, besides its weights and optimizer.
 
     Attributes:
-        config: digest of what must not change when a run is resumed.
+        config: digest of what must not change when a run is resumed, with the keys of the cases.
         iteration: steps done.
         epoch: epochs done.
         elapsed_s: time spent in training, over all parts of the run.
@@ -48,6 +48,7 @@ class RunState:
         precision: that it computed in, such as "bfloat16".
         finished: whether the budget is used up.
         ended: the steps and seconds of the training whose final weights were written last; None where none were.
+        content: digest as `config`, with what the cases hold in place of their keys.
     """
 
     config: str
@@ -63,7 +64,8 @@ class RunState:
     finished: bool
     steps_at_scale: int = 0
     n_bad_steps: int = 0
-    ended: tuple[int, float] | None = None
+    ended: tuple[int, float] | None = later(None)
+    content: str = later("")
 
 
 @dataclass(frozen=True, kw_only=True)

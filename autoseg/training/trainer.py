@@ -178,8 +178,11 @@ class _Run:
         # The budget may grow when a run is resumed, and compiling may fail; what else shapes the result may not change.
         fixed = dataclasses.replace(choices, budget=Budget(iterations=1), reasons=())
         asked = config.augment, config.precision, config.deterministic
-        learned_from = (plan.labels, plan.normalization, plan.axis_order, [case.content for case in training])
-        self.config_digest = digest((fixed, asked, seed, learned_from))
+        # A case that is made again elsewhere keeps its key, one whose scan was only touched what it holds.
+        self.config_digest, self.content_digest = (
+            digest((fixed, asked, seed, (plan.labels, plan.normalization, plan.axis_order, cases)))
+            for cases in ([case.key for case in training], [case.content for case in training])
+        )
         self.iteration, self.elapsed_s, self.before_s, self.epoch_time_s = 0, 0.0, 0.0, 0.0
         self.epoch_losses: list[float] = []
         self.epochs: list[EpochFigures] = []
@@ -228,7 +231,7 @@ class _Run:
             self.discard()
             return
         state = read_state(self.files.checkpoint)
-        if state.config != self.config_digest:
+        if state.config != self.config_digest and state.content != self.content_digest:
             raise TrainingError(
                 f"{self.files.folder}: holds a training with another plan, cases, recipe, batch size or seed; "
                 "give the same options again, or --no-resume to start anew"
@@ -302,6 +305,7 @@ class _Run:
             precision=self.learner.precision_name,
             finished=self.finished,
             ended=self.ended,
+            content=self.content_digest,
         )
         write_log(self.files.log, self.epochs)
         save_checkpoint(self.files.checkpoint, self.learner.network, self.learner.optimizer, state)

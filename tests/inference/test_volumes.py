@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,10 +142,7 @@ def test_probabilities_and_uncertainty(tmp_path: Path, axis: int, in_a_file: boo
 def test_a_disk_without_room_for_the_probabilities_is_told_before_they_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def find_no_room(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", find_no_room)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match=r"No space left.*probabilities\.npy"):
         SoftMaps(
             make_record(*SHAPES[:2]),

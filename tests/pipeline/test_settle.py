@@ -189,3 +189,20 @@ def test_nothing_of_a_fold_is_deleted_while_another_process_trains_it(plan: Plan
         training.terminate()
     discard_folds(tmp_path, [plan.recommended], [0, 1])
     assert not any((folder / "checkpoint.safetensors").exists() for folder in folders)
+
+
+def test_a_fold_that_fails_before_its_first_step_leaves_nothing_to_go_by(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = autoseg.plan(tiny_dataset, tmp_path)
+    model = Workspace(root=tmp_path).model(plan.recommended)
+
+    def fail(*_: object, **__: object) -> None:
+        assert FoldFiles.of(model, 0).begun.exists(), "whoever begins another fold now has to take the same network"
+        raise TrainingError("no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("autoseg.training.trainer.train_fold", fail)
+        with pytest.raises(TrainingError, match="no memory"):
+            autoseg.train(tmp_path, folds=[0], config=SHORT, device="cpu")
+    assert not FoldFiles.of(model, 0).begun.exists()

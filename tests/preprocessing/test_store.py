@@ -317,7 +317,9 @@ def test_of_many_voxels_some_are_drawn_evenly() -> None:
 def test_a_case_that_is_made_anew_while_it_is_in_use_is_told_and_not_read_as_another(tmp_path: Path) -> None:
     image, label = write(tmp_path / "case")
     case, whole = PreprocessedCase(tmp_path / "case"), PreprocessedCase(tmp_path / "case").load()
-    write(tmp_path / "case")
+    write(tmp_path / "case", key="later")
+    np.testing.assert_array_equal(case.label, label, err_msg="another file of the same array")
+    write(tmp_path / "case", seed=1)
     for read in (lambda: case.image, lambda: case.label, lambda: case.foreground(1), case.load):
         with pytest.raises(WorkspaceError, match=r"case: was made anew or deleted while it was in use.*-w"):
             read()
@@ -352,7 +354,7 @@ def test_what_a_first_stage_has_found_belongs_to_the_case(tmp_path: Path) -> Non
 
 def test_a_first_stage_that_has_not_looked_at_a_case_is_named(tmp_path: Path) -> None:
     write(tmp_path / "case")
-    with pytest.raises(WorkspaceError, match=r"previous\.npy"):
+    with pytest.raises(WorkspaceError, match=r"previous\.json: no such file"):
         PreprocessedCase(tmp_path / "case", previous=tmp_path / "nowhere")
 
 

@@ -15,7 +15,7 @@ from autoseg.pipeline.jobs.local import run_here
 from autoseg.pipeline.jobs.schedule import prediction_jobs, training_jobs
 from autoseg.pipeline.jobs.status import status, tell_batches
 from autoseg.pipeline.jobs.submit import submit
-from autoseg.pipeline.settle import refuse_while_trained
+from autoseg.pipeline.settle import refuse_other_training, refuse_while_trained
 from autoseg.pipeline.workspace import Workspace
 from autoseg.training.record import FoldFiles
 
@@ -163,6 +163,11 @@ def _open_training(
         n_processes=n_processes,
         n_preprocessing=n_preprocessing,
     )
+    plan = Workspace(root=work).read_plan()
+    for name in configurations:
+        # Before a job makes cases for another plan than that of folds which stay.
+        model, configuration = Workspace(root=work).model(name), plan.configuration(name)
+        refuse_other_training(model, plan, configuration, request.config, folds=folds, resume=resume)
     if not resume:
         discard_folds(work, configurations, folds)
     return _make_batch(work, executor, jobs, training=request)

@@ -207,7 +207,7 @@ def _tell_batch(
         known = _tell_job(folder, batch, job, state, slurm_id=slurm_id, queued=queue.get(slurm_id))
         waits_for = [name for name in job.after if told[name].status != DONE]
         lost = [name for name in waits_for if not told[name].is_on_its_way]
-        if known.status in (WAITING, LOST) and lost:
+        if known.status in (WAITING, LOST, NOT_BEGUN) and lost:
             known = dataclasses.replace(known, status=NOT_BEGUN, detail=f"{', '.join(lost)} not done")
         elif known.status == WAITING and waits_for:
             known = dataclasses.replace(known, detail=f"for {', '.join(waits_for)}")
