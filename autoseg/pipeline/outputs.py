@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from autoseg.core.labels import LabelSpec, mask_of
 from autoseg.core.leftovers import temporary_path
 from autoseg.data.io import output_ending, write_volume
+from autoseg.data.raw import in_pieces
 
 if TYPE_CHECKING:
     from autoseg.core.geometry import Geometry
@@ -95,8 +96,9 @@ def measure_volumes(segmentation: Segmentation, geometry: Geometry, labels: Labe
     import numpy as np
 
     n_values, voxel_ml = max(labels.values, default=0) + 1, geometry.voxel_volume_ml
-    # Slice by slice: numpy makes numbers of eight bytes of what it counts at once.
-    counts = sum((np.bincount(plane.ravel(), minlength=n_values) for plane in segmentation.label), np.zeros(n_values))
+    counts = sum(
+        (np.bincount(piece, minlength=n_values) for piece in in_pieces(segmentation.label)), np.zeros(n_values)
+    )
     return {
         name: float(f"{float(counts[list(values)].sum()) * voxel_ml:.6g}")
         for name, values in labels.structure_values.items()

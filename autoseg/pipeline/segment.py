@@ -198,13 +198,13 @@ def _refuse_to_replace(folder: Path, cases: Mapping[str, Sequence[Path | None]],
     Raises:
         PredictionError: there is a label map of a case, of whichever part, and no record of any prediction.
     """
-    for case, files in cases.items():
-        file = folder / f"{case}{_ending(files, labels)}"
-        # In this order: another part may write its record and a label map meanwhile.
-        if file.exists() and not has_records(folder):
-            raise PredictionError(
-                f"{file}: is there already, and no prediction has made it; name another folder for the label maps"
-            )
+    label_maps = (folder / f"{case}{_ending(files, labels)}" for case, files in cases.items())
+    there = next((file for file in label_maps if file.exists()), None)
+    # In this order: another part may write its record and a label map meanwhile.
+    if there is not None and not has_records(folder):
+        raise PredictionError(
+            f"{there}: is there already, and no prediction has made it; name another folder for the label maps"
+        )
 
 
 def _ending(files: Sequence[Path | None], labels: LabelSpec) -> str:

@@ -106,9 +106,8 @@ def settle_training(
                 )
                 known = SettledTraining(planned=planned, request=request, choices=choices)
         if not resume:
-            for files in (FoldFiles.of(model, fold) for fold in folds):
-                files.discard()
-                files.begun.unlink(missing_ok=True)
+            for fold in folds:
+                FoldFiles.of(model, fold).forget()
         adapted = _adapted(plan, known.choices)
         note_writer(model)
         # Folds that run side by side write nothing that is there already.

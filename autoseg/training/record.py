@@ -84,6 +84,11 @@ class FoldFiles:
         for file in (self.checkpoint, self.weights, self.log, self.training):
             file.unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """Deletes that too by which a training counts that is about to begin: for those that begin anew."""
+        self.discard()
+        self.begun.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingChoices:

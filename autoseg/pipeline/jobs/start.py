@@ -155,18 +155,19 @@ def _open_training(
         AutosegError: somebody trains these folds already.
     """
     _check_free(work, configurations, folds)
+    workspace = Workspace(root=work)
     jobs = training_jobs(
-        Workspace(root=work),
+        workspace,
         configurations=configurations,
         folds=folds,
         validate=request.validate,
         n_processes=n_processes,
         n_preprocessing=n_preprocessing,
     )
-    plan = Workspace(root=work).read_plan()
+    plan = workspace.read_plan()
     for name in configurations:
         # Before a job makes cases for another plan than that of folds which stay.
-        model, configuration = Workspace(root=work).model(name), plan.configuration(name)
+        model, configuration = workspace.model(name), plan.configuration(name)
         refuse_other_training(model, plan, configuration, request.config, folds=folds, resume=resume)
     if not resume:
         discard_folds(work, configurations, folds)
@@ -200,8 +201,7 @@ def discard_folds(work: Path, configurations: Sequence[str], folds: Sequence[int
     found = [FoldFiles.of(workspace.model(name), fold) for name in configurations for fold in folds]
     refuse_while_trained(found)
     for files in found:
-        files.discard()
-        files.begun.unlink(missing_ok=True)
+        files.forget()
 
 
 def _make_batch(
