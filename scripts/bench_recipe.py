@@ -5,9 +5,10 @@
 
 DATASET is task04, brain16, lesion5, demo or few; BUDGET a training time such as 5m; VARIANT a name in `VARIANTS`. A run
 plans the dataset (once for each network that variants ask for, in the work folder), trains the fold for the budget, and
-scores the whole volumes of its validation cases. Its result is added as one line to `docs/recipe.jsonl`, so that hours
-of computing survive whatever comes; `table` prints all lines. The processors that other programs kept busy meanwhile
-are in each line: compare only undisturbed ones.
+scores the whole volumes of its validation cases; a training that mirrored is scored once more, without mirrored copies
+of them. Each result is added as one line to `docs/recipe.jsonl`, so that hours of computing survive whatever comes;
+`table` prints all lines. The processors that other programs kept busy meanwhile are in each line: compare only
+undisturbed ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import operator
 import shutil
 import statistics
 import sys
@@ -23,12 +25,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench_training import MAX_OTHERS_BUSY, busy_s
-from recipe_levers import LEVERS, sides_only
+from recipe_levers import LEVERS, mirrored_along, predicted_as_is
 
 import autoseg
 from autoseg.cli import parse_duration
@@ -39,6 +42,7 @@ from autoseg.data.phantom import write_phantom_dataset
 from autoseg.data.splits import SplitChoices
 from autoseg.evaluation.scores import Evaluation
 from autoseg.inference.model import read_model
+from autoseg.pipeline.fold_validation import validate_fold, validation_folder
 from autoseg.pipeline.workspace import Workspace, default_configuration
 from autoseg.planning.choices import Choices
 from autoseg.training.adapt import WIDTHS, resize
@@ -127,7 +131,12 @@ VARIANTS: dict[str, Variant] = {
     "mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}),
     "mirrored, half the rate": Variant(train={"mirror": True}),
     "not mirrored": Variant(train={"mirror": False}),
-    "left and right mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}, lever=sides_only),
+    "left and right mirrored": Variant(
+        train={"mirror": True}, recipe={"mirrored_rate": 1.0}, lever=partial(mirrored_along, operator.eq)
+    ),
+    "mirrored but for left and right": Variant(
+        train={"mirror": True}, recipe={"mirrored_rate": 1.0}, lever=partial(mirrored_along, operator.ne)
+    ),
     # The loss, the weights that are kept, and the table of augmentation.
     **{name: Variant(lever=lever) for name, lever in LEVERS.items()},
 }
@@ -201,8 +210,8 @@ def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path
     return folder
 
 
-def run(arguments: argparse.Namespace) -> Result:
-    """Trains, scores, and keeps the result."""
+def run(arguments: argparse.Namespace) -> list[Result]:
+    """Trains and scores; twice where patches were mirrored, with mirrored copies of the cases and without."""
     variant, budget_s = VARIANTS[arguments.variant], parse_duration(arguments.budget)
     work = prepare(arguments.dataset, variant, shared=arguments.shared, work=arguments.work)
     network = "planned" if variant.width else "auto"
@@ -225,7 +234,7 @@ def run(arguments: argparse.Namespace) -> Result:
     assert isinstance(evaluation, Evaluation)
     record = read_json(FoldFiles(folder=folder).training, TrainingRecord)
     trained = read_model(workspace.model(chosen.name)).configuration
-    return Result(
+    result = Result(
         dataset=arguments.dataset,
         variant=arguments.variant,
         fold=arguments.fold,
@@ -236,15 +245,29 @@ def run(arguments: argparse.Namespace) -> Result:
         patch_size=trained.patch_size,
         features=trained.network.features,
         mirrored=record.mirrored,
-        mean_dice=round(evaluation.mean_dice, 4),
-        label_dice={label: round(value, 4) for label, value in evaluation.label_dice.items()},
-        lesion_f1={known.label: round(known.metrics["lesion_f1"].mean, 4) for known in evaluation.labels},
+        **scores_of(evaluation),
         others_busy=round(max(0.0, (all_after - all_before) - (own_after - own_before)) / took_s, 2),
         autoseg=autoseg.__version__,
         torch=torch.__version__,
         machine=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor_name()}, {n_cpus()} CPUs",
         date=date.today().isoformat(),
     )
+    if not record.mirrored:
+        return [result]
+    shutil.rmtree(validation_folder(workspace, chosen.name, arguments.fold))
+    with predicted_as_is():
+        evaluation = validate_fold(workspace, chosen.name, arguments.fold)
+    as_is = dataclasses.replace(result, variant=f"{result.variant}, predicted as it is", **scores_of(evaluation))
+    return [result, as_is]
+
+
+def scores_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Those of its fields that a result has."""
+    return {
+        "mean_dice": round(evaluation.mean_dice, 4),
+        "label_dice": {label: round(value, 4) for label, value in evaluation.label_dice.items()},
+        "lesion_f1": {known.label: round(known.metrics["lesion_f1"].mean, 4) for known in evaluation.labels},
+    }
 
 
 def show(results: Path) -> str:
@@ -306,10 +329,11 @@ def main() -> None:
     if arguments.part == "table":
         print(show(arguments.results))
         return
-    result = run(arguments)
-    with arguments.results.open("a") as file:
-        file.write(json.dumps(to_plain(result)) + "\n")
-    print(f"{result.dataset}, {result.variant}, {arguments.budget}: mean Dice {result.mean_dice:.4f}", file=sys.stderr)
+    for result in run(arguments):
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(to_plain(result)) + "\n")
+        about = f"{result.dataset}, {result.variant}, {arguments.budget}"
+        print(f"{about}: mean Dice {result.mean_dice:.4f}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -204,14 +204,23 @@ def _middle(configuration: ConfigurationPlan, part: float) -> tuple[slice, ...]:
 
 
 @contextmanager
-def sides_only() -> Iterator[None]:
-    """Where patches are mirrored, only left and right change places, in prediction too."""
+def mirrored_along(is_wanted: Callable[[int, int | None], bool]) -> Iterator[None]:
+    """Where patches are mirrored, only along these axes, in prediction too: told by axis and that of left and right."""
 
-    def plan_sides(plan: Plan, configuration: ConfigurationPlan) -> Mirroring:
+    def plan_some(plan: Plan, configuration: ConfigurationPlan) -> Mirroring:
         found = plan_mirroring(plan, configuration)
-        return dataclasses.replace(found, axes=tuple(axis for axis in found.axes if axis == found.side_axis))
+        axes = tuple(axis for axis in found.axes if is_wanted(axis, found.side_axis))
+        return dataclasses.replace(found, axes=axes, side_axis=found.side_axis if found.side_axis in axes else None)
 
-    with patch.object(samplers, "plan_mirroring", plan_sides), patch.object(predictor, "plan_mirroring", plan_sides):
+    with patch.object(samplers, "plan_mirroring", plan_some), patch.object(predictor, "plan_mirroring", plan_some):
+        yield
+
+
+@contextmanager
+def predicted_as_is() -> Iterator[None]:
+    """No mirrored copies are averaged in prediction."""
+    start = functools.partialmethod(predictor.Predictor.__init__, mirroring=False)
+    with patch.object(predictor.Predictor, "__init__", start):
         yield
 
 

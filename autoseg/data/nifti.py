@@ -18,6 +18,9 @@ from autoseg.data.raw import MOST_DEFLATED, RawImage, check_claim, check_memory,
 
 ENDINGS = (".nii.gz", ".nii")
 
+_MM_PER_UNIT = {1: 1e3, 3: 1e-3}
+"""By the code of the header's spatial units: metres and micrometres. Files that name none are in millimetres."""
+
 _N_HEADER_BYTES = 544
 _MAX_OFFSET_BYTES = 64 * 2**20
 """Room for a header and its extensions: XML of surfaces, the tags of a DICOM series."""
@@ -50,8 +53,10 @@ def read_nifti(path: Path) -> RawImage:
     volume_shape = (*shape[:3], 1)[:3]
     n_channels = shape[3] if len(shape) == 4 else 1
     _check_spacing(path, image, volume_shape)
-    zooms = (*image.header.get_zooms()[:3], 1.0)[:3]
-    geometry = locate(path, volume_shape, image.affine, spacing_mm=zooms)
+    scale = _mm_per_unit(image.header)
+    zooms = [scale * float(size) for size in (*image.header.get_zooms()[:3], 1.0)[:3]]
+    affine = image.affine * np.array([scale, scale, scale, 1.0])[:, None]
+    geometry = locate(path, volume_shape, affine, spacing_mm=zooms)
 
     def load() -> NDArray:
         check_memory(path, math.prod(volume_shape) * n_channels)
@@ -65,6 +70,10 @@ def read_nifti(path: Path) -> RawImage:
         return to_canonical(channels, geometry.file_axcodes)
 
     return RawImage(geometry=geometry, n_channels=n_channels, load=load)
+
+
+def _mm_per_unit(header: Any) -> float:
+    return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def _check_header(path: Path) -> None:
@@ -151,19 +160,19 @@ def _check_spacing(path: Path, image: Any, shape: tuple[int, ...]) -> None:
 
 
 def write_nifti(path: Path, volume: NDArray, geometry: Geometry, *, like: Path | None, scale: float) -> None:
-    """Writes a NIfTI file; codes, quaternion and units are those of `like` where that is NIfTI."""
+    """Writes a NIfTI file in millimetres; codes and quaternion are those of `like` where that is such a file too."""
     import nibabel
 
     array = np.ascontiguousarray(from_canonical(volume, geometry.file_axcodes))
     affine = np.asarray(geometry.affine, np.float64)
     kind, header = nibabel.Nifti1Image, nibabel.Nifti1Header()
-    if like is None or not like.name.lower().endswith(ENDINGS):
+    source: Any = nibabel.load(like) if like is not None and like.name.lower().endswith(ENDINGS) else None
+    if source is None or _mm_per_unit(source.header) != 1:
         header.set_data_shape(array.shape)
         header.set_xyzt_units("mm")
         header.set_qform(affine, "scanner")
         header.set_sform(affine, "scanner")
     else:
-        source = nibabel.load(like)
         # NIfTI-2 stays NIfTI-2: its affine is in double precision, which NIfTI-1 cannot hold.
         kind, header = type(source), source.header.copy()
         array = array[..., 0] if len(source.shape) == 2 else array

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from autoseg.core.errors import FormatError
 from autoseg.data.io import read_geometry, read_image, read_label, read_raw, write_volume
@@ -184,6 +185,29 @@ def test_the_header_of_the_image_does_not_colour_the_label_map(tmp_path: Path) -
     assert float(written.header["cal_min"]) == float(written.header["cal_max"]) == 0
     assert b"patient" not in written.header.binaryblock
     assert written.header.get_intent() == ("none", (), "")
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize(("unit", "per_mm"), [("micron", 1e3), ("meter", 1e-3), ("unknown", 1.0)])
+def test_spacings_in_other_units_are_read_as_itk_reads_them(
+    unit: str, per_mm: float, codes: str, tmp_path: Path
+) -> None:
+    affine = np.diag([per_mm] * 3 + [1.0]) @ make_affine("LPS", oblique=False)
+    voxels = make_label()
+    path = save(tmp_path / "image.nii.gz", voxels, affine, codes=codes)
+    image = nib.load(path)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, path)
+    geometry = read_geometry(path)
+    known = sitk.ReadImage(str(path))
+    assert np.allclose(geometry.spacing_mm[::-1], known.GetSpacing(), rtol=1e-6)
+    assert np.allclose(geometry.spacing_mm[::-1], SPACING_IJK, rtol=1e-6)
+    label_map, _ = read_label(path)
+    written = tmp_path / "label.nii.gz"
+    write_volume(written, label_map, geometry, like=path)
+    assert np.allclose(sitk.ReadImage(str(written)).GetSpacing(), known.GetSpacing(), rtol=1e-6)
+    assert np.allclose(read_geometry(written).affine, geometry.affine, rtol=1e-6)
+    assert np.array_equal(np.asarray(nib.load(written).dataobj), voxels)
 
 
 def test_writing_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
