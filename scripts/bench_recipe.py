@@ -3,12 +3,12 @@
     python scripts/bench_recipe.py run DATASET BUDGET VARIANT [--seed 0] [--fold 0] [--shared ../shared] [--work FOLDER]
     python scripts/bench_recipe.py table
 
-DATASET is task04, brain16, lesion5, demo or few; BUDGET a training time such as 5m; VARIANT a name in `VARIANTS`. A run
-plans the dataset (once for each network that variants ask for, in the work folder), trains the fold for the budget, and
-scores the whole volumes of its validation cases; a training that mirrored is scored once more, without mirrored copies
-of them. Each result is added as one line to `docs/recipe.jsonl`, so that hours of computing survive whatever comes;
-`table` prints all lines. The processors that other programs kept busy meanwhile are in each line: compare only
-undisturbed ones.
+DATASET is task04, brain16, lesion5, demo, few or fine; BUDGET a training time such as 5m; VARIANT a name in
+`VARIANTS`. A run plans the dataset (once for each network that variants ask for, in the work folder), trains the fold
+for the budget, and scores the whole volumes of its validation cases; a training that mirrored is scored once more,
+without mirrored copies of them. Each result is added as one line to `docs/recipe.jsonl`, so that hours of computing
+survive whatever comes; `table` prints all lines. The processors that other programs kept busy meanwhile are in each
+line: compare only undisturbed ones.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ class Generated:
 RESULTS = Path(__file__).parents[1] / "docs" / "recipe.jsonl"
 CONFIGURATION = "3d_fullres"
 SHARED_DATASETS = {"task04": "Task04_Hippocampus", "brain16": "Brain16_iso2", "lesion5": "BrainLesion_5mm"}
-GENERATED = {"demo": Generated(n_train=20), "few": Generated(n_train=50, coarseness=1.3, n_validating=40)}
+GENERATED = {
+    "demo": Generated(n_train=20),
+    "few": Generated(n_train=50, coarseness=1.3, n_validating=40),
+    "fine": Generated(n_train=72, coarseness=0.35, n_validating=8),
+}
 COLUMNS = ("minutes", "variant", "mean Dice", "F1 of the last label", "patch", "features", "steps", "fold/seed", "on")
 
 

@@ -21,7 +21,7 @@ from autoseg.inference import predictor
 from autoseg.planning.mirroring import Mirroring, plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.store import PreprocessedCase
-from autoseg.training import checkpoint, learner, losses, muon, patches, samplers, trainer
+from autoseg.training import adapt, checkpoint, learner, losses, muon, patches, samplers, trainer
 from autoseg.training.augment import AugmentConfig
 from autoseg.training.losses import DICE_SMOOTH, deep_supervision_weights, dice_ce_loss, nearest_classes
 
@@ -204,6 +204,13 @@ def _middle(configuration: ConfigurationPlan, part: float) -> tuple[slice, ...]:
 
 
 @contextmanager
+def cases_counted_as(*, few: bool) -> Iterator[None]:
+    """Small patches are learned from for as long as where cases are few, or where they are many."""
+    with patch.object(adapt, "are_few", lambda *_: few):
+        yield
+
+
+@contextmanager
 def mirrored_along(is_wanted: Callable[[int, int | None], bool]) -> Iterator[None]:
     """Where patches are mirrored, only along these axes, in prediction too: told by axis and that of left and right."""
 
@@ -244,6 +251,8 @@ LEVERS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "augmented half as often": functools.partial(less_often, 0.5, names=("rotation", "scaling", *INTENSITIES)),
     "half the patch in the first half": functools.partial(growing_patch, 0.5, until=0.5),
     "0.7 of the patch in the first half": functools.partial(growing_patch, 0.7, until=0.5),
+    "as of few cases": functools.partial(cases_counted_as, few=True),
+    "as of many cases": functools.partial(cases_counted_as, few=False),
     "momentum 0.9": functools.partial(optimised, momentum=0.9),
     "momentum 0.98": functools.partial(optimised, momentum=0.98),
     "second moments of 100 steps": functools.partial(optimised, betas=(0.9, 0.99)),

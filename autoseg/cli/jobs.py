@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoseg.cli.options import DEFAULT_WORK, Configuration, Work, say, say_json, stopping_on_signals, work_option
+from autoseg.cli.options import DEFAULT_WORK, Work, say, say_json, stopping_on_signals, work_option
 
 if TYPE_CHECKING:
     from autoseg.pipeline.jobs.status import JobStatus
@@ -55,7 +55,9 @@ def cancel(work: Work = DEFAULT_WORK) -> None:
 @commands.command()
 def logs(
     job: Annotated[str, typer.Argument(metavar="FOLD", help="A fold, or the name of a job as 'status' shows it.")],
-    configuration: Configuration = None,
+    configuration: Annotated[
+        str | None, typer.Option("-c", "--configuration", help="Needed where several configurations train this fold.")
+    ] = None,
     work: Work = DEFAULT_WORK,
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Go on as long as the job waits or runs; Ctrl-C ends it.")

@@ -25,7 +25,12 @@ logger = logging.getLogger(__name__)
 Work = Annotated[Path, typer.Option("-w", "--work", help="The work folder.")]
 Configuration = Annotated[
     str | None,
-    typer.Option("-c", "--configuration", help="2d, 3d_fullres, cascade, ...; the recommended one by default."),
+    typer.Option(
+        "-c",
+        "--configuration",
+        help="2d, 3d_fullres, cascade, ...; default: what 'autoseg select' chose, else the recommended one, or the "
+        "only one that is trained.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 # That of `autoseg.pipeline.workspace`, whose import would slow down --help.
@@ -41,7 +46,8 @@ Partition = Annotated[str | None, typer.Option(help="Partition of the cluster; d
 Time = Annotated[
     str | None,
     typer.Option(
-        help="Limit of each job, such as 12h or 1-00:00:00; what is not done by then is requeued and goes on. Default: "
+        help="Limit of each job, such as 12h or 1-00:00:00, a bare number being minutes; what is not done by then is "
+        "requeued and goes on. Default: "
         "the partition's, 24 h at most."
     ),
 ]

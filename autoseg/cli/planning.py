@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autoseg.cli.options import DEFAULT_WORK, Device, Work, say, say_json, work_option
+from autoseg.cli.options import DEFAULT_WORK, Work, say, say_json, work_option
 from autoseg.core.errors import AutosegError
 
 commands = typer.Typer()
@@ -42,7 +42,7 @@ def check(
 ) -> None:
     """Look for everything that is wrong with a dataset. The exit code is 0 where a plan can be made of it, otherwise 2.
 
-    What is found is kept in check.json of the work folder too; 'autoseg plan' then reads no scan again.
+    What is found is kept in check.json of the work folder too; 'autoseg plan' does not check again what had no error.
     """
     from autoseg import pipeline
     from autoseg.core.errors import ERROR
@@ -141,7 +141,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Run training steps on the GPU for peak memory and the largest batch.")
     ] = False,
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(help="With --measure: the GPU to measure on, as in cuda:1.")] = "auto",
 ) -> None:
     """Check a dataset, look at its scans, decide how to segment them, and preprocess them.
 

@@ -48,7 +48,8 @@ def train(
             "-c",
             "--configuration",
             help="2d, 3d_fullres, cascade, several as in 2d,3d_fullres, or all. Default: the recommended one; of a "
-            "cascade only the first stage on a CPU, or where --max-time is less than an hour.",
+            "cascade only the first stage on a CPU, or where --max-time is less than an hour; of large scans a coarser "
+            "grid (3d_quick) where time is short.",
         ),
     ] = None,
     work: Work = DEFAULT_WORK,
@@ -57,8 +58,8 @@ def train(
     max_time: Annotated[
         str | None,
         typer.Option(
-            help="Budget: training time of each fold, such as 15m, 1h30m or 90s; the validation comes on top. Without "
-            "a budget: an hour on a CPU, a full training on a GPU."
+            help="Budget: training time of each fold, such as 15m, 1h30m or 90s, a bare number being seconds; the "
+            "validation comes on top. Without a budget: an hour on a CPU, a full training on a GPU."
         ),
     ] = None,
     device: Device = "auto",
@@ -66,7 +67,8 @@ def train(
     resume: Annotated[
         bool,
         typer.Option(
-            help="Go on from a checkpoint where there is one; --no-resume first deletes what all named folds have."
+            help="Go on from a checkpoint where there is one; --no-resume first deletes what the folds of --fold have, "
+            "finished ones too; without --fold that is every fold."
         ),
     ] = True,
     recipe: Annotated[str, typer.Option(help="fast, or published (the schedule of the nnU-Net paper).")] = "fast",
@@ -112,7 +114,10 @@ def train(
         typer.Option(metavar="NAME", help="tensorboard: curves and sample slices for it, in the fold's folder."),
     ] = None,
     checkpoint_interval: Annotated[
-        str, typer.Option(help="Save the state at the end of each epoch, and after this time at the latest.")
+        str,
+        typer.Option(
+            help="Save the state at the end of each epoch, and after this time at the latest; a bare number is seconds."
+        ),
     ] = "10m",
     force: Annotated[
         bool, typer.Option("--force", help="With -c cascade: make one where the plan has found none necessary.")

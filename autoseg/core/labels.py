@@ -83,7 +83,10 @@ class LabelSpec:
         if len(set(names)) != len(names):
             raise DatasetError(f"regions: {list_some(names)} names a region twice")
         if len(names) > MAX_REGIONS:
-            raise DatasetError(f"regions: found {len(names)}, expected at most {MAX_REGIONS}")
+            raise DatasetError(
+                f"regions: found {len(names)}, expected at most {MAX_REGIONS}; merge some, or where each structure has "
+                "a file and only few of them overlap, correct the masks so that no voxel is of two"
+            )
         for region in self.regions:
             unknown = sorted(set(region.values) - set(self.values))
             if not region.values or unknown:

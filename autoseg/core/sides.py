@@ -7,7 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-OPPOSITES = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+_ABBREVIATED = {"l": "left", "r": "right", "lh": "left", "rh": "right", "lt": "left", "rt": "right"}
+_WRITTEN_OUT = {
+    "left": "left links linke linker linkes gauche izquierda izquierdo sinistra sinistro esquerda esquerdo 左",
+    "right": "right rechts rechte rechter rechtes droit droite derecha derecho destra destro direita direito 右",
+}
+_SIDE_OF = _ABBREVIATED | {word: side for side, words in _WRITTEN_OUT.items() for word in words.split()}
+"""In English, German, Dutch, French, Spanish, Italian, Portuguese, Chinese and Japanese."""
+
+_OPPOSITE = {"left": "right", "right": "left"}
 
 # Names that say nothing of a label, as tools give them that were told none.
 _NAMELESS = re.compile(r"((label|class|structure|region|roi|object|value)[ _-]?)?\d+")
@@ -50,13 +58,14 @@ def find_sides(names: Sequence[str]) -> Sides:
     """
     words = _part_prefixes([_split(name) for name in names])
     has_heart = any(HEART & set(of_name) or _is_bare_ventricle(of_name) for of_name in words)
-    classes = {of_name: number for number, of_name in enumerate(words, start=1)}
+    sided = [tuple(_SIDE_OF.get(word, word) for word in of_name) for of_name in words]
+    classes = {of_name: number for number, of_name in enumerate(sided, start=1)}
     opposite = list(range(len(names) + 1))
     nameless = [name for name in names if is_nameless(name)]
     unpaired = nameless if len(nameless) > 1 else []
-    for number, of_name in enumerate(words, start=1):
-        mirrored = tuple(OPPOSITES.get(word, word) for word in of_name)
-        if mirrored == of_name:
+    for number, (of_name, with_side) in enumerate(zip(words, sided, strict=True), start=1):
+        mirrored = tuple(_OPPOSITE.get(word, word) for word in with_side)
+        if mirrored == with_side:
             continue
         if mirrored in classes and not (has_heart and _is_chamber(of_name)):
             opposite[number] = classes[mirrored]
@@ -71,8 +80,8 @@ def is_nameless(name: str) -> bool:
 
 
 def _split(name: str) -> tuple[str, ...]:
-    """Words in lower case: parted by what is no letter, and where a capital follows a small letter."""
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    """Words in lower case: parted by what is no letter, where a capital follows a small letter, and at 左 and 右."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])|(?=[左右])|(?<=[左右])", " ", name)
     return tuple(re.findall(r"[^\W\d_]+|\d+", parted.lower()))
 
 
@@ -81,7 +90,7 @@ def _part_prefixes(names: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     known = {word for of_name in names for word in of_name}
 
     def part(word: str) -> tuple[str, ...]:
-        has_side = len(word) >= MIN_PREFIXED and word[0] in "lr" and OPPOSITES[word[0]] + word[1:] in known
+        has_side = len(word) >= MIN_PREFIXED and word[0] in "lr" and {"l": "r", "r": "l"}[word[0]] + word[1:] in known
         return (word[0], word[1:]) if has_side else (word,)
 
     return [tuple(itertools.chain.from_iterable(map(part, of_name))) for of_name in names]
@@ -93,9 +102,9 @@ def _is_chamber(words: tuple[str, ...]) -> bool:
 
 def _is_bare_ventricle(words: tuple[str, ...]) -> bool:
     """Those of the brain are called lateral."""
-    return len(words) == 2 and "ventricle" in words and any(word in OPPOSITES for word in words)
+    return len(words) == 2 and "ventricle" in words and any(word in _SIDE_OF for word in words)
 
 
 def _is_written_out(words: tuple[str, ...]) -> bool:
     """A lone "r" or "l" may stand for anything."""
-    return "left" in words or "right" in words
+    return any(word in _SIDE_OF and word not in _ABBREVIATED for word in words)

@@ -47,14 +47,14 @@ def open_folders(path: Path) -> Dataset | None:
         and all(split_channel(file) for file in images)
         and not named.keys() & {case_name(file) for file in images}
     ):
-        grouped: dict[str, list[Path]] = group_channels(images, folder=pair[0])
-        n_channels = max(len(files) for files in grouped.values())
-        channels = ("image",) if n_channels == 1 else tuple(f"image {channel}" for channel in range(n_channels))
+        grouped = group_channels(images, folder=pair[0])
     else:
-        grouped, n_channels = {case: [file] for case, file in by_name(images).items()}, 1
-        # The fourth axis of a NIfTI file is time as often as channels, so it has to be listed.
-        in_one_file = bool(images) and file_ending(images[0]) not in _NIFTI
-        channels = channel_names(images[0]) if in_one_file else ("image",)
+        grouped = {case: [file] for case, file in by_name(images).items()}
+    n_channels = max((len(files) for files in grouped.values()), default=1)
+    channels = tuple(f"image {channel}" for channel in range(n_channels)) if n_channels > 1 else ("image",)
+    # The fourth axis of a NIfTI file is time as often as channels, so it has to be listed.
+    if n_channels == 1 and images and file_ending(images[0]) not in _NIFTI:
+        channels = channel_names(images[0])
     return Dataset(
         name=path.name,
         layout="a pair of folders",

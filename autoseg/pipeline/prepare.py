@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,19 +16,19 @@ from autoseg.core.errors import (
     describe_problems,
 )
 from autoseg.core.labels import LabelSpec
-from autoseg.core.runtime import format_duration, format_memory, resolve_device
+from autoseg.core.runtime import format_duration, resolve_device
 from autoseg.core.serialize import holds_json, write_json
 from autoseg.data.dataset import Dataset
 from autoseg.data.layouts import open_dataset
 from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
 from autoseg.pipeline.examine import look_at, refuse_foreign_folder
 from autoseg.pipeline.explain import measure_plan, write_report
-from autoseg.pipeline.preprocess import cases_to_preprocess, preprocess_cases
+from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.quick import may_be_coarser
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, configuration_to_train, default_configuration
 from autoseg.planning.choices import Choices
 from autoseg.planning.configurations import QUICK_NAMES
-from autoseg.planning.estimates import GIB, Estimates, estimate
+from autoseg.planning.estimates import estimate
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan, Reason
 
@@ -117,9 +116,7 @@ def plan(
             logger.warning("%s", describe_problems("Some cases deserve a look.", estimates.warnings))
         write_report(workspace, index, plan, fingerprint, estimates)
         if preprocess != "none":
-            grids = dict.fromkeys(plan.grid(stage) for stage in _stages_to_preprocess(plan, named, fingerprint))
-            _announce_disk(workspace, index, plan, grids, estimates)
-            for grid in grids:
+            for grid in dict.fromkeys(plan.grid(stage) for stage in _stages_to_preprocess(plan, named, fingerprint)):
                 preprocess_cases(workspace, index, plan, grid)
         return plan
 
@@ -258,26 +255,6 @@ def _read_plan_before(workspace: Workspace) -> Plan | None:
         return workspace.read_plan()
     except AutosegError:
         return None
-
-
-def _announce_disk(
-    workspace: Workspace, index: Dataset, plan: Plan, grids: Collection[str], estimates: Estimates
-) -> None:
-    """Says how much disk the cases will take that are to be preprocessed, and warns where there is less."""
-    missing = {grid: len(cases_to_preprocess(workspace, index, plan, grid)) / len(index.cases) for grid in grids}
-    needed_gib = sum(
-        taken.disk_gib * missing[taken.configuration]
-        for taken in estimates.configurations
-        if taken.configuration in missing
-    )
-    if not needed_gib:
-        return
-    free_gib = shutil.disk_usage(workspace.root).free / GIB
-    logger.info(
-        "preprocessed cases take about %s of disk, %s are free", format_memory(needed_gib), format_memory(free_gib)
-    )
-    if needed_gib > free_gib:
-        logger.warning("the disk may get full; give a work folder on a larger one with -w, or plan a coarser --spacing")
 
 
 def _set_aside_replaced_plan(workspace: Workspace, plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from autoseg.data.io import read_geometry
 from autoseg.data.load import LoadedCase, load_case, loading_gib
 from autoseg.pipeline.examine import file_identity
 from autoseg.pipeline.workspace import Workspace
+from autoseg.planning.estimates import GIB, estimate
 from autoseg.planning.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -44,11 +46,12 @@ def preprocess_cases(
     """
     started = time.monotonic()
     grid = plan.grid(configuration)
-    cases = dataset.cases[part[0] - 1 :: part[1]]
+    cases, n_cases = dataset.cases[part[0] - 1 :: part[1]], len(dataset.cases)
     dataset = dataclasses.replace(dataset, cases=cases)
     todo = cases_to_preprocess(workspace, dataset, plan, configuration, thoroughly=True)
     n_made = 0
     if todo:
+        _announce_disk(workspace, plan, grid, part=len(todo) / n_cases)
         with workspace.preprocessing(grid, part):
             n_made = sum(
                 map_threads(
@@ -122,6 +125,18 @@ def cases_to_preprocess(
         for case in dataset.cases
         if case.id in damage or not is_current(workspace.preprocessed(grid, case.id), keys[case.id])
     ]
+
+
+def _announce_disk(workspace: Workspace, plan: Plan, grid: str, *, part: float) -> None:
+    """Says how much disk this part of all cases will take, and warns where there is less."""
+    estimates = estimate(workspace.read_fingerprint(), plan).configurations
+    needed_gib = part * next(known.disk_gib for known in estimates if known.configuration == grid)
+    free_gib = shutil.disk_usage(workspace.root).free / GIB
+    logger.info(
+        "preprocessed cases take about %s of disk, %s are free", format_memory(needed_gib), format_memory(free_gib)
+    )
+    if needed_gib > free_gib:
+        logger.warning("the disk may get full; give a work folder on a larger one with -w, or plan a coarser --spacing")
 
 
 def _known_outputs(case: Case, labels: LabelSpec) -> tuple[bool, ...] | None:

@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -26,7 +26,7 @@ from autoseg.core.runtime import computing, format_duration
 from autoseg.core.serialize import digest
 from autoseg.networks.build import build_trainable
 from autoseg.networks.outputs import Outputs
-from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
+from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, NetworkPlan, Plan, Reason
 from autoseg.training.config import ITERATIONS_PER_EPOCH, Budget, TrainConfig
 from autoseg.training.learner import Learner
 from autoseg.training.recipe import RECIPES, Recipe, choose_batch_size
@@ -70,6 +70,9 @@ LADDER = (
 """From the fastest to the planned one. The steps are judgements from measurements, see docs/recipe.md."""
 
 SMALLEST_PATCH_SCALE = LADDER[0].patch_scale
+
+MAX_ENLARGEMENT = 1.5
+"""Voxels of a patch that the strides of its network ask for, as a multiple of those that are wanted."""
 
 MIN_USEFUL_STEPS = 200
 N_TIMED_STEPS = 2
@@ -147,9 +150,10 @@ def choose_training(
         needed = steps_to_mirror(recipe, n_labels=len(plan.labels.structures), n_cases=n_cases, batch_size=batch_size)
         mirror = n_steps >= needed
         reasons["mirror"] = (
-            f"there will be about {n_steps:,} steps; to gain by it takes {needed:,}, for each label "
-            f"{recipe.steps_per_label_to_mirror} and {recipe.patches_per_case_to_mirror} patches of each of {n_cases} "
-            f"cases, {recipe.max_steps_to_mirror:,} at most"
+            f"there will be about {n_steps:,} steps; to gain by it takes {needed:,}: at least "
+            f"{recipe.min_steps_to_mirror:,}, for each label {recipe.steps_per_label_to_mirror} and "
+            f"{recipe.patches_per_case_to_mirror} patches of each of {n_cases} cases, at most "
+            f"{recipe.max_steps_to_mirror:,}"
             + (f"; the rate is multiplied by {recipe.mirrored_rate:g}" if mirror else "")
             if needed
             else "of the recipe"
@@ -217,7 +221,8 @@ def choose_network(
 def steps_to_mirror(recipe: Recipe, *, n_labels: int, n_cases: int, batch_size: int) -> int:
     """From how many steps on patches are mirrored; 0 for always."""
     of_cases = math.ceil(recipe.patches_per_case_to_mirror * n_labels * n_cases / batch_size)
-    return min(max(recipe.steps_per_label_to_mirror * n_labels, of_cases), recipe.max_steps_to_mirror)
+    of_labels = recipe.steps_per_label_to_mirror * n_labels
+    return min(max(recipe.min_steps_to_mirror, of_labels, of_cases), recipe.max_steps_to_mirror)
 
 
 def adapts(plan: Plan, config: TrainConfig, *, on_cpu: bool) -> bool:
@@ -373,18 +378,38 @@ def resize(configuration: ConfigurationPlan, width: str, patch_scale: float) -> 
     """A configuration with another width, a name in `WIDTHS`, and patches that still fit the network's strides.
 
     Their edges are about this part of the planned ones; at least two voxels along each axis are left in the lowest
-    stage, where the plan leaves as many.
+    stage, where the plan leaves as many. Where the patch would be much larger for that, the lowest stages are left out.
     """
-    planned, parts = configuration.network, WIDTHS[width]
+    wanted = tuple(edge * patch_scale for edge in configuration.patch_size)
+    network, parts = configuration.network, WIDTHS[width]
+    while len(network.strides) > 2 and patch_scale < 1 and _is_too_deep(network, wanted):
+        network = _without_lowest_stage(network)
     features = tuple(
-        max(1, round(full * parts[min(stage, len(parts) - 1)])) for stage, full in enumerate(planned.features)
+        max(1, round(full * parts[min(stage, len(parts) - 1)])) for stage, full in enumerate(network.features)
     )
     patch = tuple(
-        min(edge, max(2 * step, round(edge * patch_scale / step) * step))
-        for edge, step in zip(configuration.patch_size, planned.divisor, strict=True)
+        min(edge, max(2 * step, round(part / step) * step))
+        for edge, part, step in zip(configuration.patch_size, wanted, network.divisor, strict=True)
     )
-    network = dataclasses.replace(planned, features=features)
+    network = dataclasses.replace(network, features=features)
     return dataclasses.replace(configuration, network=network, patch_size=patch)
+
+
+def _is_too_deep(network: NetworkPlan, patch_size: Sequence[float]) -> bool:
+    """Whether two voxels along each axis that the lowest stage halves would make the patch much larger."""
+    axes = zip(network.strides[-1], network.divisor, patch_size, strict=True)
+    return prod(max(1.0, 2 * step / edge) for stride, step, edge in axes if stride > 1) > MAX_ENLARGEMENT
+
+
+def _without_lowest_stage(network: NetworkPlan) -> NetworkPlan:
+    return dataclasses.replace(
+        network,
+        features=network.features[:-1],
+        strides=network.strides[:-1],
+        kernel_sizes=network.kernel_sizes[:-1],
+        encoder_blocks=network.encoder_blocks[:-1],
+        decoder_blocks=network.decoder_blocks[:-1],
+    )
 
 
 _STEP_TIMES_S: dict[str, float] = {}

@@ -30,8 +30,9 @@ class Recipe:
         patches_per_case: that a full training sees, where the user gives no budget; None for `max_epochs`.
         min_epochs, max_epochs: of a full training.
         full_cpu_time_s: a full training on a CPU, where the planned steps would take days; None for `max_epochs`.
-        steps_per_label_to_mirror: patches are mirrored only in a run of at least so many steps for each label: the
-            network has to learn every structure in eight poses instead of one.
+        min_steps_to_mirror: patches are mirrored only in a run of at least so many steps.
+        steps_per_label_to_mirror: and of at least so many for each label: the network has to learn every structure in
+            eight poses instead of one.
         patches_per_case_to_mirror: and only in one that sees at least so many patches of each case for each label:
             mirroring prevents learning by heart, which takes seeing the same often.
         max_steps_to_mirror: a run of so many steps mirrors in any case.
@@ -52,6 +53,7 @@ class Recipe:
     min_epochs: int
     max_epochs: int
     full_cpu_time_s: float | None
+    min_steps_to_mirror: int
     steps_per_label_to_mirror: int
     patches_per_case_to_mirror: int
     max_steps_to_mirror: int
@@ -86,6 +88,7 @@ RECIPES: dict[str, Recipe] = {
         min_epochs=50,
         max_epochs=250,
         full_cpu_time_s=3600.0,
+        min_steps_to_mirror=1600,
         steps_per_label_to_mirror=400,
         patches_per_case_to_mirror=20,
         max_steps_to_mirror=10_000,
@@ -106,6 +109,7 @@ RECIPES: dict[str, Recipe] = {
         min_epochs=1000,
         max_epochs=1000,
         full_cpu_time_s=None,
+        min_steps_to_mirror=0,
         steps_per_label_to_mirror=0,
         patches_per_case_to_mirror=0,
         max_steps_to_mirror=0,

@@ -326,14 +326,15 @@ class _Run:
     def tell_no_memory(self, error: Exception) -> str:
         """Where memory was short, and what to do."""
         size = f"a batch of {self.choices.batch_size} patches of {join_numbers(self.configuration.patch_size)} voxels"
+        anew = "train anew with --no-resume and a smaller --batch-size, this fold alone with --fold"
         if is_device_memory(error):
             what = f"the memory of {self.device} is full"
             advice = "end what else runs on the GPU ('nvidia-smi' shows that)"
-            less = "train anew with a smaller --batch-size and --no-resume, or plan again with less --gpu-memory"
+            less = f"{anew}, or plan again with less --gpu-memory"
         else:
             what = "the memory of this machine, or what may be used of it, is full"
             advice = "end what else runs here, or ask for more (--memory on a cluster)"
-            less = "train anew with a smaller --batch-size and --no-resume"
+            less = anew
         return (
             f"{self.files.folder}: {what} at step {self.iteration + 1}, with {size} ({first_line(error)}). What to do: "
             f"{advice}, then {self._tell_saved()}; or {less}"

@@ -20,6 +20,13 @@ from autoseg.core.sides import find_sides
         ("LEFT EYE", "right eye"),
         ("lkidney", "rkidney"),
         ("LHippocampus_1", "RHippocampus_1"),
+        ("kidney lt", "kidney rt"),
+        ("Niere links", "Niere rechts"),
+        ("linker Lungenflügel", "rechter Lungenflügel"),
+        ("rein gauche", "rein droit"),
+        ("oreille gauche", "oreille droite"),
+        ("riñón izquierdo", "riñón derecho"),
+        ("左肾", "右肾"),
     ],
 )
 def test_pairs_become_each_other(left: str, right: str) -> None:

@@ -285,6 +285,14 @@ def test_image_and_mask_folders(below: str, images: str, masks: str, tmp_path: P
     assert count_channels(dataset) == [1, 1]
 
 
+@pytest.mark.parametrize("name", ["{}", "{}_0000"])
+def test_pictures_in_colours_may_have_the_digits_of_a_channel(name: str, tmp_path: Path) -> None:
+    touch(tmp_path, *(f"images/{name.format(case)}.png*3" for case in "ab"), *(f"masks/{case}.png" for case in "ab"))
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("red", "green", "blue")
+    assert count_channels(dataset) == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("image", "mask"),
     [
