@@ -456,7 +456,7 @@ def batch(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     print(f"{'configuration':<16}{'patch':<14}{'tiles':>6}{'voxels':>9}{'ms per tile':>13}")
     for shape, spacing_mm in BATCH_GRIDS:
         for name, planned in plan_for(shape, spacing_mm).configurations.items():
-            network = build_network(planned.network, n_channels=1, n_classes=3).eval().to(device)
+            network = build_network(planned.network, n_channels=1, n_outputs=3).eval().to(device)
             for n_tiles in BATCH_SIZES:
                 tiles = torch.randn(n_tiles, 1, *planned.patch_size, device=device)
                 tiles = tiles.contiguous(memory_format=channels_last(len(planned.patch_size)))

@@ -367,7 +367,7 @@ def model_seeds(folder: Path) -> list[bytes]:
     plan: Plan = from_plain(Plan, content)
     torch.manual_seed(0)
     channels, classes = len(plan.normalization), plan.labels.n_outputs
-    built = build_network(plan.configuration(name).network, n_channels=channels, n_classes=classes).state_dict()
+    built = build_network(plan.configuration(name).network, n_channels=channels, n_outputs=classes).state_dict()
     weights = save({key: tensor.contiguous() for key, tensor in built.items()})
     record: dict[str, Any] = {"autoseg": "0", "torch": "2", "device": "cpu", "precision": "float32", "recipe": "fast"}
     record |= {"seed": 0, "batch_size": 2, "mirrored": True}

@@ -276,7 +276,7 @@ def measure_prediction(options: dict[str, Any]) -> None:
     for size in options["sizes"]:
         made, configuration = plan_size(size)
         n_classes = made.labels.n_classes
-        network = build_network(configuration.network, n_channels=1, n_classes=n_classes).to(device).eval()
+        network = build_network(configuration.network, n_channels=1, n_outputs=n_classes).to(device).eval()
         window = WindowConfig(patch_size=configuration.patch_size, mirror_axes=(0, 1, 2))
         image = torch.randn(1, *SIZES[size][0], device=device)
         forget_memory(device)

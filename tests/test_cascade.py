@@ -19,6 +19,8 @@ from autoseg.cli import app
 from autoseg.core.errors import FormatError, PlanError, PredictionError, TrainingError
 from autoseg.inference.cost import count_multiply_adds
 from autoseg.inference.model import read_model
+from autoseg.pipeline.jobs.batch import Batch, Job
+from autoseg.pipeline.jobs.tasks import TASKS, Place
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,15 +153,33 @@ def test_cases_that_never_validate_cannot_be_refined(cascade: Path, tmp_path: Pa
         autoseg.train(tmp_path / "work", configuration="cascade")
 
 
-def test_a_finished_cascade_takes_part_in_the_selection(cascade: Path) -> None:
+@pytest.fixture(scope="module")
+def finished(cascade: Path) -> Path:
+    """The work folder, with all folds of both stages."""
     run("train", "-c", "cascade", "--fold", 1, "-w", cascade / "work", *OPTIONS)
     run("train", "-c", "3d_lowres", "-w", cascade / "work", *OPTIONS)
-    selection = json.loads((cascade / "work" / "selection.json").read_text())
+    return cascade / "work"
+
+
+def test_a_finished_cascade_takes_part_in_the_selection(finished: Path) -> None:
+    selection = json.loads((finished / "selection.json").read_text())
     named = {name for candidate in selection["candidates"] for name in candidate["configurations"]}
     assert {"3d_lowres", "3d_cascade_fullres"} <= named
     assert selection["chosen"].split(" + ")[0] in named
     cost = {" + ".join(candidate["configurations"]): candidate["cost"] for candidate in selection["candidates"]}
-    second = read_model(cascade / "work" / "models" / "3d_cascade_fullres")
+    second = read_model(finished / "models" / "3d_cascade_fullres")
     shape = [round(size) for size in second.plan.configuration("3d_cascade_fullres").median_shape]
     alone = count_multiply_adds(second.plan, second.configuration, shape)
     assert cost["3d_cascade_fullres"] == pytest.approx(cost["3d_lowres"] + alone), "both stages run"
+
+
+def test_a_job_that_selects_waits_for_the_first_stage(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = Path(shutil.copytree(finished, tmp_path / "work"))
+    (work / "models" / "3d_lowres" / "fold_0" / "weights.safetensors").unlink()
+    job = Job(name="select", task="select")
+    with caplog.at_level(logging.INFO):
+        TASKS["select"](Batch(work=work, executor="local", jobs=(job,)), job, Place(device="cpu"))
+    assert "nothing to select from yet" in caplog.text
+    assert "3d_cascade_fullres: its first stage, 3d_lowres: folds 0 are not trained" in caplog.text

@@ -255,7 +255,7 @@ def test_label_maps_equal_the_cpus(model: Path, cases: list[PreprocessedCase]) -
 def test_sliding_window_equals_the_cpu_up_to_reduced_precision() -> None:
     configuration = plan().configuration(CONFIGURATION)
     torch.manual_seed(0)
-    network = build_network(configuration.network, n_channels=1, n_classes=3).eval()
+    network = build_network(configuration.network, n_channels=1, n_outputs=3).eval()
     window = WindowConfig(patch_size=configuration.patch_size, mirror_axes=(0, 1, 2))
     image = torch.randn(1, 60, 60, 60)
     expected = predict_logits(image, [network], n_outputs=3, config=window)

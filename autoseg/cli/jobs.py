@@ -96,12 +96,13 @@ def run_job(
     parent: Annotated[int | None, typer.Option()] = None,
 ) -> None:
     """Do a job of a batch; started by what looks after it."""
+    from autoseg.core.runtime import never
     from autoseg.pipeline.jobs.batch import BatchFolder
     from autoseg.pipeline.jobs.tasks import HEED_SIGNALS, Place
     from autoseg.pipeline.jobs.tasks import run_job as run
 
     task = BatchFolder(root=folder).read().job(name).task
-    with stopping_on_signals() if task in HEED_SIGNALS else nullcontext(lambda: False) as stop:
+    with stopping_on_signals() if task in HEED_SIGNALS else nullcontext(never) as stop:
         place = Place(device=device, rank=rank, rendezvous=rendezvous, attempt=attempt, stop=stop)
         run(folder, name, place, n_cpus=cpus, parent=parent)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,14 +26,10 @@ from autoseg.cli.options import (
     stopping_on_signals,
     work_option,
 )
-from autoseg.core.errors import AutosegError, Problem, TrainingInterrupted
+from autoseg.core.errors import AutosegError, TrainingInterrupted
 
 if TYPE_CHECKING:
-    from autoseg.cluster.slurm import SlurmOptions
-    from autoseg.pipeline.jobs.batch import TrainRequest
     from autoseg.pipeline.workspace import Workspace
-
-logger = logging.getLogger(__name__)
 
 commands = typer.Typer()
 
@@ -199,7 +194,7 @@ def train(
         checkpoint_interval_s=parse_duration(checkpoint_interval),
         track_with=tuple(track or ()),
     )
-    names = _configurations_to_train(
+    names = start.configurations_to_train(
         workspace, configuration, request, folds, options=options, resume=resume, n_processes=gpus_per_fold
     )
     if options is not None:
@@ -218,7 +213,7 @@ def train(
     devices = local.choose_devices(device, gpus, n_jobs=len(names) * len(folds), gpus_per_fold=gpus_per_fold)
     with stopping_on_signals() as stop:
         if len(devices) == gpus_per_fold == 1:
-            _train_one_by_one(work, request, names, folds, resume=resume, stop=stop)
+            start.train_one_by_one(work, request, configurations=names, folds=folds, resume=resume, stop=stop)
         else:
             not_done = start.train_side_by_side(
                 work,
@@ -239,103 +234,14 @@ def train(
     say(f"\nNext: autoseg predict IN OUT{_configuration_option(workspace, names)}{work_option(work)}")
 
 
-def _configurations_to_train(
-    workspace: Workspace,
-    named: str | None,
-    request: TrainRequest,
-    folds: Sequence[int],
-    *,
-    options: SlurmOptions | None,
-    resume: bool,
-    n_processes: int,
-) -> list[str]:
-    """Those that the user names; else what suits the time and the machine that will train."""
-    from autoseg import pipeline
-    from autoseg.cluster.slurm import look_at_partition
-    from autoseg.pipeline.jobs import schedule
-    from autoseg.pipeline.jobs.submit import computes_on_gpu
-
-    if named is None and options is None:
-        chosen = pipeline.configuration_for_time(
-            workspace, request.config, device=request.device, folds=folds, resume=resume, n_processes=n_processes
-        )
-        return [chosen.name]
-    # A configuration that is named is trained on whatever there is.
-    on_gpu = (
-        options is None
-        or named is not None
-        or computes_on_gpu(request.device, options, look_at_partition(options.partition))
-    )
-    return schedule.choose_configurations(
-        workspace.read_plan(),
-        named,
-        request.config.budget,
-        on_cpu=not on_gpu,
-        fingerprint=workspace.read_fingerprint,
-    )
-
-
 def _configuration_option(workspace: Workspace, trained: Sequence[str]) -> str:
     """What `predict` has to be told to take what has just been trained: nothing where it does so by itself."""
-    from autoseg.pipeline.choose import read_selection
+    from autoseg.pipeline.choose import selected_models
     from autoseg.pipeline.inputs import configuration_to_predict
 
-    selection = read_selection(workspace)
-    predicting = selection.candidate.configurations if selection else (configuration_to_predict(workspace),)
+    selected = selected_models(workspace)
+    predicting = selected[0].candidate.configurations if selected else (configuration_to_predict(workspace),)
     return "" if len(trained) > 1 or trained[0] in predicting else f" -c {trained[0]}"
-
-
-def _train_one_by_one(
-    work: Path,
-    request: TrainRequest,
-    configurations: Sequence[str],
-    folds: Sequence[int],
-    *,
-    resume: bool,
-    stop: Callable[[], bool],
-) -> None:
-    """Trains folds in this process; one that fails does not stop the others.
-
-    Raises:
-        TrainingInterrupted: `stop` said so.
-        TrainingError: some have failed.
-    """
-    from autoseg import pipeline
-    from autoseg.core.errors import AutosegError, TrainingError, describe_problems
-    from autoseg.core.faults import DeviceError, describe_fault
-    from autoseg.pipeline.jobs.start import discard_folds
-
-    if not resume:
-        # All before the first begins: what others have left would count as trained otherwise.
-        discard_folds(work, configurations, folds)
-    problems = []
-    for name in configurations:
-        for fold in folds:
-            try:
-                pipeline.train(
-                    work,
-                    folds=[fold],
-                    configuration=name,
-                    config=request.config,
-                    device=request.device,
-                    validate=request.validate,
-                    checkpoint_interval_s=request.checkpoint_interval_s,
-                    track_with=request.track_with,
-                    stop=stop,
-                )
-            except (TrainingInterrupted, DeviceError):
-                raise
-            except (AutosegError, OSError) as error:
-                if len(configurations) * len(folds) == 1:
-                    raise
-                told = describe_fault(error) or str(error)
-                logger.warning("%s, fold %d: failed: %s", name, fold, told)
-                problems.append(Problem(kind="fold failed", case=f"{name}, fold {fold}", text=told))
-    if problems:
-        n_all = len(configurations) * len(folds)
-        raise TrainingError(
-            describe_problems(f"{len(problems)} of {n_all} folds failed; the others are done.", problems)
-        )
 
 
 def _tell_jobs(work: Path, not_done: list[str]) -> None:

@@ -22,7 +22,7 @@ SLURM_TIMEOUT_S = 60
 DEFAULT_TIME_MIN = 24 * 60
 DEFAULT_CPUS_PER_GPU = 8
 SIGNAL_BEFORE_END_S = 120
-"""So long before the time limit Slurm says so. The training stops after the step that runs, saves, and is requeued."""
+"""Slurm warns a job so long before its time limit; the training then saves after its step, and is requeued."""
 UNLIMITED_TIMEOUTS = 1_000_000
 
 

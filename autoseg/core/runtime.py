@@ -44,6 +44,11 @@ _M_TOP_PAD = (-2, 128 * 2**20, 128 * 2**10)
 _most_cpus: float = math.inf  # of limit_cpus
 
 
+def never() -> bool:
+    """Where nobody asks to stop."""
+    return False
+
+
 def n_cpus() -> int:
     """Processors this process may use: what it was granted, not what the machine has. A fraction of one counts as one.
 

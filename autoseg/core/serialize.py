@@ -47,7 +47,7 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _MAX_SHOWN
 
 
 def later(default: Any) -> Any:
-    """A field of a dataclass that came later: files and digests are without it where it has its default, as before."""
+    """A field that a dataclass got later. With its default it is left out of files and digests, so older ones hold."""
     return dataclasses.field(default=default, metadata={_LATER: True})
 
 

@@ -9,14 +9,14 @@ from autoseg.core.errors import DatasetError
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.files import bad_entry, by_name, group_channels, list_images, match_labels
 from autoseg.data.io import READERS, case_name, file_ending
-from autoseg.data.listings import labels_of, parse_channels, read_index, require
+from autoseg.data.listings import index_file, labels_of, parse_channels, read_index, require
 
 
 def open_decathlon(path: Path) -> Dataset | None:
     content = read_index(path)
     if content is None or not isinstance(content.get("training"), list):
         return None
-    where = path / "dataset.json" if path.is_dir() else path
+    where = index_file(path)
     channels = parse_channels(require(content, "modality", "channel_names", where=where), where=where)
     cases, problems = [], []
     for number, entry in enumerate(content["training"]):
@@ -52,7 +52,7 @@ def open_nnunet(path: Path) -> Dataset | None:
     folder = path if path.is_dir() else path.parent
     if content is None or "cases" in content or not (folder / "imagesTr").is_dir():
         return None
-    where = path / "dataset.json" if path.is_dir() else path
+    where = index_file(path)
     channels = parse_channels(require(content, "channel_names", "modality", where=where), where=where)
     ending = str(content.get("file_ending", ".nii.gz"))
     if file_ending("x" + ending) is None:

@@ -21,9 +21,14 @@ IGNORE = "ignore"
 """What the value of voxels that nobody has annotated is called in a list of labels."""
 
 
+def index_file(path: Path) -> Path:
+    """`dataset.json` in a folder, or the file itself."""
+    return path / "dataset.json" if path.is_dir() else path
+
+
 def read_index(path: Path) -> dict[str, Any] | None:
     """The content of `dataset.json` in a folder, or of the file itself; None where there is none."""
-    file = path / "dataset.json" if path.is_dir() else path
+    file = index_file(path)
     if file.suffix.lower() != ".json" or not file.is_file():
         return None
     try:

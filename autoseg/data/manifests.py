@@ -12,7 +12,7 @@ from autoseg.core.errors import DatasetError, Problem, list_some
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.files import bad_entry, read_csv
 from autoseg.data.io import case_name
-from autoseg.data.listings import labels_of, parse_channels, read_index, require
+from autoseg.data.listings import index_file, labels_of, parse_channels, read_index, require
 
 CASE_KEYS = frozenset({"id", "case", "group", "image", "images", "label", "annotated"})
 """What a manifest tells of a case besides attributes of its own."""
@@ -61,7 +61,7 @@ def open_json_manifest(path: Path) -> Dataset | None:
     content = read_index(path)
     if content is None or "cases" not in content:
         return None
-    where = path / "dataset.json" if path.is_dir() else path
+    where = index_file(path)
     if not isinstance(content["cases"], list):
         raise DatasetError(f"{where}: 'cases' is {content['cases']!r}, expected a list")
     channels = parse_channels(require(content, "channels", "channel_names", where=where), where=where)

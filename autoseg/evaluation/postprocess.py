@@ -182,7 +182,7 @@ def count_options(pair: Pair, target: Target, tried: Sequence[Sequence[Step]]) -
     def fill(kept: NDArray[np.bool_]) -> tuple[int, int]:
         """Voxels of holes that the target gets, those of the reference and all."""
         box = joint_box([boxes[index] for index in np.flatnonzero(kept)])
-        if box is None:
+        if not box:
             return 0, 0
         mask = np.concatenate([[False], kept])[components[box]]
         free = (pair.prediction[box] == 0) | predicted[box]

@@ -11,7 +11,7 @@ from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json
 from autoseg.core.steps import Step
 
-DONE, FAILED = "done", "failed"
+CASE_DONE, CASE_FAILED = "done", "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class PredictionRecord:
         peak_memory_gib: of the process.
         peak_gpu_memory_gib: None without a GPU.
         cases: what became of each; a label map is whole where it says "done".
-        request: by which calls know each other that go on with the same; empty where nobody goes on with it.
+        request: the same for all calls that go on with each other's work; empty for a single call.
     """
 
     autoseg: str

@@ -20,18 +20,18 @@ def build_trainable(plan: Plan, configuration: ConfigurationPlan) -> nn.Module:
     return build_network(
         configuration.network,
         n_channels=len(plan.channels),
-        n_classes=plan.labels.n_outputs,
+        n_outputs=plan.labels.n_outputs,
         n_previous=plan.n_previous(configuration.name),
     )
 
 
-def build_network(plan: NetworkPlan, *, n_channels: int, n_classes: int, n_previous: int = 0) -> nn.Module:
+def build_network(plan: NetworkPlan, *, n_channels: int, n_outputs: int, n_previous: int = 0) -> nn.Module:
     """Builds the network of a plan, with fresh weights, in the layout of `channels_last`.
 
     Args:
         plan: names the architecture.
         n_channels: of the image.
-        n_classes: channels of the output.
+        n_outputs: channels of the output: the classes with the background, or the regions.
         n_previous: foreground classes of the first stage of a cascade. Where there are some, the input has one more
             channel, with the class that the first stage has found, and the network sees a mask for each class.
 
@@ -40,7 +40,7 @@ def build_network(plan: NetworkPlan, *, n_channels: int, n_classes: int, n_previ
     """
     if plan.architecture not in ARCHITECTURES:
         raise PlanError(f"architecture '{plan.architecture}' is unknown; known are {', '.join(ARCHITECTURES)}")
-    network = ARCHITECTURES[plan.architecture](plan, n_channels=n_channels + n_previous, n_classes=n_classes)
+    network = ARCHITECTURES[plan.architecture](plan, n_channels=n_channels + n_previous, n_outputs=n_outputs)
     if n_previous:
         network.register_forward_pre_hook(lambda _, inputs: (_masks_of_classes(inputs[0], n_previous),))
     # mypy knows no overload of `to` with a memory format alone.

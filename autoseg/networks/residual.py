@@ -79,13 +79,13 @@ def _residual_stage(
     return nn.Sequential(first, *(ResidualBlock(n_out, n_out, kernel_size=kernel_size) for _ in range(n_blocks - 1)))
 
 
-def make_residual_unet(plan: NetworkPlan, *, n_channels: int, n_classes: int) -> UNet:
+def make_residual_unet(plan: NetworkPlan, *, n_channels: int, n_outputs: int) -> UNet:
     """The U-Net whose encoder is a convolution as its stem, then `plan.encoder_blocks` residual blocks per stage.
 
     Args:
         plan: stages, features, strides and kernels.
         n_channels: of the input.
-        n_classes: of the output, with the background.
+        n_outputs: channels of the output: the classes with the background, or the regions.
     """
     widths = (plan.features[0], *plan.features)
     stages = zip(plan.encoder_blocks, plan.kernel_sizes, plan.strides, strict=True)
@@ -94,4 +94,4 @@ def make_residual_unet(plan: NetworkPlan, *, n_channels: int, n_classes: int) ->
         for i, (blocks, kernel, stride) in enumerate(stages)
     ]
     encoder[0].insert(0, ConvBlock(n_channels, plan.features[0], kernel_size=plan.kernel_sizes[0]))
-    return UNet(encoder, plan, n_classes=n_classes)
+    return UNet(encoder, plan, n_outputs=n_outputs)

@@ -111,14 +111,14 @@ class UNet(nn.Module):
     deep supervision, otherwise the first alone.
     """
 
-    def __init__(self, encoder: Iterable[nn.Module], plan: NetworkPlan, *, n_classes: int) -> None:
+    def __init__(self, encoder: Iterable[nn.Module], plan: NetworkPlan, *, n_outputs: int) -> None:
         """Adds the decoder, and draws the weights of all convolutions.
 
         Args:
             encoder: one module per stage; each takes the output of the one before, and makes the features and the
                 resolution that the plan wants of its stage.
             plan: stages, features, strides and kernels.
-            n_classes: of the output, with the background.
+            n_outputs: channels of the output: the classes with the background, or the regions.
         """
         super().__init__()
         n_axes = len(plan.strides[0])
@@ -135,8 +135,8 @@ class UNet(nn.Module):
             for i, blocks in enumerate(plan.decoder_blocks)
         )
         # The lowest decoder output is not supervised, unless it is the only one.
-        n_outputs = max(1, len(plan.decoder_blocks) - 1)
-        self.heads = nn.ModuleList(_CONVOLUTION[n_axes](width, n_classes, 1) for width in plan.features[:n_outputs])
+        n_heads = max(1, len(plan.decoder_blocks) - 1)
+        self.heads = nn.ModuleList(_CONVOLUTION[n_axes](width, n_outputs, 1) for width in plan.features[:n_heads])
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> list[Tensor] | Tensor:
@@ -162,13 +162,13 @@ class UNet(nn.Module):
         return outputs[::-1] if self.training else outputs[0]
 
 
-def make_plain_unet(plan: NetworkPlan, *, n_channels: int, n_classes: int) -> UNet:
+def make_plain_unet(plan: NetworkPlan, *, n_channels: int, n_outputs: int) -> UNet:
     """The U-Net whose encoder is `plan.encoder_blocks` convolutions per stage.
 
     Args:
         plan: stages, features, strides and kernels.
         n_channels: of the input.
-        n_classes: of the output, with the background.
+        n_outputs: channels of the output: the classes with the background, or the regions.
     """
     widths = (n_channels, *plan.features)
     stages = zip(plan.encoder_blocks, plan.kernel_sizes, plan.strides, strict=True)
@@ -176,7 +176,7 @@ def make_plain_unet(plan: NetworkPlan, *, n_channels: int, n_classes: int) -> UN
         _conv_stage(widths[i], widths[i + 1], n_blocks=blocks, kernel_size=kernel, stride=stride)
         for i, (blocks, kernel, stride) in enumerate(stages)
     ]
-    return UNet(encoder, plan, n_classes=n_classes)
+    return UNet(encoder, plan, n_outputs=n_outputs)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from autoseg.core.locks import locked
 from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.core.serialize import digest, write_json
 from autoseg.data.io import read_label
-from autoseg.pipeline.fold_validation import validate_fold, validation_folder, why_incomplete
+from autoseg.pipeline.fold_validation import validate_fold, validation_label_map, why_incomplete
 from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.workspace import CASCADE, DEFAULT_WORK, Workspace
 from autoseg.planning.plan import ConfigurationPlan, Plan
@@ -113,7 +113,7 @@ def prepare_second_stage(
                 plan,
                 configuration.name,
                 case,
-                label_map=validation_folder(workspace, first, fold_of[case]) / f"{case}.nii.gz",
+                label_map=validation_label_map(workspace, first, fold_of[case], case),
                 model=digests[fold_of[case]],
             ),
             sorted(fold_of),

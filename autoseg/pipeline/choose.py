@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError, PredictionError, TrainingError, TrainingInterrupted
-from autoseg.core.locks import locked
-from autoseg.core.runtime import track
+from autoseg.core.runtime import never, track
 from autoseg.core.serialize import holds_json, read_json, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_geometry, read_label, write_volume
 from autoseg.data.references import read_reference
 from autoseg.pipeline.crossval import cross_validate
 from autoseg.pipeline.fold_validation import (
-    never,
     open_stored,
     prepare_stored,
-    validation_folder,
+    validation_label_map,
     why_incomplete,
 )
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
@@ -73,8 +71,8 @@ def select(
 
     workspace = Workspace(root=Path(work))
     plan, cases = workspace.read_plan(), workspace.read_dataset().cases
-    with locked(workspace.root / ".select.lock", waiting_for="selects"):
-        complete, missing = _find_complete(workspace, plan)
+    with workspace.selecting():
+        complete, missing = find_complete(workspace, plan)
         if not complete:
             listed = "\n".join(f"  - {name}: {why}" for name, why in missing.items())
             raise TrainingError(f"{workspace.root}: no configuration is trained on all folds\n{listed}")
@@ -146,8 +144,8 @@ def selected_models(workspace: Workspace) -> tuple[Selection, tuple[Model, ...]]
     return None
 
 
-def _find_complete(workspace: Workspace, plan: Plan) -> tuple[list[str], dict[str, str]]:
-    """Configurations with all folds, and why the others are not."""
+def find_complete(workspace: Workspace, plan: Plan) -> tuple[list[str], dict[str, str]]:
+    """Configurations that are trained on all folds, cascades with their first stages, and why the others are not."""
     complete, missing = [], {}
     for name, configuration in plan.configurations.items():
         first = configuration.previous
@@ -164,8 +162,9 @@ def _find_complete(workspace: Workspace, plan: Plan) -> tuple[list[str], dict[st
 
 def _label_file(workspace: Workspace, names: Sequence[str], case: str, fold: int) -> Path:
     """The out-of-fold label map of a case."""
-    folder = validation_folder(workspace, names[0], fold) if len(names) == 1 else workspace.ensemble(names)
-    return folder / f"{case}.nii.gz"
+    if len(names) == 1:
+        return validation_label_map(workspace, names[0], fold, case)
+    return workspace.ensemble(names) / f"{case}.nii.gz"
 
 
 def _judge(
@@ -270,7 +269,9 @@ def _predict_together(
             old.unlink(missing_ok=True)
         write_json(file, record)
     fold_of = members[0].folds
-    todo = [case for case in cases if case.id in fold_of and not (folder / f"{case.id}.nii.gz").is_file()]
+    validated = [case for case in cases if case.id in fold_of]
+    label_maps = {case.id: _label_file(workspace, names, case.id, fold_of[case.id]) for case in validated}
+    todo = [case for case in validated if not label_maps[case.id].is_file()]
     if not todo:
         return
     with track(f"{' and '.join(names)} together segment all cases", total=len(todo)) as advance:
@@ -288,5 +289,5 @@ def _predict_together(
                 prepared = [prepare_stored(open_stored(workspace, predictor, case)) for predictor in predictors]
                 geometry = read_geometry(case.label_files[0])
                 label = ensemble.segment(prepared).label
-                write_volume(folder / f"{case.id}.nii.gz", label, geometry, like=case.label_files[0])
+                write_volume(label_maps[case.id], label, geometry, like=case.label_files[0])
                 advance(1)

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError, ImageTooLargeError, TrainingError, TrainingInterrupted
-from autoseg.core.runtime import format_duration, track
+from autoseg.core.runtime import format_duration, never, track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.fold_validation import (
-    never,
     open_stored,
     prepare_stored,
     validate_fold,
-    validation_folder,
     validation_key,
+    validation_label_map,
     why_incomplete,
 )
 from autoseg.pipeline.preprocess import preprocess_cases
@@ -124,7 +123,7 @@ def _read_current(workspace: Workspace, configuration: str, key: str) -> CrossVa
     found = read_cross_validation(workspace, configuration)
     if found is None or found.key != key:
         return None
-    maps = (validation_folder(workspace, configuration, fold) / f"{case}.nii.gz" for case, fold in found.folds.items())
+    maps = (validation_label_map(workspace, configuration, fold, case) for case, fold in found.folds.items())
     return found if all(label_map.is_file() for label_map in maps) else None
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from autoseg.core.errors import TrainingError, WorkspaceError, list_some
 from autoseg.core.locks import locked
-from autoseg.core.runtime import resolve_device
+from autoseg.core.runtime import never, resolve_device
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
-from autoseg.pipeline.fold_validation import never, open_preprocessed, validate_fold, why_incomplete
+from autoseg.pipeline.fold_validation import open_preprocessed, validate_fold, why_incomplete
 from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
@@ -118,7 +118,7 @@ def train(
                 work,
                 config=config,
                 device=device,
-                # Not now: whoever selects waits for first stages that are being completed, as this one is.
+                # Whoever selects waits until no first stage is being completed, and this one would wait for itself.
                 and_select=False,
                 checkpoint_interval_s=checkpoint_interval_s,
                 track_with=track_with,
@@ -225,7 +225,7 @@ def _settle(
 
 @contextmanager
 def _forgetting_settled(files: FoldFiles) -> Iterator[None]:
-    """Where a fold fails before its first step, nothing is left of it that others would have to go by."""
+    """Removes the mark that the fold has begun, so that one that fails before its first step binds no other fold."""
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError, ImageTooLargeError, TrainingError, TrainingInterrupted
-from autoseg.core.runtime import n_cpus, track
+from autoseg.core.runtime import n_cpus, never, track
 from autoseg.core.serialize import digest as digest_of
 from autoseg.core.serialize import holds_json, read_json, write_json
 from autoseg.data.dataset import Case
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EVALUATION = "evaluation.json"
-
-
-def never() -> bool:
-    """Nobody asks to stop."""
-    return False
 
 
 def validate_fold(
@@ -70,7 +65,8 @@ def validate_fold(
     cases = [case for case in workspace.read_dataset().cases if case.id in ids]
     file, digest = folder / EVALUATION, model.digest([fold])
     key = validation_key(digest, cases)
-    if file.exists() and all((folder / f"{case.id}.nii.gz").is_file() for case in cases):
+    label_maps = {case.id: validation_label_map(workspace, configuration, fold, case.id) for case in cases}
+    if file.exists() and all(label_map.is_file() for label_map in label_maps.values()):
         try:
             known: Evaluation = read_json(file, Evaluation)
         except FormatError as error:
@@ -87,7 +83,7 @@ def validate_fold(
         for case in cases:
             if stop():
                 raise TrainingInterrupted("stopped while validating; the same command goes on with the next case")
-            label_map = folder / f"{case.id}.nii.gz"
+            label_map = label_maps[case.id]
             if label_map.is_file():
                 predicted, _ = read_label(label_map)
             else:
@@ -159,6 +155,11 @@ def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Pa
     from autoseg.training.folds import fold_folder
 
     return fold_folder(workspace.model(configuration), fold) / "validation"
+
+
+def validation_label_map(workspace: Workspace, configuration: str, fold: int, case: str) -> Path:
+    """The label map that a fold has made of one of its validation cases."""
+    return validation_folder(workspace, configuration, fold) / f"{case}.nii.gz"
 
 
 def open_stored(workspace: Workspace, predictor: Predictor, case: Case) -> PreprocessedCase:

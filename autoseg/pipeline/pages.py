@@ -12,10 +12,10 @@ from autoseg.core.locks import locked
 from autoseg.core.serialize import read_json
 from autoseg.data.io import read_label, read_raw
 from autoseg.data.references import read_shown_reference
-from autoseg.inference.record import DONE, CaseResult, labels_of, read_records
+from autoseg.inference.record import CASE_DONE, CaseResult, labels_of, read_records
 from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.crossval import read_cross_validation
-from autoseg.pipeline.fold_validation import validation_folder
+from autoseg.pipeline.fold_validation import validation_label_map
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
         image = by_id[case].image_files[0]
         raw = read_raw(image)
         reference = read_shown_reference(by_id[case], plan.labels)
-        folder = validation_folder(workspace, configuration, folds[configuration][case])
-        prediction, _ = read_label(folder / f"{case}.nii.gz")
+        prediction, _ = read_label(validation_label_map(workspace, configuration, folds[configuration][case], case))
         for name, shape in (("the label map", reference.shape), ("what the network found", prediction.shape)):
             if shape != raw.geometry.shape:
                 raise DatasetError(f"{image}: has {raw.geometry.shape} voxels, {name} {shape}")
@@ -182,7 +181,7 @@ def _describe(case: str, known: CaseResult) -> PredictedCase:
         case=case,
         volumes_ml=known.volumes_ml,
         warnings=known.warnings,
-        error=known.error if known.status != DONE else None,
+        error=known.error if known.status != CASE_DONE else None,
         estimated_dice=known.estimated_dice,
         is_flagged=known.is_doubtful,
         seconds=known.seconds,

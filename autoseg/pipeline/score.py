@@ -11,7 +11,7 @@ from autoseg.core.errors import AutosegError
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
 from autoseg.evaluation.scores import DEFAULT_SETTINGS, ScoreSettings
-from autoseg.inference.record import DONE, labels_of, read_records
+from autoseg.inference.record import CASE_DONE, labels_of, read_records
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation
@@ -55,7 +55,7 @@ def evaluate(
 
     folder = Path(prediction)
     records, model = read_records(folder), None
-    failed = {case for record in records for case, found in record.cases.items() if found.status != DONE}
+    failed = {case for record in records for case, found in record.cases.items() if found.status != CASE_DONE}
     if records:
         models = {record.model for record in records}
         model = models.pop() if len(models) == 1 else None

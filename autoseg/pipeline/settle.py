@@ -17,7 +17,7 @@ from autoseg.core.serialize import digest, holds_json, read_json, write_json
 from autoseg.core.versions import note_writer, refuse_newer
 from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
 from autoseg.training.adapt import LADDER, WIDTHS, choose_training, with_requests
-from autoseg.training.folds import BEGUN, PLAN, TRAINING, folds_with, usable_folds
+from autoseg.training.folds import BEGUN_MARK, PLAN, TRAINING, folds_with, usable_folds
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingChoices
 
@@ -114,7 +114,7 @@ def settle_training(
         for path, content in ((file, known), (model / PLAN, adapted)):
             if not holds_json(path, content):
                 write_json(path, content)
-        # From now on it counts for whoever trains another one, however long its cases and its network take to load.
+        # Marked as begun now, so that other folds take these choices even while this one is still loading.
         if folds and folds[0] not in usable_folds(model):
             begun = FoldFiles.of(model, folds[0]).begun
             begun.parent.mkdir(exist_ok=True)
@@ -158,13 +158,29 @@ def refuse_while_trained(folds: Sequence[FoldFiles]) -> None:
         )
 
 
+def discard_folds(models: Sequence[Path], folds: Sequence[int]) -> None:
+    """Deletes what earlier trainings of folds have left, so that they begin anew.
+
+    Args:
+        models: their folders.
+        folds: of each.
+
+    Raises:
+        TrainingError: another process trains one of them; all are as they were.
+    """
+    found = [FoldFiles.of(model, fold) for model in models for fold in folds]
+    refuse_while_trained(found)
+    for files in found:
+        files.forget()
+
+
 def staying_folds(model: Path, folds: Sequence[int], *, resume: bool) -> list[int]:
     """What a model has of folds, and keeps when these are trained: they go on, or else are deleted.
 
     Folds that are trained elsewhere count from their beginning, with or without a checkpoint.
     """
     begun = usable_folds(model)
-    announced = {*begun, *folds_with(model, TRAINING), *folds_with(model, BEGUN)}
+    announced = {*begun, *folds_with(model, TRAINING), *folds_with(model, BEGUN_MARK)}
     return sorted(fold for fold in announced if fold not in folds or (resume and fold in begun))
 
 

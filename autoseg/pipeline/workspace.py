@@ -40,7 +40,7 @@ folds, and then has too little time to add to them."""
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """The work folder: where everything is kept. Nothing else knows these names.
+    """The work folder: where everything is kept that more than one part of the pipeline uses.
 
     Raises:
         WorkspaceError: a newer autoseg has made it.
@@ -162,11 +162,17 @@ class Workspace:
             yield
 
     @contextmanager
+    def selecting(self) -> Iterator[None]:
+        """While the block runs, no other process selects."""
+        with locked(self.root / ".select.lock", waiting_for="selects"):
+            yield
+
+    @contextmanager
     def preprocessing(self, grid: str, part: tuple[int, int] = (1, 1)) -> Iterator[None]:
         """While the block runs, no other process makes these cases on a grid.
 
-        Parts of the same number of parts go on side by side. Whoever comes with all cases waits for all parts, and
-        those that come later wait for him.
+        Processes that share the cases in the same number of parts run side by side. One that takes all cases waits
+        for every part, and those that come later wait for it.
         """
         folder, is_part = self.root / "preprocessed", part[1] > 1
         waiting_for = f"preprocesses {grid}"

@@ -38,16 +38,16 @@ def _check_size(configuration: ConfigurationPlan) -> None:
         )
 
 
-def _check_memory(configuration: ConfigurationPlan, n_classes: int, preset: Preset) -> None:
+def _check_memory(configuration: ConfigurationPlan, n_outputs: int, preset: Preset) -> None:
     budget = preset.budgets[configuration.n_axes]
-    values = count_feature_map_values(configuration.network, configuration.patch_size, n_classes)
+    values = count_feature_map_values(configuration.network, configuration.patch_size, n_outputs)
     largest = budget.largest_batch_size(values)
     if configuration.batch_size <= largest:
         return
     needed_gib = preset.needed_memory_gib(values, batch_size=configuration.batch_size, n_axes=configuration.n_axes)
     if largest:
         advice = f"the nearest valid batch_size is {largest}"
-    elif smaller := _shrink(configuration, n_classes, preset):
+    elif smaller := _shrink(configuration, n_outputs, preset):
         advice = f"not even one patch fits; the nearest valid patch_size is {smaller}"
     else:
         advice = "not even the smallest patch of this network fits; use fewer features, or a larger gpu_memory_gib"
@@ -57,12 +57,12 @@ def _check_memory(configuration: ConfigurationPlan, n_classes: int, preset: Pres
     )
 
 
-def _shrink(configuration: ConfigurationPlan, n_classes: int, preset: Preset) -> list[int] | None:
+def _shrink(configuration: ConfigurationPlan, n_outputs: int, preset: Preset) -> list[int] | None:
     """The patch, shortened where it is longest against the cases until the batch fits; None where none does."""
     patch, network = list(configuration.patch_size), configuration.network
     budget = preset.budgets[configuration.n_axes]
     while True:
-        largest = budget.largest_batch_size(count_feature_map_values(network, tuple(patch), n_classes))
+        largest = budget.largest_batch_size(count_feature_map_values(network, tuple(patch), n_outputs))
         if largest >= configuration.batch_size:
             return patch
         axes = [axis for axis, size in enumerate(patch) if size > network.divisor[axis]]

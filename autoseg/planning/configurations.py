@@ -43,13 +43,13 @@ MIN_QUICK_COMPONENT_VOXELS = 25
 
 
 def plan_configurations(
-    grid: Grid, n_classes: int, preset: Preset, choices: Choices | None = None
+    grid: Grid, n_outputs: int, preset: Preset, choices: Choices | None = None
 ) -> tuple[dict[str, ConfigurationPlan], tuple[Reason, ...]]:
     """Every configuration that makes sense on the grid: 2d, 3d_fullres, 3d_lowres and 3d_cascade_fullres.
 
     Args:
         grid: the grid of full resolution.
-        n_classes: channels of the output, the background included.
+        n_outputs: channels of the output: the classes with the background, or the regions.
         preset: the kind of network and its memory.
         choices: patches and batches that the user has set.
 
@@ -59,7 +59,7 @@ def plan_configurations(
     Raises:
         PlanError: what the user has set is not valid, or nothing fits the memory.
     """
-    planner = _Planner(n_classes, preset, grid.n_cases, choices or Choices())
+    planner = _Planner(n_outputs, preset, grid.n_cases, choices or Choices())
     # In-plane it is always the median: only the through-plane axis can have another spacing.
     spacing_text = (
         f"the median in-plane spacing, {join_numbers(grid.spacing_mm[1:])} mm; slices keep their own distance"
@@ -220,8 +220,8 @@ def _smallest_of_median_case(volumes_ml: Sequence[tuple[float, ...]]) -> float:
 class _Planner:
     """Plans configurations of one dataset, one preset and one user."""
 
-    def __init__(self, n_classes: int, preset: Preset, n_cases: int, choices: Choices) -> None:
-        self.n_classes, self.preset, self.n_cases, self.choices = n_classes, preset, n_cases, choices
+    def __init__(self, n_outputs: int, preset: Preset, n_cases: int, choices: Choices) -> None:
+        self.n_outputs, self.preset, self.n_cases, self.choices = n_outputs, preset, n_cases, choices
 
     def plan(
         self,
@@ -235,12 +235,12 @@ class _Planner:
         """Patch, batch and network of one configuration. `n_voxels` are those of the whole dataset on this grid."""
         wanted_patch, wanted_batch = self.choices.patch_sizes.get(name), self._wanted_batch_size(name)
         if wanted_patch is None:
-            fitted = fit_patch(spacing_mm, median_shape, self.n_classes, self.preset)
+            fitted = fit_patch(spacing_mm, median_shape, self.n_outputs, self.preset)
             patch_text = _explain_patch(fitted, median_shape, self.preset)
         else:
             least = MIN_BATCH_SIZE if wanted_batch is None else min(wanted_batch, MIN_BATCH_SIZE)
             fitted = adopt_patch(
-                name, wanted_patch, spacing_mm, largest_shape, self.n_classes, self.preset, batch_size=least
+                name, wanted_patch, spacing_mm, largest_shape, self.n_outputs, self.preset, batch_size=least
             )
             patch_text = f"{SET_BY_USER}: {join_numbers(wanted_patch)}, {_millions(fitted.values)} feature-map values"
         batch_size, batch_text = self._choose_batch_size(name, fitted.patch_size, fitted.values, n_voxels, wanted_batch)
@@ -285,7 +285,7 @@ class _Planner:
         ):
             spacing_mm = coarsen(spacing_mm)
             median_shape = _rescale(full.median_shape, full.spacing_mm, spacing_mm)
-            patch = fit_patch(spacing_mm, _round_shape(median_shape), self.n_classes, self.preset).patch_size
+            patch = fit_patch(spacing_mm, _round_shape(median_shape), self.n_outputs, self.preset).patch_size
         reduction = prod(full.median_shape) / prod(median_shape)
         if reduction < LOWRES_MIN_REDUCTION:
             text = f"none is worth it: {facts}, but a grid with {reduction:.2f} times fewer voxels would do already"
@@ -321,7 +321,7 @@ class _Planner:
         if self.choices.patch_sizes.get(name, full.patch_size) != full.patch_size:
             raise PlanError(f"{name}: has the patch of 3d_fullres; set --patch-size 3d_fullres=... instead")
         if batch_size != full.batch_size:
-            values = count_feature_map_values(full.network, full.patch_size, self.n_classes)
+            values = count_feature_map_values(full.network, full.patch_size, self.n_outputs)
             batch_size, _ = self._choose_batch_size(name, full.patch_size, values, 0, batch_size)
         cascade = replace(full, name=name, previous=low.name, batch_size=batch_size)
         refines = f"refines the prediction of {low.name}, which sees more of a case than a patch of 3d_fullres does"

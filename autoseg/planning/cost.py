@@ -46,21 +46,21 @@ class Stage:
     n_multiply_adds: int
 
 
-def list_stages(configuration: ConfigurationPlan, *, n_channels: int, n_classes: int) -> tuple[Stage, ...]:
+def list_stages(configuration: ConfigurationPlan, *, n_channels: int, n_outputs: int) -> tuple[Stage, ...]:
     """The stages of a configuration's network, from full resolution to the bottleneck.
 
     Args:
         configuration: with a network of an architecture in `autoseg.planning.memory.ENCODER_COUNTS`.
         n_channels: of the network's input; that of a cascade has the previous prediction too.
-        n_classes: of the output, with the background.
+        n_outputs: channels of the output: the classes with the background, or the regions.
 
     Raises:
         PlanError: the architecture is unknown.
     """
     network = configuration.network
-    values = count_values_per_stage(network, configuration.patch_size, n_classes)
+    values = count_values_per_stage(network, configuration.patch_size, n_outputs)
     sizes = size_per_stage(network, configuration.patch_size)
-    layers = _list_layers(network, n_channels, n_classes)
+    layers = _list_layers(network, n_channels, n_outputs)
     stages = []
     spacing_mm = configuration.spacing_mm
     for i, stride in enumerate(network.strides):
@@ -102,7 +102,7 @@ def _convolution(stage: int, n_in: int, n_out: int, kernel_size: tuple[int, ...]
     return _Layer(stage, n_in * n_out * prod(kernel_size), 3 * n_out)
 
 
-def _list_layers(network: NetworkPlan, n_channels: int, n_classes: int) -> list[list[_Layer]]:
+def _list_layers(network: NetworkPlan, n_channels: int, n_outputs: int) -> list[list[_Layer]]:
     """All layers of each stage."""
     features, n_stages = network.features, len(network.features)
     layers = [ENCODER_LAYERS[network.architecture](network, i, n_channels) for i in range(n_stages)]
@@ -114,7 +114,7 @@ def _list_layers(network: NetworkPlan, n_channels: int, n_classes: int) -> list[
         layers[i] += [_convolution(i, n_out, n_out, kernel)] * (n_blocks - 1)
     # The lowest decoder stage has a segmentation layer only where it is the only one.
     for i in range(max(1, n_stages - 2)):
-        layers[i].append(_Layer(i, features[i] * n_classes, n_classes))
+        layers[i].append(_Layer(i, features[i] * n_outputs, n_outputs))
     return layers
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import WARNING, Problem
 from autoseg.core.geometry import inverse_order, join_numbers, permute3
+from autoseg.core.labels import class_dtype
 from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
 from autoseg.planning.grid import AXES, resampled_shapes
 from autoseg.planning.memory import count_feature_map_values
@@ -27,7 +28,7 @@ OUTLIER_DEVIATIONS = 5.0
 """A spacing is an outlier where it differs from the median by more than this factor, and by more than so many median
 absolute deviations of its logarithm: a dataset of mixed protocols has a wide spread but no outliers."""
 
-# Of image and label on disk, see `autoseg.preprocessing.store`.
+# Of a voxel of an image on disk, see `autoseg.preprocessing.store`.
 IMAGE_BYTES = 2
 
 
@@ -171,7 +172,7 @@ def _estimate_configuration(
 ) -> ConfigurationEstimate:
     voxels = np.prod(shapes_on_grid(fingerprint.cases, plan, configuration), axis=1)
     largest = int(np.argmax(voxels))
-    label_bytes = 1 if plan.labels.n_stored <= 256 else 2
+    label_bytes = np.dtype(class_dtype(plan.labels.n_stored)).itemsize
     preset = find_preset(plan.preset, plan.gpu_memory_gib)
     values = count_feature_map_values(configuration.network, configuration.patch_size, plan.labels.n_outputs)
     return ConfigurationEstimate(

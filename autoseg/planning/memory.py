@@ -13,7 +13,7 @@ from autoseg.core.errors import PlanError
 from autoseg.planning.plan import NetworkPlan
 
 
-def count_feature_map_values(network: NetworkPlan, patch_size: tuple[int, ...], n_classes: int) -> int:
+def count_feature_map_values(network: NetworkPlan, patch_size: tuple[int, ...], n_outputs: int) -> int:
     """Values in the feature maps of one forward pass with one patch.
 
     Counted are the outputs of all convolutions and transposed convolutions, and of the segmentation layer of full
@@ -22,7 +22,7 @@ def count_feature_map_values(network: NetworkPlan, patch_size: tuple[int, ...], 
     Args:
         network: the network, of an architecture in `ENCODER_COUNTS`.
         patch_size: in voxels, divisible by the network's strides.
-        n_classes: channels of the output, the background included.
+        n_outputs: channels of the output: the classes with the background, or the regions.
 
     Returns:
         The number of values, for a batch of one.
@@ -30,10 +30,10 @@ def count_feature_map_values(network: NetworkPlan, patch_size: tuple[int, ...], 
     Raises:
         PlanError: the architecture is unknown.
     """
-    return sum(count_values_per_stage(network, patch_size, n_classes))
+    return sum(count_values_per_stage(network, patch_size, n_outputs))
 
 
-def count_values_per_stage(network: NetworkPlan, patch_size: tuple[int, ...], n_classes: int) -> list[int]:
+def count_values_per_stage(network: NetworkPlan, patch_size: tuple[int, ...], n_outputs: int) -> list[int]:
     """The same per stage: what encoder, decoder and segmentation layer put out at its resolution."""
     if network.architecture not in ENCODER_COUNTS:
         raise PlanError(
@@ -45,7 +45,7 @@ def count_values_per_stage(network: NetworkPlan, patch_size: tuple[int, ...], n_
     decoder = [1 + n_blocks for n_blocks in network.decoder_blocks] + [0]
     voxels = [prod(size) for size in size_per_stage(network, patch_size)]
     values = [(e + d) * f * v for e, d, f, v in zip(encoder, decoder, network.features, voxels, strict=True)]
-    values[0] += n_classes * voxels[0]
+    values[0] += n_outputs * voxels[0]
     return values
 
 

@@ -36,7 +36,7 @@ class FittedPatch:
 
 
 def fit_patch(
-    spacing_mm: tuple[float, ...], median_shape: tuple[float, ...], n_classes: int, preset: Preset
+    spacing_mm: tuple[float, ...], median_shape: tuple[float, ...], n_outputs: int, preset: Preset
 ) -> FittedPatch:
     """The largest patch that trains within the preset's memory, in about the proportions of the median case.
 
@@ -46,7 +46,7 @@ def fit_patch(
     Args:
         spacing_mm: of the grid, 2 or 3 axes.
         median_shape: of the cases on the grid, in voxels.
-        n_classes: channels of the output, the background included.
+        n_outputs: channels of the output: the classes with the background, or the regions.
         preset: the kind of network and its memory.
 
     Returns:
@@ -63,7 +63,7 @@ def fit_patch(
     initial, seen = topology.patch_size, {topology.patch_size}
     while True:
         network = preset.network(topology)
-        values = count_feature_map_values(network, topology.patch_size, n_classes)
+        values = count_feature_map_values(network, topology.patch_size, n_outputs)
         if values <= budget.max_values_per_patch:
             break
         smaller = _shorten(topology, spacing_mm, median_shape, seen)
@@ -90,7 +90,7 @@ def adopt_patch(
     patch_size: tuple[int, ...],
     spacing_mm: tuple[float, ...],
     largest_shape: tuple[float, ...],
-    n_classes: int,
+    n_outputs: int,
     preset: Preset,
     *,
     batch_size: int,
@@ -102,7 +102,7 @@ def adopt_patch(
         patch_size: in voxels, 2 or 3 axes.
         spacing_mm: of the grid.
         largest_shape: of the cases on the grid, in voxels.
-        n_classes: channels of the output, the background included.
+        n_outputs: channels of the output: the classes with the background, or the regions.
         preset: the kind of network and its memory.
         batch_size: that must fit with it.
 
@@ -116,7 +116,7 @@ def adopt_patch(
     topology = plan_topology(spacing_mm, patch_size)
     limit = limit_patch(spacing_mm, largest_shape)
     network = preset.network(topology)
-    values = count_feature_map_values(network, topology.patch_size, n_classes)
+    values = count_feature_map_values(network, topology.patch_size, n_outputs)
     needed_gib = preset.needed_memory_gib(values, batch_size=batch_size, n_axes=len(patch_size))
     if any(size > most for size, most in zip(patch_size, limit, strict=True)):
         trouble = (
@@ -134,7 +134,7 @@ def adopt_patch(
         return FittedPatch(
             patch_size=patch_size, network=network, initial_patch_size=patch_size, n_shrinks=0, values=values
         )
-    nearest = find_nearest_patch(patch_size, spacing_mm, limit, n_classes, preset, batch_size=batch_size)
+    nearest = find_nearest_patch(patch_size, spacing_mm, limit, n_outputs, preset, batch_size=batch_size)
     advice = (
         f"the nearest valid one is {','.join(map(str, nearest))}" if nearest else "no patch fits with this batch size"
     )
@@ -163,7 +163,7 @@ def find_nearest_patch(
     wanted: tuple[int, ...],
     spacing_mm: tuple[float, ...],
     limit: tuple[int, ...],
-    n_classes: int,
+    n_outputs: int,
     preset: Preset,
     *,
     batch_size: int,
@@ -174,7 +174,7 @@ def find_nearest_patch(
         wanted: in voxels.
         spacing_mm: of the grid.
         limit: the largest patch that makes sense.
-        n_classes: channels of the output, the background included.
+        n_outputs: channels of the output: the classes with the background, or the regions.
         preset: the kind of network and its memory.
         batch_size: that must fit with it.
 
@@ -193,7 +193,7 @@ def find_nearest_patch(
         seen.add(patch)
         # Padding can make an axis long enough to be halved once more, and then asks for more padding.
         settled = plan_topology(spacing_mm, patch).patch_size == patch
-        values = count_feature_map_values(preset.network(topology), patch, n_classes)
+        values = count_feature_map_values(preset.network(topology), patch, n_outputs)
         needed_gib = preset.needed_memory_gib(values, batch_size=batch_size, n_axes=len(size))
         if settled and needed_gib <= preset.memory_gib and all(e <= m for e, m in zip(patch, limit, strict=True)):
             return patch

@@ -108,19 +108,19 @@ def _choose_axis_order(source: Plan, own: Grid, name: str) -> tuple[tuple[int, i
 
 
 def _transfer(
-    configuration: ConfigurationPlan, grid: Grid, n_classes: int, preset: Preset, name: str
+    configuration: ConfigurationPlan, grid: Grid, n_outputs: int, preset: Preset, name: str
 ) -> tuple[ConfigurationPlan, list[Reason]]:
     """One configuration with the sizes that these cases have on its grid, and with a batch that fits."""
     n_axes, key, like = configuration.n_axes, configuration.name, f"as in {name}"
-    values = count_feature_map_values(configuration.network, configuration.patch_size, n_classes)
+    values = count_feature_map_values(configuration.network, configuration.patch_size, n_outputs)
     fitting = preset.budgets[n_axes].largest_batch_size(values)
     if not fitting:
         raise PlanError(
-            f"{key} of {name} does not fit {preset.memory_gib:g} GiB with the {n_classes} classes of this dataset, the "
-            "background included; take another plan, or plan without one"
+            f"{key} of {name} does not fit {preset.memory_gib:g} GiB with the {n_outputs} outputs that this dataset "
+            "needs; take another plan, or plan without one"
         )
     batch_size = min(configuration.batch_size, fitting)
-    fewer = f", but with {n_classes} classes no more than {batch_size} fit"
+    fewer = f", but with {n_outputs} outputs no more than {batch_size} fit"
     largest = grid.largest_shape[-n_axes:]
     is_padded = any(size >= PADDING_FACTOR * most for size, most in zip(configuration.patch_size, largest, strict=True))
     padding = "; larger than any case here, so that much of it is padding"

@@ -1,4 +1,4 @@
-"""From a scan to the network's grid, and exactly back. Forward and inverse stand side by side."""
+"""From a scan to the network's grid and back; `autoseg.inference.restore` does the way back of logits."""
 
 from __future__ import annotations
 

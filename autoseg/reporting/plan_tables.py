@@ -202,7 +202,7 @@ def show_stages(plan: Plan, configuration: ConfigurationPlan) -> Html:
     """
     # A cascade sees the previous prediction as one more channel per foreground class.
     n_channels = len(plan.channels) + plan.n_previous(configuration.name)
-    stages = list_stages(configuration, n_channels=n_channels, n_classes=plan.labels.n_outputs)
+    stages = list_stages(configuration, n_channels=n_channels, n_outputs=plan.labels.n_outputs)
     totals = [sum(_costs(stage)[i] for stage in stages) for i in range(3)]
     columns = [Column(title="stage")]
     columns += [Column(title=title) for title in ("patch", "spacing in mm", "stride", "kernel")]

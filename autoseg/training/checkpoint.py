@@ -43,10 +43,10 @@ class RunState:
         epoch_time_s: time spent in that epoch.
         loss_scale: of float16 training; None otherwise.
         steps_at_scale: likewise, since it has changed last.
-        n_bad_steps: that were skipped, because their loss was not finite, since most of an epoch's were good.
+        n_bad_steps: that were skipped because their loss was not finite, since the last epoch in which most were good.
         device: the kind of device that trained, such as "cpu".
         precision: that it computed in, such as "bfloat16".
-        finished: whether the budget is used up.
+        finished: whether the budget is used up; for people, `ended` is what counts.
         ended: the steps and seconds of the training whose final weights were written last; None where none were.
         content: digest as `config`, with what the cases hold in place of their keys.
     """

@@ -27,7 +27,8 @@ class Budget:
     Attributes:
         iterations: training steps; None for no limit.
         max_time_s: seconds spent in training, over all resumed parts; None for no limit.
-        iterations_per_epoch: steps between two validations on patches.
+        iterations_per_epoch: steps between two validations on patches, at most; with a limit of time an epoch ends
+            after a part of that too.
     """
 
     iterations: int | None = None

@@ -10,7 +10,7 @@ PLAN = "plan.json"
 WEIGHTS, CHECKPOINT, TRAINING = "weights.safetensors", "checkpoint.safetensors", "training.json"
 """In the folder of a fold: final weights, the state to resume from, and how it was trained."""
 
-BEGUN = ".begun"
+BEGUN_MARK = ".begun"
 """In the folder of a fold for which the training is settled, but that has nothing of the above yet."""
 
 

@@ -157,8 +157,8 @@ class Learner:
             learning_rate: of this step.
 
         Returns:
-            The loss. Where it is not finite, or else the norm of its gradient, that number: then the weights are as
-            they were.
+            The loss. If it, or else the norm of its gradient, is not finite, that number is returned, and the weights
+            are unchanged.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -59,9 +59,13 @@ class Recipe:
     max_steps_to_mirror: int
     mirrored_rate: float
 
+    def highest_rate(self, *, mirrored: bool) -> float:
+        """The learning rate after the warm-up."""
+        return self.learning_rate * (self.mirrored_rate if mirrored else 1.0)
+
     def rate(self, fraction_done: float, *, mirrored: bool) -> float:
         """The learning rate after a fraction of the budget."""
-        largest = self.learning_rate * (self.mirrored_rate if mirrored else 1.0)
+        largest = self.highest_rate(mirrored=mirrored)
         if self.schedule == "poly":
             return largest * (1 - fraction_done) ** 0.9
         if fraction_done < self.warmup_fraction:

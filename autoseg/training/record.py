@@ -15,7 +15,7 @@ from autoseg.core.errors import FormatError
 from autoseg.core.serialize import atomic_path, from_plain, to_plain
 from autoseg.planning.plan import ConfigurationPlan, Reason
 from autoseg.training.config import Budget
-from autoseg.training.folds import BEGUN, CHECKPOINT, TRAINING, WEIGHTS, fold_folder
+from autoseg.training.folds import BEGUN_MARK, CHECKPOINT, TRAINING, WEIGHTS, fold_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ class FoldFiles:
     @property
     def begun(self) -> Path:
         """There from when the training is settled until `training` is."""
-        return self.folder / BEGUN
+        return self.folder / BEGUN_MARK
 
     @property
     def lock(self) -> Path:
@@ -85,7 +85,7 @@ class FoldFiles:
             file.unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Deletes that too by which a training counts that is about to begin: for those that begin anew."""
+        """Deletes the mark of a training that is about to begin too; for folds that are trained anew."""
         self.discard()
         self.begun.unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from autoseg import __version__
 from autoseg.core.errors import TrainingError, TrainingInterrupted, first_line
 from autoseg.core.faults import DeviceError, describe_lost_device, is_device_lost, is_device_memory, is_out_of_memory
 from autoseg.core.geometry import join_numbers
-from autoseg.core.runtime import can_compute, computing, derive_seed, format_duration, n_cpus, run_ahead, track
+from autoseg.core.runtime import can_compute, computing, derive_seed, format_duration, n_cpus, never, run_ahead, track
 from autoseg.core.serialize import digest, write_json
 from autoseg.networks.build import build_trainable
 from autoseg.networks.outputs import Outputs
@@ -81,7 +81,7 @@ def train_fold(
     resume: bool = True,
     spent_s: float = 0.0,
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
-    stop: Stop = lambda: False,
+    stop: Stop = never,
     on_epoch: OnEpoch = lambda epochs, slices: None,
     ranks: Ranks = ALONE,
 ) -> nn.Module:
@@ -262,7 +262,7 @@ class _Run:
                 self._say(logging.WARNING, "%s; they are made again from the checkpoint", error)
                 self.finished = False
         last_rate = self.epochs[-1].learning_rate if self.epochs else math.inf
-        if done >= 1 and not self.finished and last_rate > LATE_RATE * self.recipe.learning_rate:
+        if done >= 1 and not self.finished and last_rate > LATE_RATE * self.recipe.highest_rate(mirrored=self.mirrors):
             self._say(
                 logging.WARNING,
                 "was begun with a longer budget than that of now, which is used up: it ends at step %d as it is, in "

@@ -106,7 +106,7 @@ def make_plan(*, provenance: dict[str, str] | None = None) -> Plan:
 
 def make_network(plan: Plan, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    network = build_network(plan.configuration(plan.recommended).network, n_channels=1, n_classes=3)
+    network = build_network(plan.configuration(plan.recommended).network, n_channels=1, n_outputs=3)
     # Features have equal means: with rows of sum zero no class is ahead everywhere.
     head = network.get_parameter("heads.0.weight").data
     head -= head.mean(dim=1, keepdim=True)

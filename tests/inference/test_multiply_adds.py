@@ -23,7 +23,7 @@ def test_a_case_costs_its_tiles_times_the_layers(name: str, shape: tuple[int, in
     configuration = plan.configuration(name)
     assert configuration.patch_size == (40, 56, 40)[-configuration.n_axes :]
     with torch.device("meta"):
-        network = build_network(configuration.network, n_channels=1, n_classes=plan.labels.n_classes).eval()
+        network = build_network(configuration.network, n_channels=1, n_outputs=plan.labels.n_outputs).eval()
     counted = [0]
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

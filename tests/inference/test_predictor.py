@@ -86,7 +86,7 @@ def make_model(folder: Path, plan: Plan, *, folds: tuple[int, ...] = (0,)) -> Pa
     for fold in folds:
         torch.manual_seed(fold)
         network = build_network(
-            plan.configuration(plan.recommended).network, n_channels=len(plan.channels), n_classes=plan.labels.n_classes
+            plan.configuration(plan.recommended).network, n_channels=len(plan.channels), n_outputs=plan.labels.n_outputs
         )
         # Features have equal means: with rows of sum zero no class is ahead everywhere.
         head = network.get_parameter("heads.0.weight").data
@@ -246,7 +246,7 @@ def test_what_is_below_all_foreground_of_ct_is_background(
     scaled = replace(channel, scheme=scheme, mean=40.0, std=20.0, percentile_99_5=90.0, minimum=minimum)
     plan = replace(plan, normalization=(scaled,))
     folder = make_model(tmp_path / "model", plan)
-    network = build_network(plan.configuration(plan.recommended).network, n_channels=1, n_classes=plan.labels.n_classes)
+    network = build_network(plan.configuration(plan.recommended).network, n_channels=1, n_outputs=plan.labels.n_outputs)
     torch.nn.init.zeros_(network.get_parameter("heads.0.weight"))
     with torch.no_grad():
         network.get_parameter("heads.0.bias")[:2] = torch.tensor([0.0, 1.0])
@@ -263,7 +263,7 @@ def test_what_is_below_all_foreground_of_ct_is_background(
 def test_a_structure_of_zeros_is_looked_at(tmp_path: Path) -> None:
     """A tile lies in it as a whole; the zeros around the body are background all the same."""
     folder = make_model(tmp_path / "model", make_plan())
-    network = build_network(make_plan().configuration("3d_fullres").network, n_channels=1, n_classes=3)
+    network = build_network(make_plan().configuration("3d_fullres").network, n_channels=1, n_outputs=3)
     torch.nn.init.zeros_(network.get_parameter("heads.0.weight"))
     with torch.no_grad():
         network.get_parameter("heads.0.bias")[:2] = torch.tensor([0.0, 1.0])

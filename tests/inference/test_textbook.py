@@ -40,7 +40,7 @@ def make_networks(n_folds: int) -> list[nn.Module]:
     networks = []
     for seed in range(n_folds):
         torch.manual_seed(seed)
-        network = build_network(plan, n_channels=1, n_classes=N_CLASSES)
+        network = build_network(plan, n_channels=1, n_outputs=N_CLASSES)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
         for number in range(15):
             image = make_image(PATCH, seed=100 * seed + number)

@@ -216,8 +216,8 @@ def make_input(plan: NetworkPlan) -> tuple[Tensor, Tensor]:
 def test_a_second_stage_sees_a_mask_for_each_class(plan: NetworkPlan, architecture: str) -> None:
     plan = replace(plan, architecture=architecture)
     torch.manual_seed(0)
-    second = build_network(plan, n_channels=N_CHANNELS, n_classes=4, n_previous=N_PREVIOUS).eval()
-    plain = build_network(plan, n_channels=N_CHANNELS + N_PREVIOUS, n_classes=4).eval()
+    second = build_network(plan, n_channels=N_CHANNELS, n_outputs=4, n_previous=N_PREVIOUS).eval()
+    plain = build_network(plan, n_channels=N_CHANNELS + N_PREVIOUS, n_outputs=4).eval()
     plain.load_state_dict(second.state_dict())
     images, found = make_input(plan)
     masks = torch.stack([found == index for index in range(1, N_PREVIOUS + 1)], dim=1).float()
@@ -233,7 +233,7 @@ def test_a_second_stage_sees_a_mask_for_each_class(plan: NetworkPlan, architectu
 def test_the_gradient_reaches_the_weights_of_every_mask(plan: NetworkPlan, architecture: str) -> None:
     torch.manual_seed(0)
     network = build_network(
-        replace(plan, architecture=architecture), n_channels=N_CHANNELS, n_classes=4, n_previous=N_PREVIOUS
+        replace(plan, architecture=architecture), n_channels=N_CHANNELS, n_outputs=4, n_previous=N_PREVIOUS
     )
     images, found = make_input(plan)
     network.train()
@@ -250,8 +250,8 @@ def test_a_second_stage_has_the_same_weights_but_for_its_first_convolution(
     plan: NetworkPlan, architecture: str
 ) -> None:
     plan = replace(plan, architecture=architecture)
-    alone = build_network(plan, n_channels=N_CHANNELS, n_classes=4).state_dict()
-    second = build_network(plan, n_channels=N_CHANNELS, n_classes=4, n_previous=N_PREVIOUS).state_dict()
+    alone = build_network(plan, n_channels=N_CHANNELS, n_outputs=4).state_dict()
+    second = build_network(plan, n_channels=N_CHANNELS, n_outputs=4, n_previous=N_PREVIOUS).state_dict()
     assert list(alone) == list(second)
     differing = [name for name in alone if alone[name].shape != second[name].shape]
     assert len(differing) == 1

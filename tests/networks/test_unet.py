@@ -50,7 +50,7 @@ def make(name: str, architecture: str, *, n_channels: int = 2, n_classes: int = 
     """A network in which every convolution has a say: scales of norms that start at zero are drawn too."""
     torch.manual_seed(0)
     plan = replace(PLANS[name], architecture=architecture)
-    network = build_network(plan, n_channels=n_channels, n_classes=n_classes)
+    network = build_network(plan, n_channels=n_channels, n_outputs=n_classes)
     for module in network.modules():
         if isinstance(module, InstanceNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -110,7 +110,7 @@ def test_feature_maps_have_as_many_values_as_planned(name: str, architecture: st
     with torch.no_grad():
         network.train()(torch.randn(1, 2, *SIZES[name]))
     plan = replace(PLANS[name], architecture=architecture)
-    assert sum(counts) == count_feature_map_values(plan, SIZES[name], n_classes=3)
+    assert sum(counts) == count_feature_map_values(plan, SIZES[name], n_outputs=3)
 
 
 @every_network
@@ -139,7 +139,7 @@ def test_flat_kernels_do_not_mix_planes_where_nothing_is_strided(architecture: s
         strides=((1, 1, 1), (1, 2, 2), (1, 2, 2)),
         kernel_sizes=((1, 3, 3),) * 3,
     )
-    network = build_network(plan, n_channels=1, n_classes=2).eval()
+    network = build_network(plan, n_channels=1, n_outputs=2).eval()
     for module in network.modules():
         # The norm's mean is over all planes; without it there are the kernels alone.
         for child_name, child in module.named_children():
@@ -179,7 +179,7 @@ def test_weights_are_drawn_for_the_leaky_relu(architecture: str) -> None:
     """He et al. 2015: the variance of a weight is 2 / (1 + slope^2) / fan_in."""
     plan = replace(TWO_STAGES, architecture=architecture, features=(32, 64))
     torch.manual_seed(0)
-    network = build_network(plan, n_channels=1, n_classes=2)
+    network = build_network(plan, n_channels=1, n_outputs=2)
     weight = next(parameter for parameter in network.parameters() if parameter.shape == (64, 32, 3, 3, 3))
     expected = (2 / (1 + 0.01**2) / (32 * 27)) ** 0.5
     assert float(weight.detach().std()) == pytest.approx(expected, rel=0.02)
@@ -189,7 +189,7 @@ def test_weights_are_drawn_for_the_leaky_relu(architecture: str) -> None:
 
 def test_unknown_architecture() -> None:
     with pytest.raises(PlanError, match="architecture 'u-net' is unknown; known are unet, resenc_unet"):
-        build_network(replace(PLAN_2D, architecture="u-net"), n_channels=1, n_classes=2)
+        build_network(replace(PLAN_2D, architecture="u-net"), n_channels=1, n_outputs=2)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

@@ -18,7 +18,7 @@ from autoseg.core.errors import FormatError, PredictionError
 from autoseg.data.io import read_image, read_label
 from autoseg.data.load import load_image
 from autoseg.inference.predictor import Predictor
-from autoseg.pipeline import segment
+from autoseg.pipeline import segment, segment_run
 from autoseg.training.config import Budget, TrainConfig
 
 
@@ -168,7 +168,7 @@ def test_an_older_label_map_beside_which_a_run_has_failed_is_not_scored(
     model: Path, images: list[Path], tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[1])
-    monkeypatch.setattr(segment, "load_image", broken_for(whole[0].name))
+    monkeypatch.setattr(segment_run, "load_image", broken_for(whole[0].name))
     with pytest.raises(PredictionError, match="cannot be read now"):
         autoseg.predict(images, tmp_path, model=model, device="cpu", folds=[0])
     scores = autoseg.evaluate(tmp_path, tiny_dataset / "labelsTs")
@@ -183,7 +183,7 @@ def test_continuing_segments_again_what_failed_over_an_older_label_map(
     content = whole[0].read_bytes()
     whole[0].write_bytes(whole[1].read_bytes())
     with monkeypatch.context() as patched:
-        patched.setattr(segment, "load_image", broken_for(whole[0].name))
+        patched.setattr(segment_run, "load_image", broken_for(whole[0].name))
         with pytest.raises(PredictionError, match="cannot be read now"):
             autoseg.predict(images, tmp_path, model=model, device="cpu")
     autoseg.predict(images, tmp_path, model=model, device="cpu", overwrite=False)
@@ -379,7 +379,7 @@ def test_no_more_than_three_images_are_in_memory(
         shutil.copy(images[number % 2], folder / f"case_{number}.nii.gz")
     alive, most = set(), 0
     lock = threading.Lock()
-    opened, written = segment._Run._open, segment._Run._write
+    opened, written = segment_run.SegmentationRun._open, segment_run.SegmentationRun._write
 
     def open_and_count(self: object, item: tuple) -> object:
         nonlocal most
@@ -388,13 +388,13 @@ def test_no_more_than_three_images_are_in_memory(
             most = max(most, len(alive))
         return opened(self, item)  # type: ignore[arg-type]
 
-    def write_and_count(self: object, image: segment._Opened, segmentation: object) -> None:
+    def write_and_count(self: object, image: segment_run.OpenedImage, segmentation: object) -> None:
         threading.Event().wait(0.2)
         written(self, image, segmentation)  # type: ignore[arg-type]
         with lock:
             alive.remove(image.case)
 
-    monkeypatch.setattr(segment._Run, "_open", open_and_count)
-    monkeypatch.setattr(segment._Run, "_write", write_and_count)
+    monkeypatch.setattr(segment_run.SegmentationRun, "_open", open_and_count)
+    monkeypatch.setattr(segment_run.SegmentationRun, "_write", write_and_count)
     assert len(autoseg.predict(folder, tmp_path / "out", model=model, device="cpu")) == 8
     assert 2 <= most <= 4

@@ -15,8 +15,7 @@ import torch
 import autoseg
 from autoseg.core.errors import TrainingError
 from autoseg.core.serialize import read_json
-from autoseg.pipeline.jobs.start import discard_folds
-from autoseg.pipeline.settle import RECIPE_FILE, settle_training
+from autoseg.pipeline.settle import RECIPE_FILE, discard_folds, settle_training
 from autoseg.pipeline.workspace import Workspace
 from autoseg.planning.plan import SET_BY_USER, Plan
 from autoseg.training.adapt import resize
@@ -138,7 +137,7 @@ def test_a_fold_that_never_came_to_train_is_forgotten_where_it_begins_anew(plan:
     model = Workspace(root=tmp_path).model(plan.recommended)
     for fold in (0, 1):
         ask(model, plan, folds=(fold,))
-    discard_folds(tmp_path, [plan.recommended], [0, 1])
+    discard_folds([model], [0, 1])
     published, _, _ = ask(model, plan, TrainConfig(recipe="published"))
     assert published.configuration(plan.recommended) == plan.configuration(plan.recommended)
 
@@ -173,10 +172,10 @@ def test_without_a_budget_it_is_a_full_training_whatever_the_others_had(plan: Pl
 
 
 def test_nothing_of_a_fold_is_deleted_while_another_process_trains_it(plan: Plan, tmp_path: Path) -> None:
-    workspace = Workspace(root=tmp_path)
-    folders = [fold_folder(workspace.model(plan.recommended), fold) for fold in (0, 1)]
+    model = Workspace(root=tmp_path).model(plan.recommended)
+    folders = [fold_folder(model, fold) for fold in (0, 1)]
     for fold in (0, 1):
-        begin(workspace.model(plan.recommended), fold)
+        begin(model, fold)
     training = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folders[1] / ".training.lock")], stdout=subprocess.PIPE
     )
@@ -184,10 +183,10 @@ def test_nothing_of_a_fold_is_deleted_while_another_process_trains_it(plan: Plan
         assert training.stdout is not None
         training.stdout.readline()
         with pytest.raises(TrainingError, match="fold_1: another process trains it; wait for it or end it"):
-            discard_folds(tmp_path, [plan.recommended], [0, 1])
+            discard_folds([model], [0, 1])
         assert all((folder / "checkpoint.safetensors").exists() for folder in folders)
         training.terminate()
-    discard_folds(tmp_path, [plan.recommended], [0, 1])
+    discard_folds([model], [0, 1])
     assert not any((folder / "checkpoint.safetensors").exists() for folder in folders)
 
 

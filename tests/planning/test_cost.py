@@ -76,20 +76,20 @@ CONFIGURATIONS = {
 def test_stages_add_up_to_the_network(name: str, architecture: str) -> None:
     network = replace(CONFIGURATIONS[name].network, architecture=architecture)
     configuration = replace(CONFIGURATIONS[name], network=network)
-    stages = list_stages(configuration, n_channels=4, n_classes=3)
+    stages = list_stages(configuration, n_channels=4, n_outputs=3)
     # Tensors without memory: the shapes alone are computed.
     with torch.device("meta"), FlopCounterMode(display=False) as flops:
-        module = build_network(network, n_channels=4, n_classes=3).train()
+        module = build_network(network, n_channels=4, n_outputs=3).train()
         module(torch.empty(1, 4, *configuration.patch_size))
     assert sum(stage.n_parameters for stage in stages) == sum(p.numel() for p in module.parameters())
     assert 2 * sum(stage.n_multiply_adds for stage in stages) == flops.get_total_flops()
-    values = count_feature_map_values(network, configuration.patch_size, n_classes=3)
+    values = count_feature_map_values(network, configuration.patch_size, n_outputs=3)
     assert sum(stage.n_values for stage in stages) == values
 
 
 def test_each_part_belongs_to_its_resolution() -> None:
     """By hand for 2 channels and 4 classes: 192 voxels with kernels of 9 weights above, 48 with 27 below."""
-    upper, lower = list_stages(CONFIGURATIONS["two stages"], n_channels=2, n_classes=4)
+    upper, lower = list_stages(CONFIGURATIONS["two stages"], n_channels=2, n_outputs=4)
     assert (upper.index, lower.index) == (0, 1)
     assert (upper.patch_size, lower.patch_size) == ((4, 6, 8), (2, 3, 8))
     assert (upper.spacing_mm, lower.spacing_mm) == ((1.0, 1.0, 2.0), (2.0, 2.0, 2.0))
@@ -111,4 +111,4 @@ def test_unknown_architecture() -> None:
     configuration = CONFIGURATIONS["2d"]
     unknown = replace(configuration, network=replace(configuration.network, architecture="swin"))
     with pytest.raises(PlanError, match=r"'swin'.*known are unet"):
-        list_stages(unknown, n_channels=1, n_classes=2)
+        list_stages(unknown, n_channels=1, n_outputs=2)

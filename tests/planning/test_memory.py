@@ -24,7 +24,7 @@ def test_plain_encoder() -> None:
     # 4 x 8 x 8 = 256 voxels above, 4 x 4 x 4 = 64 below.
     encoder = 2 * 32 * 256 + 2 * 64 * 64
     decoder = (1 + 2) * 32 * 256 + 5 * 256
-    assert count_feature_map_values(PLAIN, (4, 8, 8), n_classes=5) == encoder + decoder
+    assert count_feature_map_values(PLAIN, (4, 8, 8), n_outputs=5) == encoder + decoder
 
 
 def test_residual_encoder() -> None:
@@ -32,7 +32,7 @@ def test_residual_encoder() -> None:
     stem, first = 32 * 256, 2 * 32 * 256
     second = (2 * 3 + 1) * 64 * 64
     decoder = (1 + 1) * 32 * 256 + 5 * 256
-    assert count_feature_map_values(network, (4, 8, 8), n_classes=5) == stem + first + second + decoder
+    assert count_feature_map_values(network, (4, 8, 8), n_outputs=5) == stem + first + second + decoder
 
 
 def test_residual_projection_is_counted_where_only_the_size_changes() -> None:
@@ -44,7 +44,7 @@ def test_residual_projection_is_counted_where_only_the_size_changes() -> None:
         encoder_blocks=(1, 1),
         decoder_blocks=(1,),
     )
-    assert count_feature_map_values(network, (8, 8), n_classes=2) == 32 * 64 * 3 + 3 * 32 * 16 + 2 * 32 * 64 + 2 * 64
+    assert count_feature_map_values(network, (8, 8), n_outputs=2) == 32 * 64 * 3 + 3 * 32 * 16 + 2 * 32 * 64 + 2 * 64
 
 
 def test_segmentation_layers_below_full_resolution_are_not_counted() -> None:

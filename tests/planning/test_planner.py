@@ -454,7 +454,7 @@ def test_torch_can_train_what_is_planned(
     made = plan(make_fingerprint(case, case), n_classes, preset=preset, gpu_memory_gib=0.2)
     for configuration in made.configurations.values():
         network = dataclasses.replace(configuration.network, features=(2,) * len(configuration.network.features))
-        module = build_network(network, n_channels=1, n_classes=n_classes)
+        module = build_network(network, n_channels=1, n_outputs=n_classes)
         images = torch.rand(1, 1, *configuration.patch_size)
         outputs = module.train()(images)
         assert outputs[0].shape == (1, n_classes, *configuration.patch_size)

@@ -96,8 +96,8 @@ def test_more_classes_take_memory_from_the_batch() -> None:
     batch_size = source.configurations["2d"].batch_size
     made = transfer(source, make_fingerprint((400, 512, 512), (1.0, 1.0, 1.0)), n_labels=100)
     assert 1 <= made.configurations["2d"].batch_size < batch_size
-    assert "with 101 classes no more than" in reason(made, "configurations.2d.batch_size")
-    with pytest.raises(PlanError, match="does not fit 8 GiB with the 60001 classes"):
+    assert "with 101 outputs no more than" in reason(made, "configurations.2d.batch_size")
+    with pytest.raises(PlanError, match="does not fit 8 GiB with the 60001 outputs"):
         transfer(source, make_fingerprint((100, 128, 128), (1.0, 1.0, 1.0)), n_labels=60_000)
 
 

@@ -253,7 +253,7 @@ def test_totals_are_the_sums_of_the_stages(tmp_path: Path) -> None:
     )
     plan = dataclasses.replace(plan, reasons=())
     page = write(tmp_path, plan, fingerprint)
-    stages = list_stages(plan.configurations["3d_fullres"], n_channels=2, n_classes=3)
+    stages = list_stages(plan.configurations["3d_fullres"], n_channels=2, n_outputs=3)
     costs = np.array([(stage.n_parameters, stage.n_values, stage.n_multiply_adds) for stage in stages])
     n = costs.size
     np.testing.assert_array_equal(np.reshape(page.exact[:n], costs.shape), costs)

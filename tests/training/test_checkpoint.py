@@ -59,7 +59,7 @@ def make_network(n_axes: int, *, features: tuple[int, ...] = (4, 8), seed: int =
         decoder_blocks=(1,),
     )
     torch.manual_seed(seed)
-    return build_network(plan, n_channels=2, n_classes=3)
+    return build_network(plan, n_channels=2, n_outputs=3)
 
 
 def step(network: nn.Module, optimizer: Optimizer, number: int, n_axes: int) -> None:

@@ -42,6 +42,11 @@ class Job:
     n_processes: int = 1
 
 
+def fold_job_name(configuration: str, fold: int) -> str:
+    """That of the job that trains a fold."""
+    return f"{configuration}-fold-{fold}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
     """How folds are trained, from where they are; see `autoseg.pipeline.train`."""
@@ -149,7 +154,8 @@ class JobState:
         changed: when the status changed last, UTC.
         n_attempts: how often it has begun.
         failures: all of them.
-        results: what there was of results when it was stopped last; where that does not change, it gets nowhere.
+        results: what there was of results when it was last stopped, see `count_results`; a job that is stopped again
+            with the same makes no progress.
     """
 
     status: str

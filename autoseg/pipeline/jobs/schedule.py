@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from autoseg.core.serialize import read_json
-from autoseg.inference.record import DONE, PredictionRecord, record_file
+from autoseg.inference.record import CASE_DONE, PredictionRecord, record_file
 from autoseg.pipeline.fold_validation import validation_folder
-from autoseg.pipeline.jobs.batch import Batch, Job
+from autoseg.pipeline.jobs.batch import Batch, Job, fold_job_name
 from autoseg.pipeline.preprocess import cases_to_preprocess
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
 from autoseg.planning.fingerprint import Fingerprint
@@ -94,7 +94,7 @@ def training_jobs(
     def train(name: str, which: Sequence[int], after: tuple[str, ...]) -> tuple[str, ...]:
         made_jobs = [
             Job(
-                name=f"{name}-fold-{fold}",
+                name=fold_job_name(name, fold),
                 task="train",
                 configurations=(name,),
                 fold=fold,
@@ -142,11 +142,11 @@ def count_results(batch: Batch, job: Job) -> str:
         checkpoint = FoldFiles.of(workspace.model(configuration), job.fold).checkpoint
         saved_at = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         return f"{saved_at}, {_count(validation_folder(workspace, configuration, job.fold))}"
-    # What is made anew in its place is no more than there was.
+    # Only images that are done count: a label map that replaces an older one is no progress.
     if job.task == "predict" and batch.prediction is not None:
         record = record_file(batch.prediction.output, job.part)
         known = read_json(record, PredictionRecord).cases.values() if record.exists() else ()
-        return str(sum(case.status == DONE for case in known))
+        return str(sum(case.status == CASE_DONE for case in known))
     if job.task == "preprocess":
         folders = [workspace.preprocessed(grid, "") for grid in job.configurations]
         cases = [case for folder in folders if folder.is_dir() for case in folder.iterdir() if case.name[0] != "."]

@@ -1,23 +1,130 @@
-"""Asking other processes to train or to segment: on this machine side by side, or on a Slurm cluster."""
+"""Training what a command asks for, one fold after the other or by other processes, and segmenting on a cluster."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from autoseg.cluster.slurm import SlurmOptions, import_submitit, look_at_partition
-from autoseg.core.errors import AutosegError, TrainingError
+from autoseg.core.errors import AutosegError, Problem, TrainingError, TrainingInterrupted, describe_problems
+from autoseg.core.faults import DeviceError, describe_fault
+from autoseg.core.runtime import never
+from autoseg.pipeline.fit import train
 from autoseg.pipeline.jobs.batch import LOCAL, SLURM, Batch, BatchFolder, Job, PredictRequest, TrainRequest, now
 from autoseg.pipeline.jobs.local import run_here
-from autoseg.pipeline.jobs.schedule import prediction_jobs, training_jobs
+from autoseg.pipeline.jobs.schedule import choose_configurations, prediction_jobs, training_jobs
 from autoseg.pipeline.jobs.status import status, tell_batches
-from autoseg.pipeline.jobs.submit import submit
-from autoseg.pipeline.settle import refuse_other_training, refuse_while_trained
+from autoseg.pipeline.jobs.submit import computes_on_gpu, submit
+from autoseg.pipeline.quick import configuration_for_time
+from autoseg.pipeline.settle import discard_folds, refuse_other_training
 from autoseg.pipeline.workspace import Workspace
-from autoseg.training.record import FoldFiles
+
+logger = logging.getLogger(__name__)
+
+
+def configurations_to_train(
+    workspace: Workspace,
+    named: str | None,
+    request: TrainRequest,
+    folds: Sequence[int],
+    *,
+    options: SlurmOptions | None,
+    resume: bool,
+    n_processes: int,
+) -> list[str]:
+    """Those that the user names; else what suits the time and the machine that will train.
+
+    Args:
+        workspace: planned.
+        named: see `choose_configurations`.
+        request: how they are trained.
+        folds: of each.
+        options: of the cluster that trains them; None for this machine.
+        resume: whether the folds go on; otherwise they count as not begun.
+        n_processes: that train a fold together.
+
+    Raises:
+        PlanError: there is none of that name.
+        AutosegError: there is no such cluster.
+    """
+    if named is None and options is None:
+        chosen = configuration_for_time(
+            workspace, request.config, device=request.device, folds=folds, resume=resume, n_processes=n_processes
+        )
+        return [chosen.name]
+    # A configuration that is named is trained on whatever there is.
+    on_gpu = (
+        options is None
+        or named is not None
+        or computes_on_gpu(request.device, options, look_at_partition(options.partition))
+    )
+    return choose_configurations(
+        workspace.read_plan(),
+        named,
+        request.config.budget,
+        on_cpu=not on_gpu,
+        fingerprint=workspace.read_fingerprint,
+    )
+
+
+def train_one_by_one(
+    work: Path,
+    request: TrainRequest,
+    *,
+    configurations: Sequence[str],
+    folds: Sequence[int],
+    resume: bool = True,
+    stop: Callable[[], bool] = never,
+) -> None:
+    """Trains folds in this process; one that fails does not stop the others.
+
+    Args:
+        work: the work folder, planned.
+        request: how they are trained.
+        configurations: names, of the plan.
+        folds: of each.
+        resume: they go on from checkpoints where there are some; otherwise what they have is deleted now.
+        stop: asked again and again; True saves and raises.
+
+    Raises:
+        TrainingInterrupted: `stop` said so.
+        TrainingError: some have failed.
+    """
+    if not resume:
+        # All before the first begins: what others have left would count as trained otherwise.
+        workspace = Workspace(root=work)
+        discard_folds([workspace.model(name) for name in configurations], folds)
+    wanted = [(name, fold) for name in configurations for fold in folds]
+    problems = []
+    for name, fold in wanted:
+        try:
+            train(
+                work,
+                folds=[fold],
+                configuration=name,
+                config=request.config,
+                device=request.device,
+                validate=request.validate,
+                checkpoint_interval_s=request.checkpoint_interval_s,
+                track_with=request.track_with,
+                stop=stop,
+            )
+        except (TrainingInterrupted, DeviceError):
+            raise
+        except (AutosegError, OSError) as error:
+            if len(wanted) == 1:
+                raise
+            told = describe_fault(error) or str(error)
+            logger.warning("%s, fold %d: failed: %s", name, fold, told)
+            problems.append(Problem(kind="fold failed", case=f"{name}, fold {fold}", text=told))
+    if problems:
+        raise TrainingError(
+            describe_problems(f"{len(problems)} of {len(wanted)} folds failed; the others are done.", problems)
+        )
 
 
 def train_side_by_side(
@@ -29,7 +136,7 @@ def train_side_by_side(
     devices: Sequence[str],
     n_processes: int = 1,
     resume: bool = True,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = never,
 ) -> list[str]:
     """Trains folds in processes of their own, as many at once as there are devices; the others queue.
 
@@ -170,7 +277,7 @@ def _open_training(
         model, configuration = workspace.model(name), plan.configuration(name)
         refuse_other_training(model, plan, configuration, request.config, folds=folds, resume=resume)
     if not resume:
-        discard_folds(work, configurations, folds)
+        discard_folds([workspace.model(name) for name in configurations], folds)
     return _make_batch(work, executor, jobs, training=request)
 
 
@@ -189,19 +296,6 @@ def _refuse(busy: Collection[str]) -> None:
     if busy:
         names = ", ".join(sorted(busy))
         raise AutosegError(f"these jobs are on their way already: {names}; wait for them, or 'autoseg cancel' first")
-
-
-def discard_folds(work: Path, configurations: Sequence[str], folds: Sequence[int]) -> None:
-    """Deletes what earlier trainings have left: jobs then begin anew, and go on from there where they begin again.
-
-    Raises:
-        TrainingError: another process trains one of the folds; all are as they were.
-    """
-    workspace = Workspace(root=work)
-    found = [FoldFiles.of(workspace.model(name), fold) for name in configurations for fold in folds]
-    refuse_while_trained(found)
-    for files in found:
-        files.forget()
 
 
 def _make_batch(

@@ -15,7 +15,19 @@ from autoseg.cluster import slurm
 from autoseg.cluster.processes import last_line
 from autoseg.core.errors import AutosegError
 from autoseg.core.machine import is_running
-from autoseg.pipeline.jobs.batch import DONE, FAILED, LOCAL, RUNNING, SLURM, STOPPED, Batch, BatchFolder, Job, JobState
+from autoseg.pipeline.jobs.batch import (
+    DONE,
+    FAILED,
+    LOCAL,
+    RUNNING,
+    SLURM,
+    STOPPED,
+    Batch,
+    BatchFolder,
+    Job,
+    JobState,
+    fold_job_name,
+)
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 
 WAITING, REQUEUED, NOT_BEGUN, CANCELLED, LOST = "waiting", "requeued", "not begun", "cancelled", "lost"
@@ -303,7 +315,7 @@ def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
             if not FoldFiles.of(model, fold).training.exists():
                 continue
             yield JobStatus(
-                name=f"{configuration}-fold-{fold}",
+                name=fold_job_name(configuration, fold),
                 status=DONE if fold in finished else BEGUN,
                 configuration=configuration,
                 fold=fold,

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from autoseg.core.locks import locked
-from autoseg.core.runtime import limit_cpus, resolve_device
+from autoseg.core.runtime import limit_cpus, never, resolve_device
 from autoseg.core.serialize import digest
 from autoseg.pipeline.cascade import prepare_second_stage
-from autoseg.pipeline.choose import select
+from autoseg.pipeline.choose import find_complete, select
 from autoseg.pipeline.fit import train
-from autoseg.pipeline.fold_validation import why_incomplete
 from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest
 from autoseg.pipeline.pages import report
 from autoseg.pipeline.preprocess import preprocess_cases
@@ -47,7 +45,7 @@ class Place:
     rank: int = 0
     rendezvous: Path | None = None
     attempt: int = 1
-    stop: Callable[[], bool] = lambda: False
+    stop: Callable[[], bool] = never
 
 
 def run_job(folder: Path, name: str, place: Place, *, n_cpus: int | None = None, parent: int | None = None) -> None:
@@ -126,12 +124,13 @@ def _train(batch: Batch, job: Job, place: Place) -> None:
 def _select(batch: Batch, job: Job, place: Place) -> None:
     del job
     workspace = Workspace(root=batch.work)
-    why = {name: why_incomplete(workspace, name) for name in workspace.read_plan().configurations}
-    with locked(workspace.root / ".select.lock", waiting_for="selects"):
-        if None in why.values():
+    with workspace.selecting():
+        complete, missing = find_complete(workspace, workspace.read_plan())
+        if complete:
             select(batch.work, device=place.device, stop=place.stop)
         else:
-            logger.info("nothing to select from yet: %s", "; ".join(f"{name}: {text}" for name, text in why.items()))
+            text = "; ".join(f"{name}: {why}" for name, why in missing.items())
+            logger.info("nothing to select from yet: %s", text)
         report(batch.work)
 
 
