@@ -34,11 +34,11 @@ def status(
     """
     from autoseg.pipeline.jobs.status import status as ask
 
-    known = ask(work)
+    jobs = ask(work)
     if as_json:
-        say_json(known)
-    elif known:
-        say(describe_status(known))
+        say_json(jobs)
+    elif jobs:
+        say(describe_status(jobs))
     else:
         say(f"Nothing has been trained in {work} yet.\nNext: autoseg train{work_option(work)}")
 
@@ -67,18 +67,18 @@ def logs(
     from autoseg.cluster.processes import LogFollower
     from autoseg.pipeline.jobs.status import find_log
 
-    known = find_log(work, job, configuration=configuration)
-    assert known.log is not None, "jobs of a batch have one"
-    log = LogFollower(known.log)
-    if not known.log.exists():
-        say(f"{known.name} has not begun ({known.status}).", err=True)
+    found = find_log(work, job, configuration=configuration)
+    assert found.log is not None, "jobs of a batch have one"
+    log = LogFollower(found.log)
+    if not found.log.exists():
+        say(f"{found.name} has not begun ({found.status}).", err=True)
     asked_at = time.monotonic()
     try:
-        while follow and known.is_on_its_way:
+        while follow and found.is_on_its_way:
             say(log.read_new(), nl=False)
             time.sleep(FOLLOW_INTERVAL_S)
             if time.monotonic() - asked_at > STATUS_INTERVAL_S:
-                known, asked_at = find_log(work, known.name), time.monotonic()
+                found, asked_at = find_log(work, found.name), time.monotonic()
     except KeyboardInterrupt:
         return
     say(log.read_new(), nl=False)
@@ -107,26 +107,26 @@ def run_job(
         run(folder, name, place, n_cpus=cpus, parent=parent)
 
 
-def describe_status(known: list[JobStatus]) -> str:
+def describe_status(jobs: list[JobStatus]) -> str:
     """A table, and what is wrong beneath it."""
     from autoseg.core.runtime import format_duration
     from autoseg.core.text import shorten
     from autoseg.reporting.text import format_table
 
     rows = []
-    for one in known:
-        progress = one.progress
-        unfinished = one.status != "done"
+    for job in jobs:
+        progress = job.progress
+        unfinished = job.status != "done"
         rows.append(
             (
-                one.name,
-                " ".join(part for part in (one.status, shorten(one.detail, MAX_DETAIL_SHOWN)) if part),
+                job.name,
+                " ".join(part for part in (job.status, shorten(job.detail, MAX_DETAIL_SHOWN)) if part),
                 "" if progress is None else f"{progress.fraction:.0%}, step {progress.step:,}",
                 "" if progress is None else f"{progress.dice:.3f}",
                 format_duration(progress.left_s) if progress is not None and unfinished else "",
-                one.host,
-                one.slurm_id,
-                str(one.n_attempts or ""),
+                job.host,
+                job.slurm_id,
+                str(job.n_attempts or ""),
             )
         )
     header = ("job", "status", "progress", "Dice", "left", "machine", "Slurm", "begun")
@@ -134,5 +134,5 @@ def describe_status(known: list[JobStatus]) -> str:
     table = format_table(
         [header[column] for column in used], [[row[column] for column in used] for row in rows], n_left=2
     )
-    errors = [f"{one.name}: {one.error[:MAX_ERROR_SHOWN]}" for one in known if one.error]
+    errors = [f"{job.name}: {job.error[:MAX_ERROR_SHOWN]}" for job in jobs if job.error]
     return "\n".join([table, *(["", "Last errors", *errors] if errors else [])])

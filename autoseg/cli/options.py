@@ -114,8 +114,8 @@ def stopping_on_signals() -> Iterator[Callable[[], bool]]:
         signal.signal(number, before[number])
 
     # Windows has no SIGUSR1.
-    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    before: dict[int, Any] = {int(number): signal.signal(number, note) for number in known}
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before: dict[int, Any] = {int(number): signal.signal(number, note) for number in signals}
     try:
         yield lambda: bool(received)
     except TrainingInterrupted as error:

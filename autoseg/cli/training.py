@@ -254,11 +254,11 @@ def _tell_jobs(work: Path, not_done: list[str]) -> None:
     from autoseg.core.errors import TrainingError
     from autoseg.pipeline.jobs.status import status
 
-    known = status(work)
-    say(describe_status(known))
+    jobs = status(work)
+    say(describe_status(jobs))
     if not_done:
         logs = "\n".join(
-            f"  {one.log}" for one in known if one.name in not_done and one.log is not None and one.log.exists()
+            f"  {job.log}" for job in jobs if job.name in not_done and job.log is not None and job.log.exists()
         )
         raise TrainingError(
             f"not done: {', '.join(not_done)}; the others are. Mend what the logs tell, and the same command goes on "

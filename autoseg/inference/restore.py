@@ -139,19 +139,19 @@ def restore_rows(
     row_bytes = 4 * logits[0].numel()
     parts = list(_slabs(change, rows, row_bytes=row_bytes))
     needed = [change.rows_needed(part) for part in parts]
-    n_most = max((known.stop - known.start for known in needed), default=1)
+    n_most = max((span.stop - span.start for span in needed), default=1)
     n_threads = max(1, min(MAX_THREADS, torch.get_num_threads(), BUFFERS_BYTES // (n_most * row_bytes)))
     buffer_shape = (0 if is_ready else n_most, *logits.shape[1:])
     buffers = [logits.new_empty(buffer_shape, dtype=torch.float32) for _ in range(n_threads)]
     depth, height, width = change.axes
 
     @torch.inference_mode()
-    def restore(part: slice, known: slice) -> None:
-        slab = logits[known.start - first_row : known.stop - first_row]
+    def restore(part: slice, span: slice) -> None:
+        slab = logits[span.start - first_row : span.stop - first_row]
         buffer = buffers.pop()
         if not is_ready:
             slab = buffer[: len(slab)].copy_(slab)
-        here = _Axis(lower=depth.lower[part] - known.start, weight=depth.weight[part], step=depth.step)
+        here = _Axis(lower=depth.lower[part] - span.start, weight=depth.weight[part], step=depth.step)
         _restore_slab(slab, (here, height, width), classes[part.start - rows.start : part.stop - rows.start], decide)
         buffers.append(buffer)
 

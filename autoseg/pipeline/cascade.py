@@ -16,6 +16,7 @@ from autoseg.pipeline.fold_validation import validate_fold, validation_label_map
 from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.workspace import CASCADE, DEFAULT_WORK, Workspace
 from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.training.folds import trained_folds
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,6 @@ def prepare_second_stage(
         TrainingInterrupted: `stop` said so.
     """
     from autoseg.inference.model import read_model
-    from autoseg.training.folds import trained_folds
 
     first = configuration.previous
     assert first is not None

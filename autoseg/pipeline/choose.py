@@ -24,6 +24,7 @@ from autoseg.pipeline.fold_validation import (
 )
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.planning.plan import Plan
+from autoseg.training.folds import usable_folds
 
 if TYPE_CHECKING:
     from autoseg.evaluation.crossval import CrossValidation
@@ -76,7 +77,7 @@ def select(
         if not complete:
             listed = "\n".join(f"  - {name}: {why}" for name, why in missing.items())
             raise TrainingError(f"{workspace.root}: no configuration is trained on all folds\n{listed}")
-        known = {name: cross_validate(work, configuration=name, device=device, stop=stop) for name in complete}
+        crossvals = {name: cross_validate(work, configuration=name, device=device, stop=stop) for name in complete}
         members: list[tuple[str, ...]] = [(name,) for name in complete]
         if ensembles:
             members += list(itertools.combinations(complete, 2))
@@ -85,15 +86,15 @@ def select(
         for names in members:
             if len(names) > 1:
                 try:
-                    _predict_together(workspace, [known[name] for name in names], cases, device=device, stop=stop)
+                    _predict_together(workspace, [crossvals[name] for name in names], cases, device=device, stop=stop)
                 except PredictionError as error:
                     # What single configurations need is less.
                     missing[" + ".join(names)] = str(error)
                     continue
             cost = sum(costs[name] for name in names)
-            candidate, decided = _judge(workspace, plan, [known[name] for name in names], cases, cost=cost)
+            candidate, decided = _judge(workspace, plan, [crossvals[name] for name in names], cases, cost=cost)
             if len(names) == 1:
-                _write_postprocessing(workspace, known[names[0]], decided)
+                _write_postprocessing(workspace, crossvals[names[0]], decided)
             candidates.append(candidate)
             dice[candidate.name] = decided.dice
         selection = rule.select(candidates, dice, missing=missing)
@@ -123,7 +124,6 @@ def read_selection(workspace: Workspace) -> Selection | None:
 def selected_models(workspace: Workspace) -> tuple[Selection, tuple[Model, ...]] | None:
     """What was selected, and its models; None where nothing was, or, with a warning, where weights have changed."""
     from autoseg.inference.model import read_model
-    from autoseg.training.folds import usable_folds
 
     selection = read_selection(workspace)
     if selection is None:
@@ -179,7 +179,7 @@ def _judge(
     from autoseg.evaluation.selection import Candidate
     from autoseg.preprocessing.store import PreprocessedCase
 
-    names = [known.configuration for known in members]
+    names = [member.configuration for member in members]
     targets, by_id = targets_of(plan.labels), {case.id: case for case in cases}
 
     def load(case: str) -> Pair:
@@ -201,7 +201,7 @@ def _judge(
     decided = decide_steps(sorted(members[0].folds), load, targets, needed_gib=needed_gib)
     candidate = Candidate(
         configurations=tuple(names),
-        models=tuple(known.model for known in members),
+        models=tuple(member.model for member in members),
         mean_dice=mean_of_labels(decided.dice),
         raw_dice=mean_of_labels(decided.raw_dice),
         label_dice={target.name: mean_of_labels(decided.dice[:, [index]]) for index, target in enumerate(targets)},
@@ -233,19 +233,19 @@ def _cost(workspace: Workspace, configuration: str, cases: Sequence[Case]) -> fl
     return cost_of_first + count_multiply_adds(model.plan, model.configuration, median)
 
 
-def _write_postprocessing(workspace: Workspace, known: CrossValidation, decided: Postprocessed) -> None:
+def _write_postprocessing(workspace: Workspace, crossval: CrossValidation, decided: Postprocessed) -> None:
     """Puts what helps a configuration beside its weights, where every prediction with it finds it."""
     from autoseg.inference.archive import POSTPROCESSING
     from autoseg.inference.model import read_model
     from autoseg.inference.sources import Postprocessing
 
-    folder = workspace.model(known.configuration)
+    folder = workspace.model(crossval.configuration)
     model = read_model(folder)
-    folds = sorted(set(known.folds.values()))
-    if model.digest(folds) != known.model:
+    folds = sorted(set(crossval.folds.values()))
+    if model.digest(folds) != crossval.model:
         raise TrainingError(f"{folder}: was trained on while it was compared; run 'autoseg select' again")
     weights = {fold: model.source.hash_weights(fold) for fold in folds}
-    write_json(folder / POSTPROCESSING, Postprocessing(weights=weights, steps=decided.steps, quality=known.quality))
+    write_json(folder / POSTPROCESSING, Postprocessing(weights=weights, steps=decided.steps, quality=crossval.quality))
 
 
 def _predict_together(
@@ -260,10 +260,10 @@ def _predict_together(
     from autoseg.inference.ensemble import Ensemble
     from autoseg.inference.predictor import Predictor
 
-    names = [known.configuration for known in members]
+    names = [member.configuration for member in members]
     folder = workspace.ensemble(names)
     # Which models, all folds of each, made the label maps that are there, of which cases.
-    record, file = {"keys": [known.key for known in members]}, folder / "ensemble.json"
+    record, file = {"keys": [member.key for member in members]}, folder / "ensemble.json"
     if not holds_json(file, record):
         for old in folder.glob("[!.]*.nii.gz"):
             old.unlink(missing_ok=True)

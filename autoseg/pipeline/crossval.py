@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError, ImageTooLargeError, TrainingError, TrainingInterrupted
+from autoseg.core.geometry import axis_first
 from autoseg.core.runtime import format_duration, never, track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline.cascade import prepare_second_stage
@@ -23,6 +24,7 @@ from autoseg.pipeline.fold_validation import (
 )
 from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.training.record import FoldFiles, read_log
 
 if TYPE_CHECKING:
     from autoseg.evaluation.crossval import CaseReview, CrossValidation
@@ -138,10 +140,8 @@ def _review(
     import numpy as np
     import torch
 
-    from autoseg.core.geometry import axis_first
     from autoseg.evaluation.review import Reviewer
     from autoseg.inference.predictor import Predictor
-    from autoseg.training.record import FoldFiles, read_log
 
     folds = sorted(set(fold_of.values()))
     predictor = Predictor(

@@ -13,6 +13,7 @@ from autoseg.pipeline.fit import train
 from autoseg.pipeline.prepare import plan
 from autoseg.pipeline.score import evaluate
 from autoseg.pipeline.segment import predict
+from autoseg.training.config import Budget, TrainConfig
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Evaluation
@@ -39,7 +40,6 @@ def run_demo(folder: Path, *, max_time_s: float, device: str = "auto", seed: int
         AutosegError: the folder holds the demo of another seed.
     """
     from autoseg.reporting.figures import OverlayRow, draw_overlays
-    from autoseg.training.config import Budget, TrainConfig
 
     dataset, work, output = folder / "dataset", folder / "work", folder / "segmentations"
     made_with = folder / "demo.json"

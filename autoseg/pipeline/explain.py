@@ -21,7 +21,9 @@ from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configur
 from autoseg.planning.estimates import Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
+from autoseg.training.config import ITERATIONS_PER_EPOCH
 from autoseg.training.folds import PLAN
+from autoseg.training.record import FoldFiles, read_log
 
 if TYPE_CHECKING:
     from autoseg.reporting.figures import OverlayRow
@@ -116,8 +118,6 @@ def _load_overlay(case: Case, labels: LabelSpec) -> OverlayRow:
 
 def _epoch_times_s(workspace: Workspace, plan: Plan) -> dict[str, float]:
     """Median time of a full epoch of every configuration that was trained here as it is planned now."""
-    from autoseg.training.config import ITERATIONS_PER_EPOCH
-    from autoseg.training.record import FoldFiles, read_log
 
     times = {}
     for name, configuration in plan.configurations.items():

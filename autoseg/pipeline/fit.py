@@ -18,6 +18,7 @@ from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.training.config import CHECKPOINT_INTERVAL_S, TrainConfig
+from autoseg.training.record import EpochFigures, FoldFiles, TrainingChoices, ValidationSlice, read_log
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from autoseg.planning.plan import ConfigurationPlan, Plan
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.ranks import Ranks
-    from autoseg.training.record import EpochFigures, FoldFiles, TrainingChoices, ValidationSlice
 
 CURVES_INTERVAL_S = 30.0
 MEMORY_BUDGET_GIB = 1.0
@@ -89,7 +89,6 @@ def train(
     """
     from autoseg.pipeline.settle import refuse_other_training
     from autoseg.training.ranks import ALONE
-    from autoseg.training.record import FoldFiles, read_log
     from autoseg.training.trainer import train_fold
 
     workspace = Workspace(root=Path(work))

@@ -15,6 +15,8 @@ from autoseg.data.io import read_label, write_volume
 from autoseg.data.references import read_reference
 from autoseg.pipeline.examine import file_identity
 from autoseg.pipeline.workspace import Workspace
+from autoseg.training.folds import fold_folder, trained_folds
+from autoseg.training.record import FoldFiles, TrainingRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,7 +154,6 @@ def read_scores(workspace: Workspace, configuration: str, fold: int) -> Evaluati
 
 def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Path:
     """Where the label maps of a fold's validation cases are."""
-    from autoseg.training.folds import fold_folder
 
     return fold_folder(workspace.model(configuration), fold) / "validation"
 
@@ -197,8 +198,6 @@ def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
     that they have learned from.
     """
     from autoseg.pipeline.settle import how_to_begin_anew, planned_digest, read_settled
-    from autoseg.training.folds import trained_folds
-    from autoseg.training.record import FoldFiles, TrainingRecord
 
     model, splits = workspace.model(configuration), workspace.read_splits()
     if any(set(fold.training) & set(fold.validation) for fold in splits.folds):

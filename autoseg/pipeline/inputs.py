@@ -24,6 +24,7 @@ from autoseg.data.files import (
 from autoseg.data.io import case_name, is_image, read_raw
 from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.workspace import CASCADE, Workspace, default_configuration
+from autoseg.training.folds import trained_folds, usable_folds
 
 if TYPE_CHECKING:
     from autoseg.core.steps import Step
@@ -77,7 +78,6 @@ def find_model(path: Path, configuration: str | None = None, *, is_model: bool =
         WorkspaceError: the work folder is not planned.
     """
     from autoseg.inference.model import read_model
-    from autoseg.training.folds import usable_folds
 
     if is_model or path.is_file() or usable_folds(path):
         return _open_model(path, configuration)
@@ -102,7 +102,6 @@ def configuration_to_predict(workspace: Workspace) -> str:
 
     It is the recommended one, unless another one alone is trained to its end, or trained at all.
     """
-    from autoseg.training.folds import trained_folds, usable_folds
 
     plan = workspace.read_plan()
     for folds_of in (trained_folds, usable_folds):

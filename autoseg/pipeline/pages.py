@@ -17,6 +17,8 @@ from autoseg.pipeline.choose import selected_models
 from autoseg.pipeline.crossval import read_cross_validation
 from autoseg.pipeline.fold_validation import validation_label_map
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
+from autoseg.training.folds import trained_folds
+from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
 if TYPE_CHECKING:
     from autoseg.reporting.predictions_page import PredictedCase
@@ -51,15 +53,15 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
     workspace = Workspace(root=Path(work))
     plan, dataset = workspace.read_plan(), workspace.read_dataset()
     found = [_read_results(workspace, name) for name in plan.configurations]
-    results = [known for known in found if known.curves or known.crossval is not None]
-    trained = {known.name: known.choices.configuration for known in results if known.choices is not None}
+    results = [result for result in found if result.curves or result.crossval is not None]
+    trained = {result.name: result.choices.configuration for result in results if result.choices is not None}
     plan = dataclasses.replace(plan, configurations={**plan.configurations, **trained})
     if not results:
         raise AutosegError(
             f"{workspace.root}: no fold is trained yet, so there is nothing to report; run 'autoseg train'"
         )
     by_id = {case.id: case for case in dataset.cases}
-    folds = {known.name: known.crossval.folds for known in results if known.crossval is not None}
+    folds = {result.name: result.crossval.folds for result in results if result.crossval is not None}
 
     def overlay(configuration: str, case: str) -> OverlayRow:
         if case not in by_id:
@@ -88,8 +90,6 @@ def report(work: Path | str = DEFAULT_WORK) -> Path:
 def _read_results(workspace: Workspace, configuration: str) -> ConfigurationResults:
     """Everything there is of a configuration."""
     from autoseg.reporting.results_page import ConfigurationResults
-    from autoseg.training.folds import trained_folds
-    from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
     curves = {}
     for folder in sorted(workspace.model(configuration).glob("fold_*")):
@@ -139,7 +139,7 @@ def report_predictions(folder: Path | str) -> Path:
     if not records:
         raise AutosegError(f"{folder}: found no prediction.json, expected a folder that 'autoseg predict' has written")
     labels, newest = labels_of(records, folder), records[-1]
-    cases = {case: known for record in records for case, known in record.cases.items()}
+    cases = {case: result for record in records for case, result in record.cases.items()}
 
     def overlay(case: str) -> OverlayRow:
         files = [Path(file) for file in cases[case].files]
@@ -166,7 +166,7 @@ def report_predictions(folder: Path | str) -> Path:
         folder / "autoseg_report.html",
         f"Predictions in {folder.resolve().name}",
         facts,
-        [_describe(case, known) for case, known in sorted(cases.items())],
+        [_describe(case, result) for case, result in sorted(cases.items())],
         overlay,
         values=labels.values,
         names=labels.names,
@@ -174,15 +174,15 @@ def report_predictions(folder: Path | str) -> Path:
     )
 
 
-def _describe(case: str, known: CaseResult) -> PredictedCase:
+def _describe(case: str, result: CaseResult) -> PredictedCase:
     from autoseg.reporting.predictions_page import PredictedCase
 
     return PredictedCase(
         case=case,
-        volumes_ml=known.volumes_ml,
-        warnings=known.warnings,
-        error=known.error if known.status != CASE_DONE else None,
-        estimated_dice=known.estimated_dice,
-        is_flagged=known.is_doubtful,
-        seconds=known.seconds,
+        volumes_ml=result.volumes_ml,
+        warnings=result.warnings,
+        error=result.error if result.status != CASE_DONE else None,
+        estimated_dice=result.estimated_dice,
+        is_flagged=result.is_doubtful,
+        seconds=result.seconds,
     )

@@ -17,6 +17,7 @@ from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
 from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, plan_quick, shown_part
 from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.training.record import FoldFiles, TrainingRecord
 
 if TYPE_CHECKING:
     from autoseg.training.config import TrainConfig
@@ -87,7 +88,6 @@ def _goes_on(model: Path, folds: Sequence[int], config: TrainConfig, *, n_cases:
     """Whether folds of a model have been trained with the budget that is asked for now."""
     from autoseg.pipeline.settle import read_settled
     from autoseg.training.adapt import with_requests
-    from autoseg.training.record import FoldFiles, TrainingRecord
 
     settled = read_settled(model)
     if settled is None:
@@ -102,7 +102,6 @@ def _goes_on(model: Path, folds: Sequence[int], config: TrainConfig, *, n_cases:
 
 
 def _is_being_trained(model: Path, folds: Sequence[int]) -> bool:
-    from autoseg.training.record import FoldFiles
 
     return any(not is_free(FoldFiles.of(model, fold).lock) for fold in folds)
 

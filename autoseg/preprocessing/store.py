@@ -251,10 +251,10 @@ def _find_damage(folder: Path, stored: StoredCase | StoredPrevious, name: str, a
     seen: list[tuple[int, ...]] = []
     for array in arrays:
         try:
-            known = (folder / array).stat()
+            stat = (folder / array).stat()
         except OSError:
             return folder / array
-        seen.append((known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns))
+        seen.append((stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     if arrays and _whole.get(folder) == seen:
         return None
     for array in arrays:
@@ -310,8 +310,8 @@ class _ArrayFile:
         return np.memmap(self._path, self._dtype, "r", self._offset, self._shape, self._order)
 
     def _look(self) -> tuple[int, ...]:
-        known = self._path.stat()
-        return known.st_ino, known.st_size, known.st_mtime_ns
+        stat = self._path.stat()
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _check_version(self) -> None:
         """What was made anew of the same scan for the same plan is the same array, in another file."""

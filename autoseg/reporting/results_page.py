@@ -77,7 +77,7 @@ def write_results_page(
         The path.
     """
     detailed = _choose_detailed(plan, configurations, selection)
-    ordered = sorted(configurations, key=lambda known: known.name not in detailed)
+    ordered = sorted(configurations, key=lambda results: results.name not in detailed)
     described = [plan.configuration(name) for name in detailed if name in plan.configurations]
     with atomic_path(path.with_suffix("")) as folder:
         folder.mkdir(parents=True)
@@ -86,10 +86,11 @@ def write_results_page(
             "plan": ("The plan", element("p", tell_plan(plan, described or [plan.configuration(plan.recommended)]))),
             "model": ("Which model", show_selection(selection) if selection else None),
         }
-        for known in ordered:
-            load = functools.partial(overlays, known.name)
-            shown = _show_configuration(plan, known, load, pictures, max_examples if known.name in detailed else None)
-            sections[f"configuration-{file_name(known.name)}"] = (known.name, shown)
+        for results in ordered:
+            load = functools.partial(overlays, results.name)
+            n_shown = max_examples if results.name in detailed else None
+            shown = _show_configuration(plan, results, load, pictures, n_shown)
+            sections[f"configuration-{file_name(results.name)}"] = (results.name, shown)
         text = assemble_page(
             f"Results for {plan.dataset}",
             kicker="autoseg report",
@@ -105,7 +106,7 @@ def _choose_detailed(
     plan: Plan, configurations: Sequence[ConfigurationResults], selection: Selection | None
 ) -> list[str]:
     """The configurations that are shown with all there is: those chosen, or else the recommended or the first."""
-    complete = [known.name for known in configurations if known.crossval is not None]
+    complete = [results.name for results in configurations if results.crossval is not None]
     chosen = [name for name in selection.candidate.configurations if name in complete] if selection else []
     if chosen or not complete:
         return chosen
@@ -115,12 +116,12 @@ def _choose_detailed(
 def _list_facts(
     plan: Plan, configurations: Sequence[ConfigurationResults], selection: Selection | None
 ) -> list[tuple[str, str, str]]:
-    known = next((found.crossval for found in configurations if found.crossval is not None), None)
+    crossval = next((found.crossval for found in configurations if found.crossval is not None), None)
     n_labels = len(plan.labels.names)
     facts = [("labels", str(n_labels), list_some(plan.labels.names))]
-    if known is not None:
+    if crossval is not None:
         detail = f"{plan.n_folds} folds of cross-validation" if plan.n_folds > 1 else "no cross-validation"
-        facts.insert(0, ("cases", str(len(known.evaluation.cases)), detail))
+        facts.insert(0, ("cases", str(len(crossval.evaluation.cases)), detail))
     if selection is not None:
         facts.append(("chosen model", selection.chosen, _tell_choice(selection)))
         chosen = selection.candidate
@@ -128,9 +129,9 @@ def _list_facts(
         if chosen.interval is not None:
             detail += f", 95% interval {format_interval(*chosen.interval)}"
         facts.append(("mean Dice", format_dice(chosen.mean_dice), detail))
-    elif known is not None:
-        detail = f"95% interval {format_interval(*estimate_mean_dice(known.evaluation))}, {known.configuration}"
-        facts.append(("mean Dice", format_dice(known.evaluation.mean_dice), detail))
+    elif crossval is not None:
+        detail = f"95% interval {format_interval(*estimate_mean_dice(crossval.evaluation))}, {crossval.configuration}"
+        facts.append(("mean Dice", format_dice(crossval.evaluation.mean_dice), detail))
     return facts
 
 
@@ -146,9 +147,9 @@ def _tell_result(configurations: Sequence[ConfigurationResults], selection: Sele
             f"New scans are segmented with {selection.chosen}. All figures come from cross-validation: every case was "
             "segmented by a network that had not seen it."
         )
-    elif any(known.crossval is not None for known in configurations):
+    elif any(results.crossval is not None for results in configurations):
         text = "Which model predicts has not been decided yet: run 'autoseg select'."
-    elif any(epochs for known in configurations for epochs in known.curves.values()):
+    elif any(epochs for results in configurations for epochs in results.curves.values()):
         text = "No configuration is trained on all folds yet, so that there are only learning curves to look at."
     else:
         text = "Nothing has been trained yet: run 'autoseg train'."
@@ -157,25 +158,25 @@ def _tell_result(configurations: Sequence[ConfigurationResults], selection: Sele
 
 def _show_configuration(
     plan: Plan,
-    known: ConfigurationResults,
+    results: ConfigurationResults,
     load: LoadOverlay,
     pictures: PictureFolder,
     max_examples: int | None,
 ) -> Html:
     """One configuration, without details where `max_examples` is None."""
-    parts = [_tell_state(plan, known)] if known.crossval is None else []
-    prefix = file_name(known.name)
-    crossval = known.crossval
+    parts = [_tell_state(plan, results)] if results.crossval is None else []
+    prefix = file_name(results.name)
+    crossval = results.crossval
     if crossval is not None:
         parts.append(element("h3", "Dice per label"))
         parts.append(element("p", "Of label maps as the network makes them, before any post-processing."))
         if crossval.evaluation.labels and crossval.evaluation.cases:
             parts.append(show_label_dice(crossval.evaluation, pictures, prefix))
         parts.append(show_dice(crossval.evaluation))
-    if any(known.curves.values()):
-        parts += [element("h3", "Learning curves"), show_curves(known.curves, pictures, prefix)]
-    if known.choices is not None:
-        parts += [element("h3", "How it is trained"), _show_choices(known.choices)]
+    if any(results.curves.values()):
+        parts += [element("h3", "Learning curves"), show_curves(results.curves, pictures, prefix)]
+    if results.choices is not None:
+        parts += [element("h3", "How it is trained"), _show_choices(results.choices)]
     if crossval is not None and max_examples is not None:
         parts += _show_details(plan, crossval, load, pictures, max_examples=max_examples)
     return join(*parts)
@@ -198,44 +199,44 @@ def _show_choices(choices: TrainingChoices) -> Html:
 
 
 def _show_details(
-    plan: Plan, known: CrossValidation, load: LoadOverlay, pictures: PictureFolder, *, max_examples: int
+    plan: Plan, crossval: CrossValidation, load: LoadOverlay, pictures: PictureFolder, *, max_examples: int
 ) -> list[Html]:
-    prefix, evaluation = file_name(known.configuration), known.evaluation
-    examples = show_examples(known, load, pictures, max_examples=max_examples)
+    prefix, evaluation = file_name(crossval.configuration), crossval.evaluation
+    examples = show_examples(crossval, load, pictures, max_examples=max_examples)
     parts = [show_metrics(evaluation)]
     if evaluation.cases:
         parts += [element("h3", "Case by case"), show_cases(evaluation, pictures, prefix)]
     if examples is not None:
         parts.append(examples)
-    suspects = show_suspects(known, load, pictures, max_examples=max_examples)
+    suspects = show_suspects(crossval, load, pictures, max_examples=max_examples)
     parts += [element("h3", "Cases whose labels a person should look at"), suspects]
-    parts += [element("h3", "Which labels are taken for which"), show_confusion(plan, known, pictures, prefix)]
+    parts += [element("h3", "Which labels are taken for which"), show_confusion(plan, crossval, pictures, prefix)]
     parts += [element("h3", "Volumes"), show_volumes(evaluation, pictures, prefix)]
-    if sum(known.calibration.n_voxels):
-        parts += [element("h3", "How sure the network is"), show_calibration(known.calibration, pictures, prefix)]
-    if known.quality is not None:
-        parts.append(_tell_quality(known))
+    if sum(crossval.calibration.n_voxels):
+        parts += [element("h3", "How sure the network is"), show_calibration(crossval.calibration, pictures, prefix)]
+    if crossval.quality is not None:
+        parts.append(_tell_quality(crossval))
     return parts
 
 
-def _tell_state(plan: Plan, known: ConfigurationResults) -> Html:
-    begun = sorted(fold for fold, epochs in known.curves.items() if epochs)
+def _tell_state(plan: Plan, results: ConfigurationResults) -> Html:
+    begun = sorted(fold for fold, epochs in results.curves.items() if epochs)
     missing = [fold for fold in range(plan.n_folds) if fold not in begun]
     if not begun:
-        text = f"Not trained yet: run 'autoseg train -c {known.name}'."
+        text = f"Not trained yet: run 'autoseg train -c {results.name}'."
     elif missing:
         text = (
             f"Fold{'s' if len(begun) > 1 else ''} {list_some([str(fold) for fold in begun], most=20)} of "
             f"{plan.n_folds} {'have' if len(begun) > 1 else 'has'} begun to train. Scores follow when all folds are "
-            f"trained: run 'autoseg train -c {known.name} --fold {','.join(map(str, missing))}'."
+            f"trained: run 'autoseg train -c {results.name} --fold {','.join(map(str, missing))}'."
         )
     else:
         text = "All folds have begun to train, but there is no cross-validation yet: run 'autoseg select'."
     return element("p", text)
 
 
-def _tell_quality(known: CrossValidation) -> Html:
-    quality = known.quality
+def _tell_quality(crossval: CrossValidation) -> Html:
+    quality = crossval.quality
     assert quality is not None
     text = (
         "Where folds agree on a new scan, they are mostly right, so that their agreement tells about what Dice to "

@@ -206,12 +206,12 @@ def choose_network(
     """
     on_cpu = device.type == "cpu"
     budget, batch_size = _find_request(configuration, config, n_cases=n_cases, on_cpu=on_cpu)
-    known: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
+    sizes: Iterable[tuple[ConfigurationPlan, int]] = [(configuration, 0)]
     if adapts(plan, config, on_cpu=on_cpu):
         keep_patch = plan.is_set_by_user(configuration.name, "patch_size")
-        known = candidates(configuration, n_cases=n_cases, keep_patch=keep_patch)
+        sizes = candidates(configuration, n_cases=n_cases, keep_patch=keep_patch)
     timer = timer or functools.partial(_time_step, plan, config, device=device)
-    found = _find_largest(known, functools.partial(timer, batch_size=math.ceil(batch_size / n_processes)), budget)
+    found = _find_largest(sizes, functools.partial(timer, batch_size=math.ceil(batch_size / n_processes)), budget)
     if device.type == "cuda":
         # It may be another process that trains on this GPU.
         torch.cuda.empty_cache()
@@ -298,13 +298,13 @@ def full_training(recipe: Recipe, *, n_cases: int, batch_size: int, on_cpu: bool
 
 
 def _find_largest(
-    known: Iterable[tuple[ConfigurationPlan, int]], timer: Timer, budget: Budget
+    sizes: Iterable[tuple[ConfigurationPlan, int]], timer: Timer, budget: Budget
 ) -> tuple[ConfigurationPlan, float]:
     """The largest network and patch that make enough steps, and the seconds of such a step."""
     assert budget.max_time_s is not None
     started: float | None = None
     chosen: tuple[ConfigurationPlan, float] | None = None
-    for candidate, min_steps in known:
+    for candidate, min_steps in sizes:
         if started is not None and time.monotonic() - started > MAX_TIMING_FRACTION * budget.max_time_s:
             break
         try:
@@ -334,7 +334,7 @@ def _tell_network(
 ) -> str:
     """Why a network of this size; `n_few` is the number of cases where they are few."""
     told = "" if n_few is None else f"; of {n_few} cases, small patches are learned from for longer"
-    features, all_features = ("-".join(map(str, known.network.features)) for known in (network, planned))
+    features, all_features = ("-".join(map(str, one.network.features)) for one in (network, planned))
     return (
         f"patch {join_numbers(network.patch_size)} of {join_numbers(planned.patch_size)}, features {features} of "
         f"{all_features}: a step takes {step_s:.2g} s here, so there is time for about "

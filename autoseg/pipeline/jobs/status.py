@@ -15,6 +15,7 @@ from autoseg.cluster import slurm
 from autoseg.cluster.processes import last_line
 from autoseg.core.errors import AutosegError
 from autoseg.core.machine import is_running
+from autoseg.core.serialize import read_json
 from autoseg.pipeline.jobs.batch import (
     DONE,
     FAILED,
@@ -29,6 +30,8 @@ from autoseg.pipeline.jobs.batch import (
     fold_job_name,
 )
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.training.folds import trained_folds
+from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
 WAITING, REQUEUED, NOT_BEGUN, CANCELLED, LOST = "waiting", "requeued", "not begun", "cancelled", "lost"
 BEGUN = "begun"
@@ -110,13 +113,13 @@ def status(work: Path | str = DEFAULT_WORK) -> list[JobStatus]:
     folders = BatchFolder.all_in(workspace.root)
     for folder, batch in tell_batches(workspace, folders):
         is_last = folder == folders[-1]
-        for known in batch:
-            found.pop(known.name, None)
-            if is_last or known.fold is not None or known.status != DONE:
-                found[known.name] = known
+        for job in batch:
+            found.pop(job.name, None)
+            if is_last or job.fold is not None or job.status != DONE:
+                found[job.name] = job
     if workspace.plan_file.exists() or not folders:
-        for known in _trained_here(workspace):
-            found.setdefault(known.name, known)
+        for job in _trained_here(workspace):
+            found.setdefault(job.name, job)
     return list(found.values())
 
 
@@ -136,19 +139,19 @@ def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
     """
     workspace, cancelled = Workspace(root=Path(work)), []
     for folder, told in tell_batches(workspace, BatchFolder.all_in(workspace.root)):
-        unfinished = [known for known in told if known.is_on_its_way]
+        unfinished = [job for job in told if job.is_on_its_way]
         if not unfinished:
             continue
         batch, ids = folder.read(), folder.read_slurm_ids()
         folder.cancelled_file.touch()
         if batch.executor == SLURM:
-            slurm.cancel([ids[known.name] for known in unfinished if known.name in ids])
+            slurm.cancel([ids[job.name] for job in unfinished if job.name in ids])
         elif batch.host == socket.gethostname() and not batch.is_looked_after:
             # Whoever looks after them, here or elsewhere, sees the file and asks them himself: to be asked twice ends
             # them at once.
-            for known in unfinished:
-                _end_processes(folder.read_state(known.name))
-        cancelled += [known.name for known in unfinished]
+            for job in unfinished:
+                _end_processes(folder.read_state(job.name))
+        cancelled += [job.name for job in unfinished]
     return cancelled
 
 
@@ -163,13 +166,13 @@ def find_log(work: Path | str, wanted: str, *, configuration: str | None = None)
     Raises:
         AutosegError: there is no such job, or there are several.
     """
-    known = [one for one in status(work) if one.batch is not None]
-    names = [one.name for one in known]
-    matching = [one for one in known if one.name == wanted]
+    jobs = [job for job in status(work) if job.batch is not None]
+    names = [job.name for job in jobs]
+    matching = [job for job in jobs if job.name == wanted]
     if configuration is not None:
         configuration = default_configuration(Workspace(root=Path(work)).read_plan(), configuration).name
     if wanted.isdecimal():
-        matching = [one for one in known if one.fold == int(wanted) and configuration in (None, one.configuration)]
+        matching = [job for job in jobs if job.fold == int(wanted) and configuration in (None, job.configuration)]
     if not matching:
         raise AutosegError(f"found no job '{wanted}', expected a fold or one of {', '.join(names) or 'no job at all'}")
     if len(matching) > 1:
@@ -216,18 +219,18 @@ def _tell_batch(
         # What ended between the two questions has written it down since.
         state = states[job.name] if _is_over(states[job.name]) else folder.read_state(job.name)
         slurm_id = ids.get(job.name, "")
-        known = _tell_job(folder, batch, job, state, slurm_id=slurm_id, queued=queue.get(slurm_id))
+        job_status = _tell_job(folder, batch, job, state, slurm_id=slurm_id, queued=queue.get(slurm_id))
         waits_for = [name for name in job.after if told[name].status != DONE]
         lost = [name for name in waits_for if not told[name].is_on_its_way]
-        if known.status in (WAITING, LOST, NOT_BEGUN) and lost:
-            known = dataclasses.replace(known, status=NOT_BEGUN, detail=f"{', '.join(lost)} not done")
-        elif known.status == WAITING and waits_for:
-            known = dataclasses.replace(known, detail=f"for {', '.join(waits_for)}")
+        if job_status.status in (WAITING, LOST, NOT_BEGUN) and lost:
+            job_status = dataclasses.replace(job_status, status=NOT_BEGUN, detail=f"{', '.join(lost)} not done")
+        elif job_status.status == WAITING and waits_for:
+            job_status = dataclasses.replace(job_status, detail=f"for {', '.join(waits_for)}")
         if job.fold is not None:
-            progress = read_progress(workspace, job.configurations[0], job.fold, runs=known.status == RUNNING)
-            known = dataclasses.replace(known, progress=progress)
-        told[job.name] = known
-        yield known
+            progress = read_progress(workspace, job.configurations[0], job.fold, runs=job_status.status == RUNNING)
+            job_status = dataclasses.replace(job_status, progress=progress)
+        told[job.name] = job_status
+        yield job_status
 
 
 def _is_over(state: JobState | None) -> bool:
@@ -243,7 +246,7 @@ def _tell_job(
     slurm_id: str,
     queued: slurm.SlurmJob | None,
 ) -> JobStatus:
-    known = JobStatus(
+    job_status = JobStatus(
         name=job.name,
         status=WAITING,
         batch=folder.number,
@@ -256,9 +259,9 @@ def _tell_job(
         log=folder.log(job.name),
     )
     word, detail = _word(folder, batch, state, queued)
-    if word == LOST and not known.error:
-        known = dataclasses.replace(known, error=_last_words(folder, slurm_id))
-    return dataclasses.replace(known, status=word, detail=detail)
+    if word == LOST and not job_status.error:
+        job_status = dataclasses.replace(job_status, error=_last_words(folder, slurm_id))
+    return dataclasses.replace(job_status, status=word, detail=detail)
 
 
 def _word(folder: BatchFolder, batch: Batch, state: JobState | None, queued: slurm.SlurmJob | None) -> tuple[str, str]:
@@ -285,14 +288,14 @@ def _word(folder: BatchFolder, batch: Batch, state: JobState | None, queued: slu
 
 
 def _plain_reason(reason: str) -> str:
-    known = {
+    meanings = {
         "Dependency": "",
         "None": "",
         "Resources": "for free nodes",
         "Priority": "for jobs of higher priority",
         "BeginTime": "for Slurm to begin it again",
     }
-    return known.get(reason, reason)
+    return meanings.get(reason, reason)
 
 
 def _last_words(folder: BatchFolder, slurm_id: str) -> str:
@@ -304,8 +307,6 @@ def _last_words(folder: BatchFolder, slurm_id: str) -> str:
 
 def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
     """Folds that are there, whoever has trained them."""
-    from autoseg.training.folds import trained_folds
-    from autoseg.training.record import FoldFiles
 
     plan, splits = workspace.read_plan(), workspace.read_splits()
     for configuration in plan.configurations:
@@ -325,8 +326,6 @@ def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
 
 def read_progress(workspace: Workspace, configuration: str, fold: int, *, runs: bool) -> Progress | None:
     """How far a fold has come; None where no epoch is written down yet."""
-    from autoseg.core.serialize import read_json
-    from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
     files = FoldFiles.of(workspace.model(configuration), fold)
     epochs = read_log(files.log)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.cluster.processes import Ending, ProcessGroup
+from autoseg.core.runtime import n_cpus
 from autoseg.pipeline.jobs.batch import DONE, FAILED, RUNNING, STOPPED, BatchFolder, Failure, Job, JobState, now
 
 MAX_FAILURES_IN_ALL = 10
@@ -154,7 +155,6 @@ class Supervisor:
         self._change(RUNNING)
 
     def _cpus_of_each(self, n_processes: int) -> int:
-        from autoseg.core.runtime import n_cpus
 
         return max(1, (self._n_cpus or n_cpus()) // n_processes)
 
