@@ -150,6 +150,8 @@ def plan(
     from autoseg import pipeline
     from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices
     from autoseg.planning.choices import Choices, parse_choices, split_names
+    from autoseg.planning.estimates import estimate
+    from autoseg.reporting.text import describe_plan, explain_plan
 
     choices = parse_choices(
         preset=preset,
@@ -170,13 +172,12 @@ def plan(
             raise AutosegError(
                 "--fingerprint knows no cases: leave out --groups, --stratify, --validation and --splits"
             )
-        if not fingerprint.is_file():
-            raise AutosegError(f"{fingerprint}: no such file")
-        beside = dataset_json or fingerprint.with_name("dataset.json")
-        if dataset_json is None and not beside.is_file():
-            raise AutosegError(f"{beside}: no such file; name the channels and labels with --dataset-json")
         made, seen = pipeline.plan_from_fingerprint(
-            fingerprint, beside, choices=choices, like=like, n_folds=folds or DEFAULT_N_FOLDS
+            fingerprint,
+            _find_dataset_json(fingerprint, dataset_json),
+            choices=choices,
+            like=like,
+            n_folds=folds or DEFAULT_N_FOLDS,
         )
     elif dataset_json is not None:
         raise AutosegError("--dataset-json belongs to --fingerprint, which is missing")
@@ -209,16 +210,18 @@ def plan(
     if as_json:
         say_json(made)
         return
-    if explain:
-        from autoseg.planning.estimates import estimate
-        from autoseg.reporting.text import explain_plan
-
-        say(explain_plan(made, estimate(seen, made)))
-    else:
-        from autoseg.reporting.text import describe_plan
-
-        say(describe_plan(made))
+    say(explain_plan(made, estimate(seen, made)) if explain else describe_plan(made))
     if fingerprint is None:
         say(f"\nThe plan with all reasons: {workspace.plan_file}, and as a page: {workspace.plan_page}")
         folds_to_train = f"0..{made.n_folds - 1}" if made.n_folds > 1 else "0"
         say(f"Next: autoseg train --fold {folds_to_train}{work_option(work)}")
+
+
+def _find_dataset_json(fingerprint: Path, named: Path | None) -> Path:
+    """The file that names channels and labels: as the user says, or beside the fingerprint."""
+    if not fingerprint.is_file():
+        raise AutosegError(f"{fingerprint}: no such file")
+    file = named or fingerprint.with_name("dataset.json")
+    if named is None and not file.is_file():
+        raise AutosegError(f"{file}: no such file; name the channels and labels with --dataset-json")
+    return file

@@ -157,49 +157,49 @@ def load_case(case: Case, *, n_channels: int, labels: LabelSpec, fix: bool = Fal
         The case, or everything that is wrong with it.
     """
     problems: list[Problem] = []
-    image_part, label_part, values = None, None, set[int]()
+    image, geometry, label, label_geometry, values = None, None, None, None, set[int]()
     try:
         image, geometry, mended = load_image(case.images, n_channels=n_channels, fix=fix)
-        image_part = image, geometry
     except FormatError as error:
         advice = "mend or replace the image, or remove the case"
         problems.append(Problem(kind="image cannot be used", case=case.id, text=str(error), advice=advice))
     else:
-        problems += _check_size(case, image_part[1]) + _check_contrast(case, image_part[0])
+        problems += _check_size(case, geometry) + _check_contrast(case, image)
         problems += [_tell_voxels(case, text) for text in mended]
         for file in case.image_files[1:]:
-            problems += _tell_channel(case, file, image_part[1], read_geometry(file))
+            problems += _tell_channel(case, file, geometry, read_geometry(file))
     try:
         mends = (ROUNDED, HALVED) if _is_one_mask(case, labels) else (ROUNDED,)
-        label_part, case = mend_to_read(case, lambda known: read_reference(known, labels), mends if fix else ())
+        reference, case = mend_to_read(case, lambda known: read_reference(known, labels), mends if fix else ())
+        label, label_geometry = reference
     except FormatError as error:
         advice = "mend or replace the label map, or remove the case"
         problems.append(Problem(kind="label map cannot be used", case=case.id, text=str(error), advice=advice))
     else:
-        values = label_values(label_part[0])
-        is_soft = _is_soft_mask(case, label_part[0], values, labels)
+        values = label_values(label)
+        is_soft = _is_soft_mask(case, label, values, labels)
         if fix and is_soft:
             case = replace(case, mend=HALVED)
-            label_part = read_reference(case, labels)
-            values = label_values(label_part[0])
+            label, label_geometry = read_reference(case, labels)
+            values = label_values(label)
         meant = _meant_values(case, values, labels)
         if meant and fix:
             case = replace(case, mend=replace(case.mend or LabelMend(), values=meant))
-            label_part = read_reference(case, labels)
-            values = label_values(label_part[0])
-        problems += _check_label_values(case, label_part[0], values, labels, is_mask=bool(meant) or is_soft)
+            label, label_geometry = read_reference(case, labels)
+            values = label_values(label)
+        problems += _check_label_values(case, label, values, labels, is_mask=bool(meant) or is_soft)
         problems += _check_annotated(case, values, labels)
         problems += _tell_mend(case)
-    if image_part is not None and label_part is not None:
-        problems += _check_grid(case, image_part[1], label_part[1])
-    if image_part is None or label_part is None or any(problem.severity == ERROR for problem in problems):
+    if geometry is not None and label_geometry is not None:
+        problems += _check_grid(case, geometry, label_geometry)
+    if image is None or geometry is None or label is None or any(problem.severity == ERROR for problem in problems):
         return problems
     return LoadedCase(
         case=case,
-        image=image_part[0],
-        label=label_part[0],
+        image=image,
+        label=label,
         values=frozenset(values),
-        geometry=image_part[1],
+        geometry=geometry,
         remarks=tuple(problems),
     )
 
@@ -242,7 +242,7 @@ def _check_size(case: Case, geometry: Geometry) -> list[Problem]:
             file=str(case.image_files[0]),
             found=f"{join_numbers(geometry.shape)} voxels of {join_numbers(geometry.spacing_mm)} mm (z, y, x)",
             expected=f"voxels larger than {MIN_SPACING_MM:g} mm, and a scan shorter than {MAX_EXTENT_MM:g} mm",
-            advice="correct the spacing in the header, which is in millimetres, or convert the image anew",
+            advice="correct the spacing in the header, or its units, or convert the image anew",
         )
     ]
 

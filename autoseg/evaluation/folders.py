@@ -47,6 +47,47 @@ def evaluate_folders(
         DatasetError: no common case, or cases that cannot be compared, all of them listed.
     """
     added = [Target(name=name, values=tuple(values)) for name, values in (regions or {}).items()]
+    pairs, not_scored = _match(prediction, reference, outdated)
+    if labels is None:
+        labels = _find_labels(pairs, ignore=settings.ignore, where=prediction)
+    if labels is None:
+        raise DatasetError(f"{prediction} and {reference}: every voxel is background, there is nothing to score")
+    targets = (*targets_of(labels), *added)
+    _check_targets(targets, ignore=settings.ignore)
+    n_threads = n_cpus()
+
+    def score(case: str) -> CaseScore | Problem:
+        pair = _read_pair(case, *pairs[case])
+        if isinstance(pair, Problem):
+            return pair
+        found, expected, grid = pair
+        # Threads that have no case of their own share the labels of the others'.
+        n_sharing = max(1, n_threads // len(pairs))
+        return score_case(
+            case,
+            found,
+            expected,
+            targets,
+            spacing_mm=grid.spacing_mm,
+            settings=settings,
+            n_threads=n_sharing,
+            voxel_ml=grid.voxel_volume_ml,
+        )
+
+    scores = map_threads(score, pairs, n_threads=n_threads, description="scoring")
+    _raise_problems(scores, prediction)
+    return summarise_scores(
+        [score for score in scores if isinstance(score, CaseScore)],
+        settings=settings,
+        not_scored=not_scored,
+        model=model,
+    )
+
+
+def _match(
+    prediction: Path, reference: Path, outdated: Collection[str]
+) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Prediction and reference of each case that has both, in order, and the references without a prediction."""
     predicted = {case: file for case, file in _label_files(prediction).items() if case not in outdated}
     wanted = name_after_images(_label_files(reference, among_images=True), predicted)
     if prediction.is_file() and reference.is_file():
@@ -60,62 +101,36 @@ def evaluate_folders(
     extra = sorted(predicted.keys() - wanted.keys())
     if extra:
         logger.warning("%d predictions have no reference and are not scored: %s", len(extra), _some(extra))
+    return {case: (predicted[case], wanted[case]) for case in common}, sorted(wanted.keys() - predicted.keys())
 
-    def read_pair(case: str) -> tuple[NDArray, NDArray, Geometry] | Problem:
-        try:
-            (found, found_grid), (expected, grid) = read_label(predicted[case]), read_label(wanted[case])
-        except FormatError as error:
-            return Problem(kind="label map cannot be used", case=case, text=str(error), advice="replace the file")
-        grid = adopt_place(grid, wanted[case], predicted[case])
-        difference = grid_difference(grid, found_grid)
-        if difference:
-            advice = "compare predictions with references of the same images"
-            kind = "prediction and reference differ in shape or affine"
-            return Problem(kind=kind, case=case, found=difference[0], expected=difference[1], advice=advice)
-        if min(int(found.min()), int(expected.min())) < 0:
-            return Problem(kind="label map with negative values", case=case, advice="use values from 0 up")
-        return found, expected, grid
+
+def _read_pair(case: str, prediction: Path, reference: Path) -> tuple[NDArray, NDArray, Geometry] | Problem:
+    """Both label maps on the grid that they share, or why they cannot be compared."""
+    try:
+        (found, found_grid), (expected, grid) = read_label(prediction), read_label(reference)
+    except FormatError as error:
+        return Problem(kind="label map cannot be used", case=case, text=str(error), advice="replace the file")
+    grid = adopt_place(grid, reference, prediction)
+    difference = grid_difference(grid, found_grid)
+    if difference:
+        advice = "compare predictions with references of the same images"
+        kind = "prediction and reference differ in shape or affine"
+        return Problem(kind=kind, case=case, found=difference[0], expected=difference[1], advice=advice)
+    if min(int(found.min()), int(expected.min())) < 0:
+        return Problem(kind="label map with negative values", case=case, advice="use values from 0 up")
+    return found, expected, grid
+
+
+def _find_labels(pairs: Mapping[str, tuple[Path, Path]], *, ignore: int | None, where: Path) -> LabelSpec | None:
+    """A label for each value that occurs in any pair; None where all is background."""
 
     def values_of(case: str) -> tuple[set[int], set[int]] | Problem:
-        pair = read_pair(case)
+        pair = _read_pair(case, *pairs[case])
         return pair if isinstance(pair, Problem) else (label_values(pair[0]), label_values(pair[1]))
 
-    if labels is None:
-        answers = map_threads(values_of, common, n_threads=n_cpus(), description="looking for labels")
-        _raise_problems(answers, prediction)
-        labels = _labels_found([answer for answer in answers if isinstance(answer, tuple)], ignore=settings.ignore)
-        if labels is None:
-            raise DatasetError(f"{prediction} and {reference}: every voxel is background, there is nothing to score")
-    targets = (*targets_of(labels), *added)
-    _check_targets(targets, ignore=settings.ignore)
-    n_threads = n_cpus()
-
-    def score(case: str) -> CaseScore | Problem:
-        pair = read_pair(case)
-        if isinstance(pair, Problem):
-            return pair
-        found, expected, grid = pair
-        # Threads that have no case of their own share the labels of the others'.
-        n_sharing = max(1, n_threads // len(common))
-        return score_case(
-            case,
-            found,
-            expected,
-            targets,
-            spacing_mm=grid.spacing_mm,
-            settings=settings,
-            n_threads=n_sharing,
-            voxel_ml=grid.voxel_volume_ml,
-        )
-
-    scores = map_threads(score, common, n_threads=n_threads, description="scoring")
-    _raise_problems(scores, prediction)
-    return summarise_scores(
-        [score for score in scores if isinstance(score, CaseScore)],
-        settings=settings,
-        not_scored=sorted(wanted.keys() - predicted.keys()),
-        model=model,
-    )
+    answers = map_threads(values_of, pairs, n_threads=n_cpus(), description="looking for labels")
+    _raise_problems(answers, where)
+    return _labels_found([answer for answer in answers if isinstance(answer, tuple)], ignore=ignore)
 
 
 def _labels_found(found: Sequence[tuple[set[int], set[int]]], *, ignore: int | None) -> LabelSpec | None:

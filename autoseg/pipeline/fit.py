@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,6 @@ def train(
     """
     from autoseg.pipeline.settle import refuse_other_training
     from autoseg.training.ranks import ALONE
-    from autoseg.training.trainer import train_fold
 
     workspace = Workspace(root=Path(work))
     plan, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
@@ -137,36 +137,26 @@ def train(
         device=where,
         ranks=ranks,
     )
-    open_cases = partial(_open_cases, workspace, plan, chosen.name)
-    results: dict[int, Evaluation | None] = {}
-    for fold in wanted:
-        files, results[fold] = FoldFiles.of(model, fold), None
-        # Another process, on this machine or another, may be training the fold.
-        lock = locked(files.lock, waiting_for=f"trains {files.folder}")
-        with lock if ranks.is_first else nullcontext(), _forgetting_settled(files):
-            trackers = track_with if ranks.is_first else ()
-            with _followers(files.folder, trackers, labels=plan.labels.structures) as on_epoch:
-                train_fold(
-                    files.folder,
-                    adapted,
-                    choices,
-                    training=open_cases(splits.folds[fold].training),
-                    validation=open_cases(splits.folds[fold].validation),
-                    config=settings,
-                    device=where,
-                    resume=resume,
-                    spent_s=spent_s if fold == wanted[0] else 0.0,
-                    checkpoint_interval_s=checkpoint_interval_s,
-                    stop=stop,
-                    on_epoch=on_epoch,
-                    ranks=ranks,
-                )
-            if fold == wanted[-1]:
-                ranks.part()
-            if ranks.is_first:
-                _draw_curves(files.folder, read_log(files.log))
-                if validate:
-                    results[fold] = validate_fold(workspace, chosen.name, fold, device=device, stop=stop)
+    training = _FoldTraining(
+        workspace=workspace,
+        splits=splits,
+        plan=plan,
+        configuration=chosen.name,
+        adapted=adapted,
+        choices=choices,
+        config=settings,
+        device=where,
+        ranks=ranks,
+        resume=resume,
+        validate=validate,
+        checkpoint_interval_s=checkpoint_interval_s,
+        track_with=track_with,
+        stop=stop,
+    )
+    results = {
+        fold: training.run(fold, spent_s=spent_s if fold == wanted[0] else 0.0, is_last=fold == wanted[-1])
+        for fold in wanted
+    }
     if validate and and_select and ranks.is_first and (first_stage or why_incomplete(workspace, chosen.name) is None):
         select(work, device=device, stop=stop)
     return results
@@ -222,6 +212,84 @@ def _settle(
     return settled or settle(resume=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _FoldTraining:
+    """What the folds of one call of `train` share; attributes that are not told here are those of `train`.
+
+    Attributes:
+        plan: of the work folder, whose grids the cases are on.
+        configuration: its name.
+        adapted, choices: as settled for all folds of the model.
+    """
+
+    workspace: Workspace
+    splits: Splits
+    plan: Plan
+    configuration: str
+    adapted: Plan
+    choices: TrainingChoices
+    config: TrainConfig
+    device: torch.device
+    ranks: Ranks
+    resume: bool
+    validate: bool
+    checkpoint_interval_s: float
+    track_with: Sequence[str]
+    stop: Callable[[], bool]
+
+    def run(self, fold: int, *, spent_s: float, is_last: bool) -> Evaluation | None:
+        """Trains and validates a fold.
+
+        Args:
+            fold: which.
+            spent_s: of its time, on choosing the network.
+            is_last: of those that the processes train together.
+
+        Returns:
+            Its scores, in the first process, where it is validated.
+        """
+        from autoseg.training.trainer import train_fold
+
+        files = FoldFiles.of(self.workspace.model(self.configuration), fold)
+        split, is_first = self.splits.folds[fold], self.ranks.is_first
+        # Another process, on this machine or another, may be training the fold.
+        lock = locked(files.lock, waiting_for=f"trains {files.folder}") if is_first else nullcontext()
+        with lock, _forgetting_settled(files):
+            trackers = self.track_with if is_first else ()
+            with _followers(files.folder, trackers, labels=self.plan.labels.structures) as on_epoch:
+                train_fold(
+                    files.folder,
+                    self.adapted,
+                    self.choices,
+                    training=self._open_cases(split.training),
+                    validation=self._open_cases(split.validation),
+                    config=self.config,
+                    device=self.device,
+                    resume=self.resume,
+                    spent_s=spent_s,
+                    checkpoint_interval_s=self.checkpoint_interval_s,
+                    stop=self.stop,
+                    on_epoch=on_epoch,
+                    ranks=self.ranks,
+                )
+            if is_last:
+                self.ranks.part()
+            if is_first:
+                _draw_curves(files.folder, read_log(files.log))
+                if self.validate:
+                    return validate_fold(
+                        self.workspace, self.configuration, fold, device=str(self.device), stop=self.stop
+                    )
+        return None
+
+    def _open_cases(self, ids: Iterable[str]) -> list[PreprocessedCase]:
+        """Preprocessed cases, in memory as far as `MEMORY_BUDGET_GIB` goes."""
+        from autoseg.preprocessing.store import load_into_memory
+
+        stored = [open_preprocessed(self.workspace, self.plan, self.configuration, case) for case in ids]
+        return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
+
+
 @contextmanager
 def _forgetting_settled(files: FoldFiles) -> Iterator[None]:
     """Removes the mark that the fold has begun, so that one that fails before its first step binds no other fold."""
@@ -229,14 +297,6 @@ def _forgetting_settled(files: FoldFiles) -> Iterator[None]:
         yield
     finally:
         files.begun.unlink(missing_ok=True)
-
-
-def _open_cases(workspace: Workspace, plan: Plan, configuration: str, ids: Iterable[str]) -> list[PreprocessedCase]:
-    """Preprocessed cases, in memory as far as `MEMORY_BUDGET_GIB` goes."""
-    from autoseg.preprocessing.store import load_into_memory
-
-    stored = [open_preprocessed(workspace, plan, configuration, case) for case in ids]
-    return load_into_memory(stored, budget_gib=MEMORY_BUDGET_GIB)
 
 
 @contextmanager
