@@ -239,7 +239,11 @@ def _configuration_option(workspace: Workspace, trained: Sequence[str]) -> str:
     from autoseg.pipeline.choose import selected_models
     from autoseg.pipeline.inputs import configuration_to_predict
 
-    selected = selected_models(workspace)
+    try:
+        selected = selected_models(workspace)
+    except AutosegError:
+        # Whoever predicts is told; the training that has just ended is well.
+        selected = None
     predicting = selected[0].candidate.configurations if selected else (configuration_to_predict(workspace),)
     return "" if len(trained) > 1 or trained[0] in predicting else f" -c {trained[0]}"
 

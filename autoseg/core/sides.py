@@ -9,11 +9,17 @@ from dataclasses import dataclass
 
 _ABBREVIATED = {"l": "left", "r": "right", "lh": "left", "rh": "right", "lt": "left", "rt": "right"}
 _WRITTEN_OUT = {
-    "left": "left links linke linker linkes gauche izquierda izquierdo sinistra sinistro esquerda esquerdo 左",
-    "right": "right rechts rechte rechter rechtes droit droite derecha derecho destra destro direita direito 右",
+    "left": (
+        "left links linke linken linkem linker linkes gauche gauches izquierda izquierdas izquierdo izquierdos "
+        "sinistra sinistre sinistri sinistro esquerda esquerdas esquerdo esquerdos sinister sinistrum 左"
+    ),
+    "right": (
+        "right rechts rechte rechten rechtem rechter rechtes droit droite droites droits derecha derechas derecho "
+        "derechos destra destre destri destro direita direitas direito direitos dexter dextra dextrum 右"
+    ),
 }
 _SIDE_OF = _ABBREVIATED | {word: side for side, words in _WRITTEN_OUT.items() for word in words.split()}
-"""In English, German, Dutch, French, Spanish, Italian, Portuguese, Chinese and Japanese."""
+"""In English, German, Dutch, French, Spanish, Italian, Portuguese, Latin, Chinese and Japanese."""
 
 _OPPOSITE = {"left": "right", "right": "left"}
 
@@ -24,7 +30,10 @@ MIN_PREFIXED = 4
 """Letters of a word that may begin with that of its side; "LV" and "RV" are chambers of the heart."""
 
 # Left and right chambers of the heart are organs of different shape: a mirrored left ventricle is no right ventricle.
-HEART = frozenset({"heart", "cardiac", "atrium", "atria", "atrial", "myo", "myocardium", "myocardial"})
+_HEART = re.compile(
+    r"heart|[ck]ard|^myo$|[aá]tri|herz|vorhof|hart|boezem|oreillette|c(œ|oe)ur|cuore|coraz|coraç|心|^房$"
+)
+_VENTRICLE = re.compile(r"ventr[ií][ck]|kamm?er")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +66,7 @@ def find_sides(names: Sequence[str]) -> Sides:
         that are numbers: a network that learns from mirrored kidneys which of them is label 1 learns neither.
     """
     words = _part_prefixes([_split(name) for name in names])
-    has_heart = any(HEART & set(of_name) or _is_bare_ventricle(of_name) for of_name in words)
+    has_heart = any(_is_of_heart(of_name) or _is_bare_ventricle(of_name) for of_name in words)
     sided = [tuple(_SIDE_OF.get(word, word) for word in of_name) for of_name in words]
     classes = {of_name: number for number, of_name in enumerate(sided, start=1)}
     opposite = list(range(len(names) + 1))
@@ -67,7 +76,10 @@ def find_sides(names: Sequence[str]) -> Sides:
         mirrored = tuple(_OPPOSITE.get(word, word) for word in with_side)
         if mirrored == with_side:
             continue
-        if mirrored in classes and not (has_heart and _is_chamber(of_name)):
+        if sided.count(with_side) > 1 or sided.count(mirrored) > 1:
+            # "kidney l" and "kidney left": which of them mirrors "kidney r" is not known.
+            unpaired.append(names[number - 1])
+        elif mirrored in classes and not (has_heart and _is_chamber(of_name)):
             opposite[number] = classes[mirrored]
         elif _is_written_out(of_name) or mirrored in classes:
             unpaired.append(names[number - 1])
@@ -96,13 +108,18 @@ def _part_prefixes(names: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [tuple(itertools.chain.from_iterable(map(part, of_name))) for of_name in names]
 
 
+def _is_of_heart(words: tuple[str, ...]) -> bool:
+    return any(_HEART.search(word) for word in words)
+
+
 def _is_chamber(words: tuple[str, ...]) -> bool:
-    return bool(HEART & set(words)) or "ventricle" in words
+    return _is_of_heart(words) or any(_VENTRICLE.match(word) for word in words)
 
 
 def _is_bare_ventricle(words: tuple[str, ...]) -> bool:
     """Those of the brain are called lateral."""
-    return len(words) == 2 and "ventricle" in words and any(word in _SIDE_OF for word in words)
+    is_ventricle = [_VENTRICLE.match(word) is not None for word in words]
+    return len(words) == 2 and any(is_ventricle) and any(word in _SIDE_OF for word in words)
 
 
 def _is_written_out(words: tuple[str, ...]) -> bool:

@@ -155,19 +155,19 @@ def _check_spacing(path: Path, image: Any, shape: tuple[int, ...]) -> None:
         stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
     if any(spacing < 0 or (spacing == 0 and size > 1) for spacing, size in zip(stored, shape, strict=True)):
         raise FormatError(
-            f"{path}: found the spacing {stored.tolist()} mm (i, j, k), expected more than 0; correct the header"
+            f"{path}: found the spacing {stored.tolist()} (i, j, k), expected more than 0; correct the header"
         )
 
 
 def write_nifti(path: Path, volume: NDArray, geometry: Geometry, *, like: Path | None, scale: float) -> None:
-    """Writes a NIfTI file in millimetres; codes and quaternion are those of `like` where that is such a file too."""
+    """Writes a NIfTI file in millimetres; codes and quaternion are those of `like` where that is NIfTI."""
     import nibabel
 
     array = np.ascontiguousarray(from_canonical(volume, geometry.file_axcodes))
     affine = np.asarray(geometry.affine, np.float64)
     kind, header = nibabel.Nifti1Image, nibabel.Nifti1Header()
     source: Any = nibabel.load(like) if like is not None and like.name.lower().endswith(ENDINGS) else None
-    if source is None or _mm_per_unit(source.header) != 1:
+    if source is None:
         header.set_data_shape(array.shape)
         header.set_xyzt_units("mm")
         header.set_qform(affine, "scanner")
@@ -175,6 +175,10 @@ def write_nifti(path: Path, volume: NDArray, geometry: Geometry, *, like: Path |
     else:
         # NIfTI-2 stays NIfTI-2: its affine is in double precision, which NIfTI-1 cannot hold.
         kind, header = type(source), source.header.copy()
+        if _mm_per_unit(header) != 1:
+            header.set_xyzt_units("mm", header.get_xyzt_units()[1])
+            header.set_qform(affine, int(header["qform_code"]))
+            header.set_sform(affine, int(header["sform_code"]))
         array = array[..., 0] if len(source.shape) == 2 else array
         header["cal_min"] = header["cal_max"] = 0
         header["intent_code"] = 0

@@ -118,7 +118,6 @@ def _load_overlay(case: Case, labels: LabelSpec) -> OverlayRow:
 
 def _epoch_times_s(workspace: Workspace, plan: Plan) -> dict[str, float]:
     """Median time of a full epoch of every configuration that was trained here as it is planned now."""
-
     times = {}
     for name, configuration in plan.configurations.items():
         model = workspace.model(name)

@@ -15,7 +15,7 @@ from autoseg.core.runtime import never, resolve_device
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
 from autoseg.pipeline.fold_validation import open_preprocessed, validate_fold, why_incomplete
-from autoseg.pipeline.preprocess import preprocess_cases
+from autoseg.pipeline.preprocess import announce_disk, preprocess_cases
 from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.training.config import CHECKPOINT_INTERVAL_S, TrainConfig
@@ -110,6 +110,7 @@ def train(
     if ranks.is_first:
         # Before cases are made anew for another plan, which others may be training on.
         refuse_other_training(model, plan, chosen, settings, folds=wanted, resume=resume)
+        announce_disk(workspace, dataset, plan, [plan.grid(chosen.name)])
         preprocess_cases(workspace, dataset, plan, chosen.name)
         if chosen.previous is not None:
             train_first_stage = partial(
@@ -153,10 +154,9 @@ def train(
         track_with=track_with,
         stop=stop,
     )
-    results = {
-        fold: training.run(fold, spent_s=spent_s if fold == wanted[0] else 0.0, is_last=fold == wanted[-1])
-        for fold in wanted
-    }
+    results = {}
+    for fold in wanted:
+        results[fold] = training.run(fold, spent_s=spent_s if fold == wanted[0] else 0.0, is_last=fold == wanted[-1])
     if validate and and_select and ranks.is_first and (first_stage or why_incomplete(workspace, chosen.name) is None):
         select(work, device=device, stop=stop)
     return results

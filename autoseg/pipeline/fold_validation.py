@@ -154,7 +154,6 @@ def read_scores(workspace: Workspace, configuration: str, fold: int) -> Evaluati
 
 def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Path:
     """Where the label maps of a fold's validation cases are."""
-
     return fold_folder(workspace.model(configuration), fold) / "validation"
 
 

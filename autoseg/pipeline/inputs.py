@@ -102,7 +102,6 @@ def configuration_to_predict(workspace: Workspace) -> str:
 
     It is the recommended one, unless another one alone is trained to its end, or trained at all.
     """
-
     plan = workspace.read_plan()
     for folds_of in (trained_folds, usable_folds):
         names = [name for name in plan.configurations if folds_of(workspace.model(name))]

@@ -23,7 +23,7 @@ from autoseg.data.layouts import open_dataset
 from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
 from autoseg.pipeline.examine import look_at, refuse_foreign_folder
 from autoseg.pipeline.explain import measure_plan, write_report
-from autoseg.pipeline.preprocess import preprocess_cases
+from autoseg.pipeline.preprocess import announce_disk, preprocess_cases
 from autoseg.pipeline.quick import may_be_coarser
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, configuration_to_train, default_configuration
 from autoseg.planning.choices import Choices
@@ -116,7 +116,9 @@ def plan(
             logger.warning("%s", describe_problems("Some cases deserve a look.", estimates.warnings))
         write_report(workspace, index, plan, fingerprint, estimates)
         if preprocess != "none":
-            for grid in dict.fromkeys(plan.grid(stage) for stage in _stages_to_preprocess(plan, named, fingerprint)):
+            grids = dict.fromkeys(plan.grid(stage) for stage in _stages_to_preprocess(plan, named, fingerprint))
+            announce_disk(workspace, index, plan, grids)
+            for grid in grids:
                 preprocess_cases(workspace, index, plan, grid)
         return plan
 

@@ -6,9 +6,10 @@ import dataclasses
 import logging
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from autoseg.core.errors import DatasetError, FormatError, WorkspaceError, list_some
+from autoseg.core.errors import AutosegError, DatasetError, FormatError, WorkspaceError, list_some
 from autoseg.core.geometry import join_numbers
 from autoseg.core.labels import LabelSpec
 from autoseg.core.runtime import format_duration, format_memory, machine_memory_gib, map_threads, n_cpus
@@ -46,12 +47,11 @@ def preprocess_cases(
     """
     started = time.monotonic()
     grid = plan.grid(configuration)
-    cases, n_cases = dataset.cases[part[0] - 1 :: part[1]], len(dataset.cases)
+    cases = dataset.cases[part[0] - 1 :: part[1]]
     dataset = dataclasses.replace(dataset, cases=cases)
     todo = cases_to_preprocess(workspace, dataset, plan, configuration, thoroughly=True)
     n_made = 0
     if todo:
-        _announce_disk(workspace, plan, grid, part=len(todo) / n_cases)
         with workspace.preprocessing(grid, part):
             n_made = sum(
                 map_threads(
@@ -127,10 +127,17 @@ def cases_to_preprocess(
     ]
 
 
-def _announce_disk(workspace: Workspace, plan: Plan, grid: str, *, part: float) -> None:
-    """Says how much disk this part of all cases will take, and warns where there is less."""
-    estimates = estimate(workspace.read_fingerprint(), plan).configurations
-    needed_gib = part * next(known.disk_gib for known in estimates if known.configuration == grid)
+def announce_disk(workspace: Workspace, dataset: Dataset, plan: Plan, grids: Iterable[str]) -> None:
+    """Says how much disk the cases will take that are not on these grids yet, and warns where there is less."""
+    missing = {grid: len(cases_to_preprocess(workspace, dataset, plan, grid)) / len(dataset.cases) for grid in grids}
+    if not any(missing.values()):
+        return
+    try:
+        estimates = estimate(workspace.read_fingerprint(), plan).configurations
+    except AutosegError as error:
+        logger.warning("how much disk the preprocessed cases will take cannot be told: %s", error)
+        return
+    needed_gib = sum(taken.disk_gib * missing.get(taken.configuration, 0.0) for taken in estimates)
     free_gib = shutil.disk_usage(workspace.root).free / GIB
     logger.info(
         "preprocessed cases take about %s of disk, %s are free", format_memory(needed_gib), format_memory(free_gib)

@@ -102,7 +102,6 @@ def _goes_on(model: Path, folds: Sequence[int], config: TrainConfig, *, n_cases:
 
 
 def _is_being_trained(model: Path, folds: Sequence[int]) -> bool:
-
     return any(not is_free(FoldFiles.of(model, fold).lock) for fold in folds)
 
 

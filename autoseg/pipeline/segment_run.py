@@ -48,7 +48,7 @@ class OpenedImage:
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """With their full paths."""
+        """The full paths."""
         return tuple(str(file.absolute()) for file in self.files)
 
 
@@ -162,6 +162,7 @@ class SegmentationRun:
         except Exception as error:
             told = describe_fault(error) or first_line(error)
             self._results[image.case] = _failed(image, f"could not be written: {told}")
+            self._writing = None
             raise
 
     def _open(self, item: tuple[str, Sequence[Path | None]]) -> OpenedImage:

@@ -16,7 +16,7 @@ from autoseg.core.locks import is_free, locked
 from autoseg.core.serialize import digest, holds_json, read_json, write_json
 from autoseg.core.versions import note_writer, refuse_newer
 from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
-from autoseg.training.adapt import LADDER, WIDTHS, choose_training, with_requests
+from autoseg.training.adapt import LADDER, MAX_ENLARGEMENT, WIDTHS, choose_training, with_requests
 from autoseg.training.folds import BEGUN_MARK, PLAN, TRAINING, folds_with, usable_folds
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingChoices
@@ -88,7 +88,7 @@ def settle_training(
             refuse_while_trained([FoldFiles.of(model, fold) for fold in folds])
         file, planned = model / RECIPE_FILE, planned_digest(plan, configuration.name)
         asked = dataclasses.replace(config, seed=0, compile=None)
-        rules = RECIPES[config.recipe], LADDER, WIDTHS, __version__
+        rules = RECIPES[config.recipe], LADDER, MAX_ENLARGEMENT, WIDTHS, __version__
         request = digest((planned, asked, n_cases, device.type, n_processes, rules))
         known = read_settled(model)
         staying = staying_folds(model, folds, resume=resume)

@@ -30,11 +30,11 @@ class Recipe:
         patches_per_case: that a full training sees, where the user gives no budget; None for `max_epochs`.
         min_epochs, max_epochs: of a full training.
         full_cpu_time_s: a full training on a CPU, where the planned steps would take days; None for `max_epochs`.
-        min_steps_to_mirror: patches are mirrored only in a run of at least so many steps.
-        steps_per_label_to_mirror: and of at least so many for each label: the network has to learn every structure in
-            eight poses instead of one.
-        patches_per_case_to_mirror: and only in one that sees at least so many patches of each case for each label:
-            mirroring prevents learning by heart, which takes seeing the same often.
+        min_steps_to_mirror: patches are mirrored only in a run of at least so many steps,
+        steps_per_label_to_mirror: and of at least so many times the number of labels: the network has to learn every
+            structure in eight poses instead of one,
+        patches_per_case_to_mirror: and that sees at least so many patches of each case for each label: mirroring
+            prevents learning by heart, which takes seeing the same often.
         max_steps_to_mirror: a run of so many steps mirrors in any case.
         mirrored_rate: factor of the learning rate where patches are mirrored.
     """

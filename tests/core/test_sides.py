@@ -26,7 +26,11 @@ from autoseg.core.sides import find_sides
         ("rein gauche", "rein droit"),
         ("oreille gauche", "oreille droite"),
         ("riñón izquierdo", "riñón derecho"),
+        ("Niere der linken Seite", "Niere der rechten Seite"),
+        ("Ren sinister", "Ren dexter"),
+        ("Seitenventrikel links", "Seitenventrikel rechts"),
         ("左肾", "右肾"),
+        ("左乳房", "右乳房"),
     ],
 )
 def test_pairs_become_each_other(left: str, right: str) -> None:
@@ -48,6 +52,33 @@ def test_names_without_a_side_stay(names: tuple[str, ...]) -> None:
 
 def test_several_numbers_may_have_sides() -> None:
     assert find_sides(("1", "label 2", "liver")).unpaired == ("1", "label 2")
+
+
+def test_names_that_mean_the_same_have_no_mirror_image() -> None:
+    names = ("kidney l", "kidney r", "kidney left", "kidney right", "lung left", "lung right")
+    sides = find_sides(names)
+    assert sides.opposite == (0, 1, 2, 3, 4, 6, 5)
+    assert sides.unpaired == names[:4]
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("ventricule gauche", "ventricule droit"),
+        ("linker Ventrikel", "rechter Ventrikel"),
+        ("linker Vorhof", "rechter Vorhof"),
+        ("linke Herzkammer", "rechte Herzkammer"),
+        ("ventrículo izquierdo", "ventrículo derecho"),
+        ("atrio sinistro", "atrio destro"),
+        ("oreillette gauche", "oreillette droite"),
+        ("左心室", "右心室"),
+        ("左房", "右房"),
+    ],
+)
+def test_chambers_of_the_heart_in_other_languages(left: str, right: str) -> None:
+    sides = find_sides((left, right))
+    assert not sides.has_pairs
+    assert sides.unpaired == (left, right)
 
 
 def test_one_side_alone_has_no_mirror_image() -> None:

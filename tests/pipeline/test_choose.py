@@ -179,6 +179,15 @@ def test_the_next_command_names_what_was_trained_where_another_one_would_predict
     assert next_command() == not_named
 
 
+def test_a_damaged_model_that_is_selected_does_not_spoil_the_end_of_a_training(work: Path) -> None:
+    choose(work, "3d_fullres")
+    (work / "models" / "3d_fullres" / "plan.json").write_text("{")
+    options = ["--fold", "0", "--no-validate", "--iterations", "8", "--device", "cpu", "-w", str(work)]
+    result = CliRunner().invoke(app, ["train", "-c", "2d", *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.output.splitlines()[-1] == f"Next: autoseg predict IN OUT -c 2d -w {work}"
+
+
 def after(n: int) -> Callable[[], bool]:
     asked = iter(range(n))
 

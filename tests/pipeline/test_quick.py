@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,6 +148,9 @@ def test_planning_preprocesses_what_is_certainly_trained(
     caplog.clear()
     autoseg.plan(tiny_dataset, tmp_path / "small")
     assert "of disk" not in caplog.text, "nothing is missing"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    autoseg.plan(tiny_dataset, tmp_path / "full")
+    assert "the disk may get full" in caplog.text
     pipeline.force_cascade(tmp_path / "small")
     plan = Workspace(root=tmp_path / "small").read_plan()
     plan = dataclasses.replace(plan, recommended="3d_cascade_fullres")

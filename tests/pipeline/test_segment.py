@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -352,6 +353,23 @@ def test_probabilities_and_uncertainty_lie_on_the_image(model: Path, images: lis
         assert 0 < loaded.get_fdata().max() <= 1.001
     assert set(np.round(np.unique(disagreement.get_fdata()), 2)) <= {0.0, 0.5, 1.0}
     assert not [path.name for path in (tmp_path / "all").iterdir() if path.name.startswith(".")]
+
+
+def test_an_older_label_map_does_not_stand_for_one_that_could_not_be_written(
+    model: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (older,) = autoseg.predict(images[0], tmp_path, model=model, device="cpu")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(segment_run.SegmentationRun, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        autoseg.predict(images[0], tmp_path, model=model, device="cpu")
+    assert older.exists()
+    known = read_manifest(tmp_path)["cases"][older.name.removesuffix(".nii.gz")]
+    assert known["status"] == "failed"
+    assert "could not be written" in known["error"]
 
 
 def test_faster_leaves_more_out(model: Path, images: list[Path], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from autoseg.training import adapt
 from autoseg.training.adapt import (
     LADDER,
     SAMPLING_REASONS,
+    SMALLEST_PATCH_SCALE,
     WIDTHS,
     are_few,
     choose_network,
@@ -127,12 +128,45 @@ def test_half_the_patch_and_half_the_features() -> None:
     assert resized.network.features == (16, 32, 64, 128)
 
 
-def test_small_patches_need_no_deep_network() -> None:
-    """At a tenth, the lowest stage of the planned network would have a patch of 4 x 16 x 16 voxels at least."""
-    resized = resize(THICK, "half", 0.1)
-    assert resized.patch_size == (2, 10, 6)
-    assert resized.network.features == (16, 32)
-    assert resized.network.divisor == (1, 2, 2)
+def with_edges(size: int, *, n_axes: int, n_stages: int) -> ConfigurationPlan:
+    """A cube or square that is halved at each stage but the first."""
+    network = NetworkPlan(
+        architecture="unet",
+        features=tuple(min(32 << stage, 320) for stage in range(n_stages)),
+        strides=((1,) * n_axes, *((2,) * n_axes,) * (n_stages - 1)),
+        kernel_sizes=((3,) * n_axes,) * n_stages,
+        encoder_blocks=(2,) * n_stages,
+        decoder_blocks=(2,) * (n_stages - 1),
+    )
+    return dataclasses.replace(
+        THICK,
+        spacing_mm=(1.0,) * n_axes,
+        median_shape=(3 * size,) * n_axes,
+        largest_shape=(3 * size,) * n_axes,
+        patch_size=(size,) * n_axes,
+        lowres_axis=None,
+        network=network,
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "n_axes", "n_stages", "patch_size", "n_left"),
+    [
+        (128, 3, 6, (48, 48, 48), 5),  # 64 x 64 x 64 with six stages
+        (512, 2, 8, (192, 192), 7),  # 256 x 256 with eight
+        (96, 3, 5, (32, 32, 32), 5),
+    ],
+)
+def test_small_patches_need_no_deep_network(
+    size: int, n_axes: int, n_stages: int, patch_size: tuple[int, ...], n_left: int
+) -> None:
+    planned = with_edges(size, n_axes=n_axes, n_stages=n_stages)
+    resized = resize(planned, "half", SMALLEST_PATCH_SCALE)
+    assert resized.patch_size == patch_size
+    assert len(resized.network.features) == n_left
+    assert resized.network.strides == planned.network.strides[:n_left]
+    for width in WIDTHS:
+        assert resize(planned, width, 1.0).network.strides == planned.network.strides
 
 
 def test_more_time_buys_larger_networks_and_the_planned_one_in_the_end(machine: Machine) -> None:

@@ -307,7 +307,6 @@ def _last_words(folder: BatchFolder, slurm_id: str) -> str:
 
 def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
     """Folds that are there, whoever has trained them."""
-
     plan, splits = workspace.read_plan(), workspace.read_splits()
     for configuration in plan.configurations:
         model = workspace.model(configuration)
@@ -326,7 +325,6 @@ def _trained_here(workspace: Workspace) -> Iterator[JobStatus]:
 
 def read_progress(workspace: Workspace, configuration: str, fold: int, *, runs: bool) -> Progress | None:
     """How far a fold has come; None where no epoch is written down yet."""
-
     files = FoldFiles.of(workspace.model(configuration), fold)
     epochs = read_log(files.log)
     if not epochs or not files.training.exists():

@@ -155,7 +155,6 @@ class Supervisor:
         self._change(RUNNING)
 
     def _cpus_of_each(self, n_processes: int) -> int:
-
         return max(1, (self._n_cpus or n_cpus()) // n_processes)
 
     def _change(self, status: str) -> None:
