@@ -204,9 +204,9 @@ def _middle(configuration: ConfigurationPlan, part: float) -> tuple[slice, ...]:
 
 
 @contextmanager
-def cases_counted_as(*, few: bool) -> Iterator[None]:
-    """Small patches are learned from for as long as where cases are few, or where they are many."""
-    with patch.object(adapt, "are_few", lambda *_: few):
+def as_of_small_cases() -> Iterator[None]:
+    """Larger patches are taken as early as where there are many small cases."""
+    with patch.object(adapt, "_min_steps", lambda rung, *_: rung.min_steps):
         yield
 
 
@@ -251,8 +251,7 @@ LEVERS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "augmented half as often": functools.partial(less_often, 0.5, names=("rotation", "scaling", *INTENSITIES)),
     "half the patch in the first half": functools.partial(growing_patch, 0.5, until=0.5),
     "0.7 of the patch in the first half": functools.partial(growing_patch, 0.7, until=0.5),
-    "as of few cases": functools.partial(cases_counted_as, few=True),
-    "as of many cases": functools.partial(cases_counted_as, few=False),
+    "patches as of small cases": as_of_small_cases,
     "momentum 0.9": functools.partial(optimised, momentum=0.9),
     "momentum 0.98": functools.partial(optimised, momentum=0.98),
     "second moments of 100 steps": functools.partial(optimised, betas=(0.9, 0.99)),

@@ -45,27 +45,31 @@ class Rung:
     Attributes:
         width: a name in `WIDTHS`.
         patch_scale: edges of the patch as a part of the planned ones.
-        min_steps: that a training must make to gain by it.
-        min_steps_of_few: the same of few cases, see `are_few`.
+        min_steps: that a training must make to gain by it, where there are many cases and planned patches are small.
+        min_steps_of_large: the same where planned patches are large, see `has_large_patches`.
+        min_steps_of_few: the same of fewer than `FEW_CASES`.
     """
 
     width: str
     patch_scale: float
     min_steps: int
+    min_steps_of_large: int
     min_steps_of_few: int
 
 
 FEW_CASES = 50
+MAX_SMALL_PATCH = 2**17
+"""Voxels of a planned patch, all of which even the shortest training needs to see where things are."""
 
 LADDER = (
-    Rung(width="half", patch_scale=0.4, min_steps=0, min_steps_of_few=0),
-    Rung(width="half", patch_scale=0.5, min_steps=600, min_steps_of_few=600),
-    Rung(width="half", patch_scale=0.6, min_steps=650, min_steps_of_few=2000),
-    Rung(width="half", patch_scale=0.7, min_steps=650, min_steps_of_few=2000),
-    Rung(width="half", patch_scale=0.8, min_steps=1000, min_steps_of_few=3000),
-    Rung(width="half", patch_scale=1.0, min_steps=1000, min_steps_of_few=3000),
-    Rung(width="slim", patch_scale=1.0, min_steps=6000, min_steps_of_few=12_000),
-    Rung(width="planned", patch_scale=1.0, min_steps=15_000, min_steps_of_few=30_000),
+    Rung(width="half", patch_scale=0.4, min_steps=0, min_steps_of_large=0, min_steps_of_few=0),
+    Rung(width="half", patch_scale=0.5, min_steps=600, min_steps_of_large=600, min_steps_of_few=600),
+    Rung(width="half", patch_scale=0.6, min_steps=650, min_steps_of_large=2000, min_steps_of_few=2000),
+    Rung(width="half", patch_scale=0.7, min_steps=650, min_steps_of_large=2000, min_steps_of_few=2000),
+    Rung(width="half", patch_scale=0.8, min_steps=1000, min_steps_of_large=3000, min_steps_of_few=3000),
+    Rung(width="half", patch_scale=1.0, min_steps=1000, min_steps_of_large=3000, min_steps_of_few=3000),
+    Rung(width="slim", patch_scale=1.0, min_steps=6000, min_steps_of_large=6000, min_steps_of_few=12_000),
+    Rung(width="planned", patch_scale=1.0, min_steps=15_000, min_steps_of_large=15_000, min_steps_of_few=30_000),
 )
 """From the fastest to the planned one. The steps are judgements from measurements, see docs/recipe.md."""
 
@@ -133,8 +137,7 @@ def choose_training(
         )
         n_steps = round(budget.expected_iterations(step_s))
         if adapting:
-            n_few = n_cases if are_few(configuration, n_cases) else None
-            reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps, n_few=n_few)
+            reasons["network"] = _tell_network(network, configuration, step_s=step_s, n_steps=n_steps, n_cases=n_cases)
         if n_steps < min(MIN_USEFUL_STEPS, budget.iterations or MIN_USEFUL_STEPS):
             logger.warning(
                 "%s: in %s there is time for about %d steps, too few to learn from; give a longer --max-time",
@@ -330,10 +333,14 @@ def _find_largest(
 
 
 def _tell_network(
-    network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int, n_few: int | None
+    network: ConfigurationPlan, planned: ConfigurationPlan, *, step_s: float, n_steps: int, n_cases: int
 ) -> str:
-    """Why a network of this size; `n_few` is the number of cases where they are few."""
-    told = "" if n_few is None else f"; of {n_few} cases, small patches are learned from for longer"
+    """Why a network of this size."""
+    told = ""
+    if n_cases < FEW_CASES:
+        told = f"; of {n_cases} cases, small patches are learned from for longer"
+    elif has_large_patches(planned):
+        told = "; of large patches, parts are learned from for longer"
     features, all_features = ("-".join(map(str, one.network.features)) for one in (network, planned))
     return (
         f"patch {join_numbers(network.patch_size)} of {join_numbers(planned.patch_size)}, features {features} of "
@@ -352,26 +359,28 @@ def candidates(
         n_cases: to train on.
         keep_patch: only the features change.
     """
-    before, few = None, are_few(configuration, n_cases)
+    before = None
     for rung in LADDER:
         candidate = resize(configuration, rung.width, 1.0 if keep_patch else rung.patch_scale)
         # Small patches are rounded to the same size, where the network has large strides.
         if candidate != before:
-            yield candidate, rung.min_steps_of_few if few else rung.min_steps
+            yield candidate, _min_steps(rung, configuration, n_cases)
         before = candidate
 
 
-def are_few(configuration: ConfigurationPlan, n_cases: int) -> bool:
-    """Whether large patches of so many cases are soon known by heart: small ones, from many places, teach for longer.
+def _min_steps(rung: Rung, configuration: ConfigurationPlan, n_cases: int) -> int:
+    if n_cases < FEW_CASES:
+        return rung.min_steps_of_few
+    return rung.min_steps_of_large if has_large_patches(configuration) else rung.min_steps
 
-    Cases count for as many as planned patches fit into them; in 2D, volumes count, not slices, which are alike.
 
-    Args:
-        configuration: as planned.
-        n_cases: to train on.
+def has_large_patches(configuration: ConfigurationPlan) -> bool:
+    """Whether parts of planned patches still show where in the body they are; they teach more, as they make more steps.
+
+    Of small cases, planned patches are small, and parts of them are too small for that. Where cases are few, large
+    patches are soon known by heart, so small ones, from many places, teach for longer there too.
     """
-    fitting = zip(configuration.median_shape, configuration.patch_size, strict=True)
-    return n_cases * prod(max(1.0, size / edge) for size, edge in fitting) < FEW_CASES
+    return prod(configuration.patch_size) > MAX_SMALL_PATCH
 
 
 def resize(configuration: ConfigurationPlan, width: str, patch_scale: float) -> ConfigurationPlan:

@@ -27,10 +27,10 @@ from autoseg.training.adapt import (
     SAMPLING_REASONS,
     SMALLEST_PATCH_SCALE,
     WIDTHS,
-    are_few,
     choose_network,
     choose_training,
     full_training,
+    has_large_patches,
     resize,
     steps_to_mirror,
     with_requests,
@@ -187,19 +187,24 @@ def test_each_larger_network_makes_the_steps_that_it_needs(machine: Machine) -> 
     assert 3000 / step_s >= needed > 0
 
 
-def test_few_cases_are_learned_from_in_smaller_patches(machine: Machine) -> None:
-    few, many = (choose(machine=machine, n_cases=n, budget=Budget(max_time_s=3000)) for n in (2, 100))
-    sizes = [torch.Size(choices.configuration.patch_size).numel() for choices in (few, many)]
-    assert sizes[0] < sizes[1]
-    texts = [next(r.text for r in choices.reasons if r.subject == "training.network") for choices in (few, many)]
-    assert ["of 2 cases, small patches" in text for text in texts] == [True, False]
+def test_small_patches_teach_for_longer_where_cases_are_few_or_planned_patches_large(machine: Machine) -> None:
+    large = dataclasses.replace(THICK, patch_size=(24, 96, 64))
+    assert has_large_patches(large)
+    assert not has_large_patches(THICK)
 
+    def choose_patch(configuration: ConfigurationPlan, *, n_cases: int) -> tuple[float, str]:
+        config = TrainConfig(budget=Budget(max_time_s=3000))
+        choices, _ = choose_training(make_plan(), configuration, config, n_cases=n_cases, device=CPU, timer=machine)
+        part = torch.Size(choices.configuration.patch_size).numel() / torch.Size(configuration.patch_size).numel()
+        return part, next(reason.text for reason in choices.reasons if reason.subject == "training.network")
 
-def test_a_case_counts_for_as_many_as_patches_fit_into_it() -> None:
-    one_patch = dataclasses.replace(THICK, median_shape=(16, 50, 64))
-    four_patches = dataclasses.replace(THICK, median_shape=(16, 192, 128))
-    assert [are_few(one_patch, n_cases) for n_cases in (49, 50)] == [True, False]
-    assert [are_few(four_patches, n_cases) for n_cases in (12, 13)] == [True, False]
+    part_of_few, told = choose_patch(THICK, n_cases=2)
+    assert "of 2 cases, small patches are learned from for longer" in told
+    part_of_large, told = choose_patch(large, n_cases=100)
+    assert "of large patches, parts are learned from for longer" in told
+    part, told = choose_patch(THICK, n_cases=100)
+    assert "learned from" not in told
+    assert max(part_of_few, part_of_large) < part
 
 
 def test_too_few_steps_to_learn_from_are_told(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
