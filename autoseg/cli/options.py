@@ -47,8 +47,7 @@ Time = Annotated[
     str | None,
     typer.Option(
         help="Limit of each job, such as 12h or 1-00:00:00, a bare number being minutes; what is not done by then is "
-        "requeued and goes on. Default: "
-        "the partition's, 24 h at most."
+        "requeued and goes on. Default: the partition's, 24 h at most."
     ),
 ]
 GpusPerNode = Annotated[

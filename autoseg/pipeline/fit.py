@@ -15,7 +15,7 @@ from autoseg.core.runtime import never, resolve_device
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
 from autoseg.pipeline.fold_validation import open_preprocessed, validate_fold, why_incomplete
-from autoseg.pipeline.preprocess import announce_disk, preprocess_cases
+from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.training.config import CHECKPOINT_INTERVAL_S, TrainConfig
@@ -110,8 +110,7 @@ def train(
     if ranks.is_first:
         # Before cases are made anew for another plan, which others may be training on.
         refuse_other_training(model, plan, chosen, settings, folds=wanted, resume=resume)
-        announce_disk(workspace, dataset, plan, [plan.grid(chosen.name)])
-        preprocess_cases(workspace, dataset, plan, chosen.name)
+        preprocess_cases(workspace, dataset, plan, chosen.name, announce=True)
         if chosen.previous is not None:
             train_first_stage = partial(
                 train,

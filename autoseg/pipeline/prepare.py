@@ -23,7 +23,7 @@ from autoseg.data.layouts import open_dataset
 from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
 from autoseg.pipeline.examine import look_at, refuse_foreign_folder
 from autoseg.pipeline.explain import measure_plan, write_report
-from autoseg.pipeline.preprocess import announce_disk, preprocess_cases
+from autoseg.pipeline.preprocess import announce_disk, cases_to_preprocess, preprocess_cases
 from autoseg.pipeline.quick import may_be_coarser
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, configuration_to_train, default_configuration
 from autoseg.planning.choices import Choices
@@ -117,7 +117,8 @@ def plan(
         write_report(workspace, index, plan, fingerprint, estimates)
         if preprocess != "none":
             grids = dict.fromkeys(plan.grid(stage) for stage in _stages_to_preprocess(plan, named, fingerprint))
-            announce_disk(workspace, index, plan, grids)
+            missing = {grid: len(cases_to_preprocess(workspace, index, plan, grid)) for grid in grids}
+            announce_disk(workspace, plan, {grid: n / len(index.cases) for grid, n in missing.items()})
             for grid in grids:
                 preprocess_cases(workspace, index, plan, grid)
         return plan

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from autoseg.core.errors import AutosegError, DatasetError, FormatError, WorkspaceError, list_some
@@ -26,7 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 def preprocess_cases(
-    workspace: Workspace, dataset: Dataset, plan: Plan, configuration: str, *, part: tuple[int, int] = (1, 1)
+    workspace: Workspace,
+    dataset: Dataset,
+    plan: Plan,
+    configuration: str,
+    *,
+    part: tuple[int, int] = (1, 1),
+    announce: bool = False,
 ) -> str:
     """Brings every case onto the grid of a configuration; cases that are there already stay, if they are whole.
 
@@ -38,6 +44,7 @@ def preprocess_cases(
         plan: the plan.
         configuration: its name.
         part: (2, 8) takes the second of eight parts of the cases, so that eight processes can share them.
+        announce: say how much disk they will take.
 
     Returns:
         The name of the grid, see `Plan.grid`.
@@ -50,6 +57,8 @@ def preprocess_cases(
     cases = dataset.cases[part[0] - 1 :: part[1]]
     dataset = dataclasses.replace(dataset, cases=cases)
     todo = cases_to_preprocess(workspace, dataset, plan, configuration, thoroughly=True)
+    if announce:
+        announce_disk(workspace, plan, {grid: len(todo) / len(cases)})
     n_made = 0
     if todo:
         with workspace.preprocessing(grid, part):
@@ -127,9 +136,8 @@ def cases_to_preprocess(
     ]
 
 
-def announce_disk(workspace: Workspace, dataset: Dataset, plan: Plan, grids: Iterable[str]) -> None:
-    """Says how much disk the cases will take that are not on these grids yet, and warns where there is less."""
-    missing = {grid: len(cases_to_preprocess(workspace, dataset, plan, grid)) / len(dataset.cases) for grid in grids}
+def announce_disk(workspace: Workspace, plan: Plan, missing: Mapping[str, float]) -> None:
+    """Says how much disk will be taken by the part of all cases that each grid lacks, and warns where there is less."""
     if not any(missing.values()):
         return
     try:

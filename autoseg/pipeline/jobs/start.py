@@ -13,12 +13,12 @@ from autoseg.cluster.slurm import SlurmOptions, import_submitit, look_at_partiti
 from autoseg.core.errors import AutosegError, Problem, TrainingError, TrainingInterrupted, describe_problems
 from autoseg.core.faults import DeviceError, describe_fault
 from autoseg.core.runtime import never
-from autoseg.pipeline.fit import train
 from autoseg.pipeline.jobs.batch import LOCAL, SLURM, Batch, BatchFolder, Job, PredictRequest, TrainRequest, now
 from autoseg.pipeline.jobs.local import run_here
 from autoseg.pipeline.jobs.schedule import choose_configurations, prediction_jobs, training_jobs
 from autoseg.pipeline.jobs.status import status, tell_batches
 from autoseg.pipeline.jobs.submit import computes_on_gpu, submit
+from autoseg.pipeline.jobs.tasks import train_as_asked
 from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.settle import discard_folds, refuse_other_training
 from autoseg.pipeline.workspace import Workspace
@@ -102,17 +102,7 @@ def train_one_by_one(
     problems = []
     for name, fold in wanted:
         try:
-            train(
-                work,
-                folds=[fold],
-                configuration=name,
-                config=request.config,
-                device=request.device,
-                validate=request.validate,
-                checkpoint_interval_s=request.checkpoint_interval_s,
-                track_with=request.track_with,
-                stop=stop,
-            )
+            train_as_asked(request, work, name, fold, stop=stop)
         except (TrainingInterrupted, DeviceError):
             raise
         except (AutosegError, OSError) as error:

@@ -10,17 +10,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoseg.core.runtime import limit_cpus, never, resolve_device
 from autoseg.core.serialize import digest
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import find_complete, select
 from autoseg.pipeline.fit import train
-from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest
+from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest, TrainRequest
 from autoseg.pipeline.pages import report
 from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.segment import predict
 from autoseg.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoseg.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -106,19 +110,8 @@ def _train(batch: Batch, job: Job, place: Place) -> None:
     (name,) = job.configurations
     device = resolve_device(place.device)
     with joined(place.rank, job.n_processes, rendezvous=place.rendezvous, device=device) as ranks:
-        train(
-            batch.work,
-            folds=[job.fold],
-            configuration=name,
-            config=request.config,
-            device=place.device,
-            validate=request.validate,
-            and_select=False,
-            checkpoint_interval_s=request.checkpoint_interval_s,
-            track_with=request.track_with,
-            stop=place.stop,
-            ranks=ranks,
-        )
+        here = replace(request, device=place.device)
+        train_as_asked(here, batch.work, name, job.fold, and_select=False, stop=place.stop, ranks=ranks)
 
 
 def _select(batch: Batch, job: Job, place: Place) -> None:
@@ -141,6 +134,21 @@ def _predict(batch: Batch, job: Job, place: Place) -> None:
     batch_name = digest(batch) if request.overwrite else ""
     here = replace(request, device=place.device, overwrite=False)
     predict_as_asked(here, batch.work, part=job.part, batch=batch_name)
+
+
+def train_as_asked(
+    request: TrainRequest,
+    work: Path,
+    configuration: str,
+    fold: int,
+    *,
+    and_select: bool = True,
+    stop: Callable[[], bool],
+    ranks: Ranks | None = None,
+) -> None:
+    """Trains a fold as a request says, in this process; see `autoseg.pipeline.train`."""
+    options = {known.name: getattr(request, known.name) for known in fields(request)}
+    train(work, folds=[fold], configuration=configuration, **options, and_select=and_select, stop=stop, ranks=ranks)
 
 
 def predict_as_asked(request: PredictRequest, work: Path, *, part: tuple[int, int], batch: str = "") -> list[Path]:
