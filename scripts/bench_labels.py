@@ -22,8 +22,8 @@ import autoseg
 from autoseg.core.serialize import write_json
 from autoseg.pipeline.workspace import Workspace
 from autoseg.planning.choices import Choices
-from autoseg.training.adapt import resize
 from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.ladder import resize
 
 CONFIGURATION = "3d_fullres"
 IGNORED = 0.7

@@ -45,9 +45,9 @@ from autoseg.inference.model import read_model
 from autoseg.pipeline.fold_validation import validate_fold, validation_folder
 from autoseg.pipeline.workspace import Workspace, default_configuration
 from autoseg.planning.choices import Choices
-from autoseg.training.adapt import WIDTHS, resize
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.folds import fold_folder
+from autoseg.training.ladder import WIDTHS, resize
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
@@ -85,7 +85,7 @@ class Variant:
     Attributes:
         train: fields of `TrainConfig`.
         recipe: fields of the recipe that `train` names, or else of "fast".
-        width: of the network, a name in `autoseg.training.adapt.WIDTHS`; None for what the recipe chooses.
+        width: of the network, a name in `autoseg.training.ladder.WIDTHS`; None for what the recipe chooses.
         patch_scale: edges of the patch as a part of the planned ones; counts where a width is given.
         decoder_blocks: convolutions of each stage of the decoder; None as planned.
         lever: what is changed in the code while it runs, as in `LEVERS`.

@@ -21,7 +21,7 @@ from autoseg.inference import predictor
 from autoseg.planning.mirroring import Mirroring, plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.store import PreprocessedCase
-from autoseg.training import adapt, checkpoint, learner, losses, muon, patches, samplers, trainer
+from autoseg.training import checkpoint, ladder, learner, losses, muon, patches, samplers, trainer
 from autoseg.training.augment import AugmentConfig
 from autoseg.training.losses import DICE_SMOOTH, deep_supervision_weights, dice_ce_loss, nearest_classes
 
@@ -206,7 +206,7 @@ def _middle(configuration: ConfigurationPlan, part: float) -> tuple[slice, ...]:
 @contextmanager
 def as_of_small_cases() -> Iterator[None]:
     """Larger patches are taken as early as where there are many small cases."""
-    with patch.object(adapt, "_min_steps", lambda rung, *_: rung.min_steps):
+    with patch.object(ladder, "_min_steps", lambda rung, *_: rung.min_steps):
         yield
 
 

@@ -219,7 +219,12 @@ def test_status_and_cancel(user: Path) -> None:
     assert "cancelled: 3d_fullres-fold-0, 3d_fullres-fold-1, select" in told
     wait_until(lambda: set(words(user).values()) == {"done", "cancelled"}, user)
     assert "no job waits or runs" in autoseg("cancel", cwd=user)
-    assert (user / "autoseg-work/models/3d_fullres/fold_1/checkpoint.safetensors").exists()
+    earlier = user / "autoseg-work/models/3d_fullres/fold_1/checkpoint.safetensors"
+    assert earlier.exists()
+    autoseg(*command, "--no-resume", cwd=user)
+    assert not earlier.exists()
+    wait_until(lambda: is_training(user, 0), user)
+    autoseg("cancel", cwd=user)
 
 
 @pytest.mark.slow
@@ -269,4 +274,11 @@ def test_what_slurm_refuses_is_told(user: Path) -> None:
     assert "Slurm refuses the job 'autoseg-preprocess-3d_fullres'" in autoseg(
         "train", "--memory", 100_000, *OPTIONS, cwd=user, code=2
     )
+    earlier = fold_folder(user, 0) / "checkpoint.safetensors"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("of days of training")
+    assert "Slurm refuses the job 'autoseg-preprocess-3d_fullres'" in autoseg(
+        "train", "--no-resume", "--memory", 100_000, *OPTIONS, cwd=user, code=2
+    )
+    assert earlier.exists(), "what Slurm refuses deletes nothing"
     assert not statuses(user)

@@ -26,7 +26,7 @@ from autoseg.cli.options import (
     stopping_on_signals,
     work_option,
 )
-from autoseg.core.errors import AutosegError, TrainingInterrupted
+from autoseg.core.errors import AutosegError, TrainingError, TrainingInterrupted
 
 if TYPE_CHECKING:
     from autoseg.pipeline.workspace import Workspace
@@ -197,34 +197,19 @@ def train(
     names = start.configurations_to_train(
         workspace, configuration, request, folds, options=options, resume=resume, n_processes=gpus_per_fold
     )
+    wanted = start.FoldsToTrain(
+        configurations=tuple(names), folds=tuple(folds), resume=resume, n_processes=gpus_per_fold
+    )
     if options is not None:
-        ids = start.submit_training(
-            work,
-            request,
-            configurations=names,
-            folds=folds,
-            options=options,
-            n_processes=gpus_per_fold,
-            n_preprocessing=preprocess_jobs,
-            resume=resume,
-        )
+        ids = start.submit_training(work, request, wanted, options=options, n_preprocessing=preprocess_jobs)
         say(f"{len(ids)} jobs submitted\nNext: autoseg status{work_option(work)}")
         return
-    devices = local.choose_devices(device, gpus, n_jobs=len(names) * len(folds), gpus_per_fold=gpus_per_fold)
+    devices = local.choose_devices(device, gpus, n_jobs=len(wanted.pairs), gpus_per_fold=gpus_per_fold)
     with stopping_on_signals() as stop:
         if len(devices) == gpus_per_fold == 1:
-            start.train_one_by_one(work, request, configurations=names, folds=folds, resume=resume, stop=stop)
+            start.train_one_by_one(work, request, wanted, stop=stop)
         else:
-            not_done = start.train_side_by_side(
-                work,
-                request,
-                configurations=names,
-                folds=folds,
-                devices=devices,
-                n_processes=gpus_per_fold,
-                resume=resume,
-                stop=stop,
-            )
+            not_done = start.train_side_by_side(work, request, wanted, devices=devices, stop=stop)
             if stop():
                 raise TrainingInterrupted("stopped; the same command goes on from there")
             _tell_jobs(work, not_done)
@@ -255,7 +240,6 @@ def _tell_jobs(work: Path, not_done: list[str]) -> None:
         TrainingError: not all are done.
     """
     from autoseg.cli.jobs import describe_status
-    from autoseg.core.errors import TrainingError
     from autoseg.pipeline.jobs.status import status
 
     jobs = status(work)

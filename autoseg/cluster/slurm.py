@@ -24,6 +24,8 @@ DEFAULT_CPUS_PER_GPU = 8
 SIGNAL_BEFORE_END_S = 120
 """Slurm warns a job so long before its time limit; the training then saves after its step, and is requeued."""
 UNLIMITED_TIMEOUTS = 1_000_000
+HELD_UNTIL = "now+1hour"
+"""When jobs begin that are submitted to be held, should whoever submits them die before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,7 @@ def submit_array(
     options: SlurmOptions,
     partition: Partition,
     after: Sequence[str] = (),
+    is_held: bool = False,
 ) -> list[str]:
     """Submits calls as one array, or as a job where there is one only.
 
@@ -165,6 +168,7 @@ def submit_array(
         options: what the user asks for.
         partition: that it goes to.
         after: numbers of jobs that have to have succeeded before; where one has failed, these are cancelled.
+        is_held: they do not begin before `release`.
 
     Returns:
         The numbers of the jobs.
@@ -181,6 +185,9 @@ def submit_array(
     more = {"requeue": True, **options.sbatch}
     if after:
         more |= {"dependency": ":".join(("afterok", *after)), "kill-on-invalid-dep": "yes"}
+    if is_held:
+        # Not as a hold: of such jobs Slurm does not look whether any node can do them.
+        more["begin"] = HELD_UNTIL
     n_cpus = options.cpus_per_task or min(DEFAULT_CPUS_PER_GPU * n_processes, partition.n_cpus)
     executor.update_parameters(
         job_name=name,
@@ -251,6 +258,15 @@ def cancel(ids: Sequence[str]) -> None:
     """
     if ids:
         _ask("scancel", *ids)
+
+
+def release(ids: Sequence[str], options: SlurmOptions) -> None:
+    """Lets jobs begin that were submitted to be held, with these options.
+
+    Raises:
+        AutosegError: Slurm refuses.
+    """
+    _ask("scontrol", "update", f"JobId={','.join(ids)}", f"StartTime={options.sbatch.get('begin', 'now')}")
 
 
 def own_number() -> str:

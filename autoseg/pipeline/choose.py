@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError, PredictionError, TrainingError, TrainingInterrupted
 from autoseg.core.runtime import never, track
-from autoseg.core.serialize import holds_json, read_json, write_json
+from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case
 from autoseg.data.io import read_geometry, read_label, write_volume
 from autoseg.data.references import read_reference
+from autoseg.pipeline.complete import find_complete
 from autoseg.pipeline.crossval import cross_validate
-from autoseg.pipeline.fold_validation import (
-    open_stored,
-    prepare_stored,
-    validation_label_map,
-    why_incomplete,
-)
+from autoseg.pipeline.fold_validation import keep_label_maps_of, validation_label_map
+from autoseg.pipeline.stored import open_stored, prepare_stored
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.planning.plan import Plan
 from autoseg.training.folds import usable_folds
@@ -144,22 +141,6 @@ def selected_models(workspace: Workspace) -> tuple[Selection, tuple[Model, ...]]
     return None
 
 
-def find_complete(workspace: Workspace, plan: Plan) -> tuple[list[str], dict[str, str]]:
-    """Configurations that are trained on all folds, cascades with their first stages, and why the others are not."""
-    complete, missing = [], {}
-    for name, configuration in plan.configurations.items():
-        first = configuration.previous
-        if first is not None and (why := why_incomplete(workspace, first)) is not None:
-            missing[name] = f"its first stage, {first}: {why}"
-            continue
-        why = why_incomplete(workspace, name)
-        if why is None:
-            complete.append(name)
-        else:
-            missing[name] = why
-    return complete, missing
-
-
 def _label_file(workspace: Workspace, names: Sequence[str], case: str, fold: int) -> Path:
     """The out-of-fold label map of a case."""
     if len(names) == 1:
@@ -262,12 +243,8 @@ def _predict_together(
 
     names = [member.configuration for member in members]
     folder = workspace.ensemble(names)
-    # Which models, all folds of each, made the label maps that are there, of which cases.
-    record, file = {"keys": [member.key for member in members]}, folder / "ensemble.json"
-    if not holds_json(file, record):
-        for old in folder.glob("[!.]*.nii.gz"):
-            old.unlink(missing_ok=True)
-        write_json(file, record)
+    # Which models, all folds of each, make them, of which cases.
+    keep_label_maps_of({"keys": [member.key for member in members]}, folder / "ensemble.json")
     fold_of = members[0].folds
     validated = [case for case in cases if case.id in fold_of]
     label_maps = {case.id: _label_file(workspace, names, case.id, fold_of[case.id]) for case in validated}

@@ -14,15 +14,10 @@ from autoseg.core.geometry import axis_first
 from autoseg.core.runtime import format_duration, never, track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline.cascade import prepare_second_stage
-from autoseg.pipeline.fold_validation import (
-    open_stored,
-    prepare_stored,
-    validate_fold,
-    validation_key,
-    validation_label_map,
-    why_incomplete,
-)
+from autoseg.pipeline.complete import why_incomplete
+from autoseg.pipeline.fold_validation import validate_fold, validation_key, validation_label_map
 from autoseg.pipeline.preprocess import preprocess_cases
+from autoseg.pipeline.stored import open_stored, prepare_stored
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.training.record import FoldFiles, read_log
 
@@ -67,9 +62,8 @@ def cross_validate(
     workspace = Workspace(root=Path(work))
     plan = workspace.read_plan()
     name = default_configuration(plan, configuration).name
-    missing = why_incomplete(workspace, name)
-    if missing is not None:
-        raise TrainingError(f"{workspace.model(name)}: cannot be cross-validated: {missing}")
+    if (why := why_incomplete(workspace, name)) is not None:
+        raise TrainingError(f"{workspace.model(name)}: cannot be cross-validated: {why}")
     dataset, splits = workspace.read_dataset(), workspace.read_splits()
     folds = range(len(splits.folds))
     digest = read_model(workspace.model(name)).digest(list(folds))

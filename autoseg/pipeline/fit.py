@@ -14,9 +14,12 @@ from autoseg.core.locks import locked
 from autoseg.core.runtime import never, resolve_device
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
-from autoseg.pipeline.fold_validation import open_preprocessed, validate_fold, why_incomplete
+from autoseg.pipeline.complete import why_incomplete
+from autoseg.pipeline.fold_validation import validate_fold
 from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.quick import configuration_for_time
+from autoseg.pipeline.settle import refuse_other_training, settle_training
+from autoseg.pipeline.stored import open_preprocessed
 from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
 from autoseg.training.config import CHECKPOINT_INTERVAL_S, TrainConfig
 from autoseg.training.record import EpochFigures, FoldFiles, TrainingChoices, ValidationSlice, read_log
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from autoseg.data.dataset import Dataset
     from autoseg.data.splits import Splits
     from autoseg.evaluation.scores import Evaluation
-    from autoseg.planning.plan import ConfigurationPlan, Plan
+    from autoseg.planning.plan import Plan
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.ranks import Ranks
 
@@ -88,17 +91,16 @@ def train(
         TrainingError: see `autoseg.training.trainer.train_fold`.
         TrainingInterrupted: `stop` said so.
     """
-    from autoseg.pipeline.settle import refuse_other_training
     from autoseg.training.ranks import ALONE
 
     workspace = Workspace(root=Path(work))
     plan, dataset, splits = workspace.read_plan(), workspace.read_dataset(), workspace.read_splits()
     where = resolve_device(device)
-    settings, ranks = config or TrainConfig(), ranks or ALONE
+    config, ranks = config or TrainConfig(), ranks or ALONE
     wanted = range(len(splits.folds)) if folds is None else folds
     if configuration is None:
         chosen = configuration_for_time(
-            workspace, settings, device=device, folds=wanted, resume=resume, n_processes=ranks.count
+            workspace, config, device=device, folds=wanted, resume=resume, n_processes=ranks.count
         )
         # It may have been given a configuration on a coarser grid.
         plan = workspace.read_plan()
@@ -106,10 +108,10 @@ def train(
         chosen = default_configuration(plan, configuration)
     _check_request(workspace, plan, dataset, splits, wanted=wanted)
     model = workspace.model(chosen.name)
-    first_stage: list[int] = []
+    completed: list[int] = []
     if ranks.is_first:
         # Before cases are made anew for another plan, which others may be training on.
-        refuse_other_training(model, plan, chosen, settings, folds=wanted, resume=resume)
+        refuse_other_training(model, plan, chosen, config, folds=wanted, resume=resume)
         preprocess_cases(workspace, dataset, plan, chosen.name, announce=True)
         if chosen.previous is not None:
             train_first_stage = partial(
@@ -123,20 +125,24 @@ def train(
                 track_with=track_with,
                 stop=stop,
             )
-            first_stage = prepare_second_stage(
+            completed = prepare_second_stage(
                 workspace, plan, chosen, train_folds=train_first_stage, device=device, stop=stop
             )
-    adapted, choices, spent_s = _settle(
+    settle = partial(
+        settle_training,
         model,
         plan,
         chosen,
-        settings,
+        config,
         folds=wanted,
         n_cases=len(splits.folds[0].training),
-        resume=resume,
         device=where,
-        ranks=ranks,
+        n_processes=ranks.count,
     )
+    settled = settle(resume=resume) if ranks.is_first else None
+    ranks.wait()
+    # The others read what the first one has decided; what is to begin anew has been deleted by it.
+    adapted, choices, spent_s = settled or settle(resume=True)
     training = _FoldTraining(
         workspace=workspace,
         splits=splits,
@@ -144,7 +150,7 @@ def train(
         configuration=chosen.name,
         adapted=adapted,
         choices=choices,
-        config=settings,
+        config=config,
         device=where,
         ranks=ranks,
         resume=resume,
@@ -156,7 +162,7 @@ def train(
     results = {}
     for fold in wanted:
         results[fold] = training.run(fold, spent_s=spent_s if fold == wanted[0] else 0.0, is_last=fold == wanted[-1])
-    if validate and and_select and ranks.is_first and (first_stage or why_incomplete(workspace, chosen.name) is None):
+    if validate and and_select and ranks.is_first and (completed or why_incomplete(workspace, chosen.name) is None):
         select(work, device=device, stop=stop)
     return results
 
@@ -177,38 +183,6 @@ def _check_request(
         raise WorkspaceError(
             f"{workspace.splits_file}: has cases that the dataset does not have any more: {list_some(gone)}; plan again"
         )
-
-
-def _settle(
-    model: Path,
-    plan: Plan,
-    chosen: ConfigurationPlan,
-    config: TrainConfig,
-    *,
-    folds: Sequence[int],
-    n_cases: int,
-    resume: bool,
-    device: torch.device,
-    ranks: Ranks,
-) -> tuple[Plan, TrainingChoices, float]:
-    """How the folds are trained, see `settle_training`: the first process decides, the others read what it decided."""
-    from autoseg.pipeline.settle import settle_training
-
-    settle = partial(
-        settle_training,
-        model,
-        plan,
-        chosen,
-        config,
-        folds=folds,
-        n_cases=n_cases,
-        device=device,
-        n_processes=ranks.count,
-    )
-    settled = settle(resume=resume) if ranks.is_first else None
-    ranks.wait()
-    # What is to begin anew has been deleted.
-    return settled or settle(resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +227,7 @@ class _FoldTraining:
         split, is_first = self.splits.folds[fold], self.ranks.is_first
         # Another process, on this machine or another, may be training the fold.
         lock = locked(files.lock, waiting_for=f"trains {files.folder}") if is_first else nullcontext()
-        with lock, _forgetting_settled(files):
+        with lock, _unmarked_at_end(files):
             trackers = self.track_with if is_first else ()
             with _followers(files.folder, trackers, labels=self.plan.labels.structures) as on_epoch:
                 train_fold(
@@ -290,7 +264,7 @@ class _FoldTraining:
 
 
 @contextmanager
-def _forgetting_settled(files: FoldFiles) -> Iterator[None]:
+def _unmarked_at_end(files: FoldFiles) -> Iterator[None]:
     """Removes the mark that the fold has begun, so that one that fails before its first step binds no other fold."""
     try:
         yield

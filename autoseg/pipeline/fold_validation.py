@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from autoseg.core.errors import FormatError, ImageTooLargeError, TrainingError, TrainingInterrupted
@@ -14,9 +14,9 @@ from autoseg.data.dataset import Case
 from autoseg.data.io import read_label, write_volume
 from autoseg.data.references import read_reference
 from autoseg.pipeline.examine import file_identity
+from autoseg.pipeline.stored import open_stored, prepare_stored
 from autoseg.pipeline.workspace import Workspace
-from autoseg.training.folds import fold_folder, trained_folds
-from autoseg.training.record import FoldFiles, TrainingRecord
+from autoseg.training.folds import fold_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from autoseg.evaluation.scores import Evaluation
-    from autoseg.inference.predictor import Predictor, PreparedImage
-    from autoseg.planning.plan import Plan
+    from autoseg.inference.predictor import Predictor
     from autoseg.preprocessing.store import PreprocessedCase
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ def validate_fold(
         TrainingInterrupted: `stop` said so.
     """
     from autoseg.evaluation.evaluate import score_case, summarise_scores
-    from autoseg.evaluation.scores import Evaluation, ScoreSettings, targets_of
+    from autoseg.evaluation.scores import ScoreSettings, targets_of
     from autoseg.inference.model import read_model
     from autoseg.inference.predictor import Predictor
 
@@ -68,18 +67,13 @@ def validate_fold(
     file, digest = folder / EVALUATION, model.digest([fold])
     key = validation_key(digest, cases)
     label_maps = {case.id: validation_label_map(workspace, configuration, fold, case.id) for case in cases}
-    if file.exists() and all(label_map.is_file() for label_map in label_maps.values()):
-        try:
-            known: Evaluation = read_json(file, Evaluation)
-        except FormatError as error:
-            logger.info("scoring fold %d again: %s", fold, error)
-        else:
-            if known.key == key:
-                return known
+    current = _read_current(file, key, label_maps.values())
+    if current is not None:
+        return current
     predictor = Predictor(model, device=device, folds=[fold], postprocess=False)
     labels = predictor.plan.labels
     targets, settings = targets_of(labels), ScoreSettings(ignore=labels.ignore)
-    _keep_label_maps_of(folder, key)
+    keep_label_maps_of({"key": key}, folder / "begun.json")
     scores = []
     with track(f"validating fold {fold}", total=len(cases)) as advance:
         for case in cases:
@@ -111,6 +105,20 @@ def validate_fold(
     return evaluation
 
 
+def _read_current(file: Path, key: str, label_maps: Iterable[Path]) -> Evaluation | None:
+    """The scores that are there, where they have this key and all of these label maps are there."""
+    from autoseg.evaluation.scores import Evaluation
+
+    if not file.exists() or not all(label_map.is_file() for label_map in label_maps):
+        return None
+    try:
+        found: Evaluation = read_json(file, Evaluation)
+    except FormatError as error:
+        logger.info("scoring again: %s", error)
+        return None
+    return found if found.key == key else None
+
+
 def _segment_stored(predictor: Predictor, stored: PreprocessedCase, case: str) -> NDArray:
     """The label map of a case of the training data, on the grid of its scan.
 
@@ -125,13 +133,17 @@ def _segment_stored(predictor: Predictor, stored: PreprocessedCase, case: str) -
         ) from error
 
 
-def _keep_label_maps_of(folder: Path, key: str) -> None:
-    """Deletes label maps of another key; those that a validation of this one has made before it was stopped stay."""
-    file, content = folder / "begun.json", {"key": key}
-    if not holds_json(file, content):
-        for label_map in folder.glob("*.nii.gz"):
-            label_map.unlink()
-        write_json(file, content)
+def keep_label_maps_of(made_of: Mapping[str, object], record: Path) -> None:
+    """Deletes the label maps of a folder that were made of something else; what was made before a stop stays.
+
+    Args:
+        made_of: what label maps that are made from now on depend on.
+        record: the file in that folder that says so of those that are there.
+    """
+    if not holds_json(record, made_of):
+        for label_map in record.parent.glob("[!.]*.nii.gz"):
+            label_map.unlink(missing_ok=True)
+        write_json(record, made_of)
 
 
 def validation_key(model: str, cases: Sequence[Case]) -> str:
@@ -160,65 +172,3 @@ def validation_folder(workspace: Workspace, configuration: str, fold: int) -> Pa
 def validation_label_map(workspace: Workspace, configuration: str, fold: int, case: str) -> Path:
     """The label map that a fold has made of one of its validation cases."""
     return validation_folder(workspace, configuration, fold) / f"{case}.nii.gz"
-
-
-def open_stored(workspace: Workspace, predictor: Predictor, case: Case) -> PreprocessedCase:
-    """A case of the training data on the grid of a predictor, from the store."""
-    return open_preprocessed(workspace, predictor.plan, predictor.name, case.id)
-
-
-def open_preprocessed(workspace: Workspace, plan: Plan, configuration: str, case: str) -> PreprocessedCase:
-    """A case on the grid of a configuration; of a cascade, with what its first stage has found."""
-    from autoseg.preprocessing.store import PreprocessedCase
-
-    is_second = plan.configuration(configuration).previous is not None
-    previous = workspace.first_stage(configuration, case) if is_second else None
-    return PreprocessedCase(workspace.preprocessed(plan.grid(configuration), case), previous=previous)
-
-
-def prepare_stored(stored: PreprocessedCase) -> PreparedImage:
-    """Its image, for the predictor whose grid it is on."""
-    import numpy as np
-    import torch
-
-    from autoseg.inference.predictor import PreparedImage
-
-    image = torch.from_numpy(np.asarray(stored.image, np.float32))
-    if stored.previous is not None:
-        found = torch.from_numpy(np.asarray(stored.previous, np.float32))
-        image = torch.cat([image, found.unsqueeze(0)])
-    return PreparedImage(image=image, record=stored.record)
-
-
-def why_incomplete(workspace: Workspace, configuration: str) -> str | None:
-    """Why a configuration cannot be cross-validated, and what to do; None where it can.
-
-    Folds that were trained by another plan or on other cases must not count: their validation cases may be among those
-    that they have learned from.
-    """
-    from autoseg.pipeline.settle import how_to_begin_anew, planned_digest, read_settled
-
-    model, splits = workspace.model(configuration), workspace.read_splits()
-    if any(set(fold.training) & set(fold.validation) for fold in splits.folds):
-        return (
-            "the network is trained and judged on the same cases, which are of one group; add cases of other patients, "
-            "or tell with --groups which cases belong together, and plan again"
-        )
-    finished, wanted = set(trained_folds(model)), set(range(len(splits.folds)))
-    if missing := sorted(wanted - finished):
-        folds = ",".join(map(str, missing))
-        return f"folds {folds} are not trained to their end; run 'autoseg train -c {configuration} --fold {folds}'"
-    advice = how_to_begin_anew(model)
-    settled = read_settled(model)
-    if settled is None:
-        return f"nothing says how its folds were trained; {advice}"
-    if settled.planned != planned_digest(workspace.read_plan(), configuration):
-        return f"its folds were trained by another plan than that of now; {advice}"
-    if finished != wanted:
-        return f"it holds folds that the splits do not have; move or delete {model}, then train again"
-    for fold, split in enumerate(splits.folds):
-        record: TrainingRecord = read_json(FoldFiles.of(model, fold).training, TrainingRecord)
-        cases = sorted(record.training_cases), sorted(record.validation_cases)
-        if cases != (sorted(split.training), sorted(split.validation)):
-            return f"fold {fold} was trained on other cases than the splits have now; {advice}"
-    return None

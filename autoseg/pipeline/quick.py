@@ -14,9 +14,12 @@ from autoseg.core.geometry import join_numbers
 from autoseg.core.locks import is_free
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json, write_json
+from autoseg.pipeline.settle import read_settled, staying_folds
 from autoseg.pipeline.workspace import Workspace, configuration_to_train
 from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, plan_quick, shown_part
 from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.training.adapt import adapts, choose_network, with_requests
+from autoseg.training.ladder import SMALLEST_PATCH_SCALE, resize
 from autoseg.training.record import FoldFiles, TrainingRecord
 
 if TYPE_CHECKING:
@@ -48,9 +51,6 @@ def configuration_for_time(
         resume: whether they go on; otherwise they count as not begun.
         n_processes: that train a fold together.
     """
-    from autoseg.pipeline.settle import staying_folds
-    from autoseg.training.adapt import adapts, choose_network
-
     plan, where = workspace.read_plan(), resolve_device(device)
     on_cpu = where.type == "cpu"
     chosen = configuration_to_train(plan, None, config.budget, on_cpu=on_cpu, fingerprint=workspace.read_fingerprint)
@@ -78,17 +78,12 @@ def configuration_for_time(
 
 def may_be_coarser(plan: Plan, configuration: ConfigurationPlan) -> bool:
     """Whether a short training may take a coarser grid than that of a configuration, which the user has not set."""
-    from autoseg.training.adapt import SMALLEST_PATCH_SCALE, resize
-
     smallest = resize(configuration, "half", SMALLEST_PATCH_SCALE)
     return not _is_set_by_user(plan, configuration.name) and not _shows_enough(configuration, smallest.patch_size)
 
 
 def _goes_on(model: Path, folds: Sequence[int], config: TrainConfig, *, n_cases: int, on_cpu: bool) -> bool:
     """Whether folds of a model have been trained with the budget that is asked for now."""
-    from autoseg.pipeline.settle import read_settled
-    from autoseg.training.adapt import with_requests
-
     settled = read_settled(model)
     if settled is None:
         return False

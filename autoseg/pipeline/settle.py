@@ -16,8 +16,9 @@ from autoseg.core.locks import is_free, locked
 from autoseg.core.serialize import digest, holds_json, read_json, write_json
 from autoseg.core.versions import note_writer, refuse_newer
 from autoseg.planning.plan import ConfigurationPlan, Plan, Reason
-from autoseg.training.adapt import LADDER, MAX_ENLARGEMENT, WIDTHS, choose_training, with_requests
+from autoseg.training.adapt import choose_training, with_requests
 from autoseg.training.folds import BEGUN_MARK, PLAN, TRAINING, folds_with, usable_folds
+from autoseg.training.ladder import LADDER, MAX_ENLARGEMENT, WIDTHS
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingChoices
 

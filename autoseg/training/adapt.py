@@ -1,8 +1,6 @@
 """What a recipe makes of a plan for the budget, the machine and the data at hand: each choice with its reason.
 
-A network of the planned size on planned patches is made for a day on a GPU. Where there is less time, it would see a
-few dozen batches; narrower stages at full resolution and smaller patches then make more steps of the same time, and
-steps are what a short training lacks. All folds of a configuration share one set of choices, so they can be averaged.
+All folds of a configuration share one set of choices, so they can be averaged.
 """
 
 from __future__ import annotations
@@ -12,74 +10,26 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from math import prod
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from autoseg.core.errors import TrainingError
 from autoseg.core.faults import is_out_of_memory
 from autoseg.core.geometry import join_numbers
-from autoseg.core.runtime import computing, format_duration
-from autoseg.core.serialize import digest
-from autoseg.networks.build import build_trainable
-from autoseg.networks.outputs import Outputs
-from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, NetworkPlan, Plan, Reason
+from autoseg.core.runtime import format_duration
+from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
 from autoseg.training.config import ITERATIONS_PER_EPOCH, Budget, TrainConfig
-from autoseg.training.learner import Learner
+from autoseg.training.ladder import FEW_CASES, candidates, has_large_patches
 from autoseg.training.recipe import RECIPES, Recipe, choose_batch_size
 from autoseg.training.record import TrainingChoices
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.getLogger(__name__)
 
-WIDTHS: dict[str, tuple[float, ...]] = {"half": (0.5,), "slim": (0.5, 0.75, 1.0), "planned": (1.0,)}
-"""Features as parts of the planned ones, stage by stage from full resolution; the last part counts for all below."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """A size of network and patch that a training may take.
-
-    Attributes:
-        width: a name in `WIDTHS`.
-        patch_scale: edges of the patch as a part of the planned ones.
-        min_steps: that a training must make to gain by it, where there are many cases and planned patches are small.
-        min_steps_of_large: the same where planned patches are large, see `has_large_patches`.
-        min_steps_of_few: the same of fewer than `FEW_CASES`.
-    """
-
-    width: str
-    patch_scale: float
-    min_steps: int
-    min_steps_of_large: int
-    min_steps_of_few: int
-
-
-FEW_CASES = 50
-MAX_SMALL_PATCH = 2**17
-"""Voxels of a planned patch, all of which even the shortest training needs to see where things are."""
-
-LADDER = (
-    Rung(width="half", patch_scale=0.4, min_steps=0, min_steps_of_large=0, min_steps_of_few=0),
-    Rung(width="half", patch_scale=0.5, min_steps=600, min_steps_of_large=600, min_steps_of_few=600),
-    Rung(width="half", patch_scale=0.6, min_steps=650, min_steps_of_large=2000, min_steps_of_few=2000),
-    Rung(width="half", patch_scale=0.7, min_steps=650, min_steps_of_large=2000, min_steps_of_few=2000),
-    Rung(width="half", patch_scale=0.8, min_steps=1000, min_steps_of_large=3000, min_steps_of_few=3000),
-    Rung(width="half", patch_scale=1.0, min_steps=1000, min_steps_of_large=3000, min_steps_of_few=3000),
-    Rung(width="slim", patch_scale=1.0, min_steps=6000, min_steps_of_large=6000, min_steps_of_few=12_000),
-    Rung(width="planned", patch_scale=1.0, min_steps=15_000, min_steps_of_large=15_000, min_steps_of_few=30_000),
-)
-"""From the fastest to the planned one. The steps are judgements from measurements, see docs/recipe.md."""
-
-SMALLEST_PATCH_SCALE = LADDER[0].patch_scale
-
-MAX_ENLARGEMENT = 1.5
-"""Voxels of a patch that the strides of its network ask for, as a multiple of those that are wanted."""
-
 MIN_USEFUL_STEPS = 200
-N_TIMED_STEPS = 2
 MAX_TIMING_FRACTION = 0.05
 """Of the budget; whatever has not been timed by then is not."""
 
@@ -89,7 +39,10 @@ SAMPLING_REASONS = {
 }
 
 
-Timer = Callable[[ConfigurationPlan], float]
+class StepTimer(Protocol):
+    """Tells the seconds of a step of a configuration."""
+
+    def __call__(self, configuration: ConfigurationPlan, /, *, batch_size: int) -> float: ...
 
 
 def choose_training(
@@ -100,7 +53,7 @@ def choose_training(
     n_cases: int,
     device: torch.device,
     n_processes: int = 1,
-    timer: Callable[..., float] | None = None,
+    timer: StepTimer | None = None,
 ) -> tuple[TrainingChoices, float]:
     """Chooses what the user has left open, and says why.
 
@@ -150,16 +103,8 @@ def choose_training(
     reasons["foreground_fraction"] = f"of the recipe; a patch covers {prod(covered):.0%} of the median case"
     mirror = config.mirror if config.augment != "none" else False
     if mirror is None:
-        needed = steps_to_mirror(recipe, n_labels=len(plan.labels.structures), n_cases=n_cases, batch_size=batch_size)
-        mirror = n_steps >= needed
-        reasons["mirror"] = (
-            f"there will be about {n_steps:,} steps; to gain by it takes {needed:,}: at least "
-            f"{recipe.min_steps_to_mirror:,}, for each label {recipe.steps_per_label_to_mirror} and "
-            f"{recipe.patches_per_case_to_mirror} patches of each of {n_cases} cases, at most "
-            f"{recipe.max_steps_to_mirror:,}"
-            + (f"; the rate is multiplied by {recipe.mirrored_rate:g}" if mirror else "")
-            if needed
-            else "of the recipe"
+        mirror, reasons["mirror"] = _choose_mirroring(
+            recipe, n_steps=n_steps, n_labels=len(plan.labels.structures), n_cases=n_cases, batch_size=batch_size
         )
     choices = TrainingChoices(
         recipe=config.recipe,
@@ -173,6 +118,23 @@ def choose_training(
         reasons=tuple(Reason(subject=f"training.{name}", text=text) for name, text in reasons.items()),
     )
     return with_requests(choices, config, n_cases=n_cases, on_cpu=on_cpu), time.monotonic() - started
+
+
+def _choose_mirroring(
+    recipe: Recipe, *, n_steps: int, n_labels: int, n_cases: int, batch_size: int
+) -> tuple[bool, str]:
+    """Whether patches are mirrored, and why."""
+    needed = steps_to_mirror(recipe, n_labels=n_labels, n_cases=n_cases, batch_size=batch_size)
+    if not needed:
+        return True, "of the recipe"
+    mirror = n_steps >= needed
+    text = (
+        f"there will be about {n_steps:,} steps; to gain by it takes {needed:,}: at least "
+        f"{recipe.min_steps_to_mirror:,}, for each label {recipe.steps_per_label_to_mirror} and "
+        f"{recipe.patches_per_case_to_mirror} patches of each of {n_cases} cases, at most "
+        f"{recipe.max_steps_to_mirror:,}"
+    )
+    return mirror, f"{text}; the rate is multiplied by {recipe.mirrored_rate:g}" if mirror else text
 
 
 def _find_request(
@@ -201,7 +163,7 @@ def choose_network(
     n_cases: int,
     device: torch.device,
     n_processes: int = 1,
-    timer: Callable[..., float] | None = None,
+    timer: StepTimer | None = None,
 ) -> tuple[ConfigurationPlan, float]:
     """The largest network and patch that make enough steps within a limit of time, and the seconds of such a step.
 
@@ -213,12 +175,23 @@ def choose_network(
     if adapts(plan, config, on_cpu=on_cpu):
         keep_patch = plan.is_set_by_user(configuration.name, "patch_size")
         sizes = candidates(configuration, n_cases=n_cases, keep_patch=keep_patch)
-    timer = timer or functools.partial(_time_step, plan, config, device=device)
-    found = _find_largest(sizes, functools.partial(timer, batch_size=math.ceil(batch_size / n_processes)), budget)
+    time_own_part = functools.partial(
+        timer or _timer_on(device, plan, config), batch_size=math.ceil(batch_size / n_processes)
+    )
+    found = _find_largest(sizes, time_own_part, budget)
     if device.type == "cuda":
+        import torch
+
         # It may be another process that trains on this GPU.
         torch.cuda.empty_cache()
     return found
+
+
+def _timer_on(device: torch.device, plan: Plan, config: TrainConfig) -> StepTimer:
+    """Tries each step on a device."""
+    from autoseg.training.step_time import time_step
+
+    return functools.partial(time_step, plan, config, device=device)
 
 
 def steps_to_mirror(recipe: Recipe, *, n_labels: int, n_cases: int, batch_size: int) -> int:
@@ -301,7 +274,7 @@ def full_training(recipe: Recipe, *, n_cases: int, batch_size: int, on_cpu: bool
 
 
 def _find_largest(
-    sizes: Iterable[tuple[ConfigurationPlan, int]], timer: Timer, budget: Budget
+    sizes: Iterable[tuple[ConfigurationPlan, int]], timer: Callable[[ConfigurationPlan], float], budget: Budget
 ) -> tuple[ConfigurationPlan, float]:
     """The largest network and patch that make enough steps, and the seconds of such a step."""
     assert budget.max_time_s is not None
@@ -347,122 +320,3 @@ def _tell_network(
         f"{all_features}: a step takes {step_s:.2g} s here, so there is time for about "
         f"{n_steps:,} of them{told}; --network planned keeps the plan's"
     )
-
-
-def candidates(
-    configuration: ConfigurationPlan, *, n_cases: int, keep_patch: bool
-) -> Iterator[tuple[ConfigurationPlan, int]]:
-    """Networks from the fastest to the planned one, each with the steps that a training with it has to make.
-
-    Args:
-        configuration: as planned.
-        n_cases: to train on.
-        keep_patch: only the features change.
-    """
-    before = None
-    for rung in LADDER:
-        candidate = resize(configuration, rung.width, 1.0 if keep_patch else rung.patch_scale)
-        # Small patches are rounded to the same size, where the network has large strides.
-        if candidate != before:
-            yield candidate, _min_steps(rung, configuration, n_cases)
-        before = candidate
-
-
-def _min_steps(rung: Rung, configuration: ConfigurationPlan, n_cases: int) -> int:
-    if n_cases < FEW_CASES:
-        return rung.min_steps_of_few
-    return rung.min_steps_of_large if has_large_patches(configuration) else rung.min_steps
-
-
-def has_large_patches(configuration: ConfigurationPlan) -> bool:
-    """Whether parts of planned patches still show where in the body they are; they teach more, as they make more steps.
-
-    Of small cases, planned patches are small, and parts of them are too small for that. Where cases are few, large
-    patches are soon known by heart, so small ones, from many places, teach for longer there too.
-    """
-    return prod(configuration.patch_size) > MAX_SMALL_PATCH
-
-
-def resize(configuration: ConfigurationPlan, width: str, patch_scale: float) -> ConfigurationPlan:
-    """A configuration with another width, a name in `WIDTHS`, and patches that still fit the network's strides.
-
-    Their edges are about this part of the planned ones; at least two voxels along each axis are left in the lowest
-    stage, where the plan leaves as many. Where the patch would be much larger for that, the lowest stages are left out.
-    """
-    wanted = tuple(edge * patch_scale for edge in configuration.patch_size)
-    network, parts = configuration.network, WIDTHS[width]
-    while len(network.strides) > 2 and patch_scale < 1 and _is_too_deep(network, wanted):
-        network = _without_lowest_stage(network)
-    features = tuple(
-        max(1, round(full * parts[min(stage, len(parts) - 1)])) for stage, full in enumerate(network.features)
-    )
-    patch = tuple(
-        min(edge, max(2 * step, round(part / step) * step))
-        for edge, part, step in zip(configuration.patch_size, wanted, network.divisor, strict=True)
-    )
-    network = dataclasses.replace(network, features=features)
-    return dataclasses.replace(configuration, network=network, patch_size=patch)
-
-
-def _is_too_deep(network: NetworkPlan, patch_size: Sequence[float]) -> bool:
-    """Whether two voxels along each axis that the lowest stage halves would make the patch much larger."""
-    axes = zip(network.strides[-1], network.divisor, patch_size, strict=True)
-    return prod(max(1.0, 2 * step / edge) for stride, step, edge in axes if stride > 1) > MAX_ENLARGEMENT
-
-
-def _without_lowest_stage(network: NetworkPlan) -> NetworkPlan:
-    return dataclasses.replace(
-        network,
-        features=network.features[:-1],
-        strides=network.strides[:-1],
-        kernel_sizes=network.kernel_sizes[:-1],
-        encoder_blocks=network.encoder_blocks[:-1],
-        decoder_blocks=network.decoder_blocks[:-1],
-    )
-
-
-_STEP_TIMES_S: dict[str, float] = {}
-"""Of this process, by what they depend on: who asks twice gets the same answer, and two decisions agree."""
-
-
-def _time_step(
-    plan: Plan, config: TrainConfig, configuration: ConfigurationPlan, *, batch_size: int, device: torch.device
-) -> float:
-    """Seconds of a training step on noise, without reading and augmentation."""
-    how = config.recipe, config.precision, config.deterministic, batch_size, str(device)
-    key = digest((configuration, plan.labels, len(plan.channels), *how))
-    if key not in _STEP_TIMES_S:
-        _STEP_TIMES_S[key] = _measure_step(plan, config, configuration, batch_size=batch_size, device=device)
-    return _STEP_TIMES_S[key]
-
-
-def _measure_step(
-    plan: Plan, config: TrainConfig, configuration: ConfigurationPlan, *, batch_size: int, device: torch.device
-) -> float:
-    """Seconds of the fastest of a few steps, with a learning rate of zero."""
-    forked = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(forked), computing(device, deterministic=config.deterministic):
-        # To try every kernel for every size would take longer than the steps.
-        torch.backends.cudnn.benchmark = False
-        network = build_trainable(plan, configuration)
-        recipe = RECIPES[config.recipe]
-        learner = Learner(
-            network,
-            configuration,
-            recipe=recipe,
-            device=device,
-            precision=config.precision,
-            outputs=Outputs.of(plan.labels),
-        )
-        patch = configuration.patch_size
-        images = torch.randn(batch_size, len(plan.channels), *patch, device=device)
-        if plan.n_previous(configuration.name):
-            images = torch.cat([images, torch.zeros_like(images[:, :1])], dim=1)
-        classes = torch.randint(plan.labels.n_classes, (batch_size, *patch), device=device)
-        seconds = []
-        # The first one warms up.
-        for _ in range(1 + N_TIMED_STEPS):
-            started = time.monotonic()
-            learner.step(lambda: learner.loss(images, classes), learning_rate=0.0)
-            seconds.append(time.monotonic() - started)
-    return min(seconds)

@@ -24,8 +24,9 @@ from autoseg.pipeline.prepare import _stages_to_preprocess
 from autoseg.pipeline.settle import RECIPE_FILE, SettledTraining
 from autoseg.planning.choices import Choices
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.training.adapt import choose_training, resize, with_requests
+from autoseg.training.adapt import choose_training, with_requests
 from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.ladder import resize
 
 SHORT = TrainConfig(budget=Budget(max_time_s=2.0))
 CHOICES = Choices(gpu_memory_gib=1.0)
@@ -97,7 +98,7 @@ def test_where_small_patches_show_enough_nothing_is_timed(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = autoseg.plan(tiny_dataset, tmp_path / "work", preprocess="none")
-    monkeypatch.setattr("autoseg.training.adapt.choose_network", None)
+    monkeypatch.setattr("autoseg.pipeline.quick.choose_network", None)
     chosen = configuration_for_time(Workspace(root=tmp_path / "work"), SHORT, device="cpu")
     assert chosen == plan.configuration(plan.recommended)
 
@@ -121,7 +122,7 @@ class Timed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.patch_scale, self.n_asked = 0.4, 0
-        monkeypatch.setattr("autoseg.training.adapt.choose_network", self)
+        monkeypatch.setattr("autoseg.pipeline.quick.choose_network", self)
 
     def __call__(self, plan: Plan, configuration: ConfigurationPlan, *_: object, **__: object) -> tuple[object, float]:
         self.n_asked += 1

@@ -18,9 +18,9 @@ from autoseg.core.serialize import read_json
 from autoseg.pipeline.settle import RECIPE_FILE, discard_folds, settle_training
 from autoseg.pipeline.workspace import Workspace
 from autoseg.planning.plan import SET_BY_USER, Plan
-from autoseg.training.adapt import resize
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.folds import fold_folder, unfinished_folds
+from autoseg.training.ladder import resize
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import FoldFiles, TrainingChoices
 

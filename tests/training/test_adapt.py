@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,21 +20,18 @@ from autoseg.planning.plan import (
     Plan,
     Reason,
 )
-from autoseg.training import adapt
+from autoseg.training import step_time
 from autoseg.training.adapt import (
-    LADDER,
     SAMPLING_REASONS,
-    SMALLEST_PATCH_SCALE,
-    WIDTHS,
+    StepTimer,
     choose_network,
     choose_training,
     full_training,
-    has_large_patches,
-    resize,
     steps_to_mirror,
     with_requests,
 )
 from autoseg.training.config import SAMPLINGS, Budget, TrainConfig
+from autoseg.training.ladder import LADDER, SMALLEST_PATCH_SCALE, WIDTHS, has_large_patches, resize
 from autoseg.training.patches import SAMPLING
 from autoseg.training.recipe import RECIPES
 from autoseg.training.record import TrainingChoices
@@ -101,7 +97,7 @@ def machine() -> Machine:
 
 
 def choose(
-    plan: Plan | None = None, *, machine: Callable[..., float] | None = None, n_cases: int = 100, **asked: Any
+    plan: Plan | None = None, *, machine: StepTimer | None = None, n_cases: int = 100, **asked: Any
 ) -> TrainingChoices:
     config, timer = TrainConfig(**asked), machine or Machine()
     return choose_training(plan or make_plan(), THICK, config, n_cases=n_cases, device=CPU, timer=timer)[0]
@@ -364,8 +360,8 @@ def test_who_asks_for_the_network_twice_gets_the_same(monkeypatch: pytest.Monkey
         tried.append(configuration.patch_size)
         return 0.1 * len(tried)
 
-    monkeypatch.setattr(adapt, "_STEP_TIMES_S", {})
-    monkeypatch.setattr(adapt, "_measure_step", try_step)
+    monkeypatch.setattr(step_time, "_STEP_TIMES_S", {})
+    monkeypatch.setattr(step_time, "_measure_step", try_step)
     ask = partial(choose_network, make_plan(), THICK, n_cases=20, device=CPU)
     first = ask(TrainConfig(budget=Budget(max_time_s=3600.0)))
     n_tried = len(tried)

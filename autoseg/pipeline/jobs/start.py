@@ -7,12 +7,13 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from autoseg.cluster.slurm import SlurmOptions, import_submitit, look_at_partition
+from autoseg.cluster.slurm import SlurmOptions, look_at_partition
 from autoseg.core.errors import AutosegError, Problem, TrainingError, TrainingInterrupted, describe_problems
 from autoseg.core.faults import DeviceError, describe_fault
-from autoseg.core.runtime import never
 from autoseg.pipeline.jobs.batch import LOCAL, SLURM, Batch, BatchFolder, Job, PredictRequest, TrainRequest, now
 from autoseg.pipeline.jobs.local import run_here
 from autoseg.pipeline.jobs.schedule import choose_configurations, prediction_jobs, training_jobs
@@ -24,6 +25,37 @@ from autoseg.pipeline.settle import discard_folds, refuse_other_training
 from autoseg.pipeline.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsToTrain:
+    """Which folds a command trains.
+
+    Attributes:
+        configurations: names, of the plan.
+        folds: of each.
+        resume: they go on from checkpoints where there are some; otherwise what they have is deleted now.
+        n_processes: that train a fold together, each on a device.
+    """
+
+    configurations: tuple[str, ...]
+    folds: tuple[int, ...]
+    resume: bool = True
+    n_processes: int = 1
+
+    @property
+    def pairs(self) -> list[tuple[str, int]]:
+        """Configuration and fold, in the order in which they are trained."""
+        return [(name, fold) for name in self.configurations for fold in self.folds]
+
+    def make_way(self, workspace: Workspace) -> None:
+        """Deletes what they have, where they do not go on from there.
+
+        Raises:
+            TrainingError: another process trains one of them; all are as they were.
+        """
+        if not self.resume:
+            discard_folds([workspace.model(name) for name in self.configurations], self.folds)
 
 
 def configurations_to_train(
@@ -51,17 +83,16 @@ def configurations_to_train(
         PlanError: there is none of that name.
         AutosegError: there is no such cluster.
     """
-    if named is None and options is None:
+    if named is not None:
+        # A configuration that is named is trained on whatever there is.
+        on_gpu = True
+    elif options is not None:
+        on_gpu = computes_on_gpu(request.device, options, look_at_partition(options.partition))
+    else:
         chosen = configuration_for_time(
             workspace, request.config, device=request.device, folds=folds, resume=resume, n_processes=n_processes
         )
         return [chosen.name]
-    # A configuration that is named is trained on whatever there is.
-    on_gpu = (
-        options is None
-        or named is not None
-        or computes_on_gpu(request.device, options, look_at_partition(options.partition))
-    )
     return choose_configurations(
         workspace.read_plan(),
         named,
@@ -71,73 +102,49 @@ def configurations_to_train(
     )
 
 
-def train_one_by_one(
-    work: Path,
-    request: TrainRequest,
-    *,
-    configurations: Sequence[str],
-    folds: Sequence[int],
-    resume: bool = True,
-    stop: Callable[[], bool] = never,
-) -> None:
+def train_one_by_one(work: Path, request: TrainRequest, wanted: FoldsToTrain, *, stop: Callable[[], bool]) -> None:
     """Trains folds in this process; one that fails does not stop the others.
 
     Args:
         work: the work folder, planned.
         request: how they are trained.
-        configurations: names, of the plan.
-        folds: of each.
-        resume: they go on from checkpoints where there are some; otherwise what they have is deleted now.
+        wanted: which.
         stop: asked again and again; True saves and raises.
 
     Raises:
         TrainingInterrupted: `stop` said so.
         TrainingError: some have failed.
     """
-    if not resume:
-        # All before the first begins: what others have left would count as trained otherwise.
-        workspace = Workspace(root=work)
-        discard_folds([workspace.model(name) for name in configurations], folds)
-    wanted = [(name, fold) for name in configurations for fold in folds]
+    # All before the first begins: what others have left would count as trained otherwise.
+    wanted.make_way(Workspace(root=work))
     problems = []
-    for name, fold in wanted:
+    for name, fold in wanted.pairs:
         try:
             train_as_asked(request, work, name, fold, stop=stop)
         except (TrainingInterrupted, DeviceError):
             raise
         except (AutosegError, OSError) as error:
-            if len(wanted) == 1:
+            if len(wanted.pairs) == 1:
                 raise
             told = describe_fault(error) or str(error)
             logger.warning("%s, fold %d: failed: %s", name, fold, told)
             problems.append(Problem(kind="fold failed", case=f"{name}, fold {fold}", text=told))
     if problems:
         raise TrainingError(
-            describe_problems(f"{len(problems)} of {len(wanted)} folds failed; the others are done.", problems)
+            describe_problems(f"{len(problems)} of {len(wanted.pairs)} folds failed; the others are done.", problems)
         )
 
 
 def train_side_by_side(
-    work: Path,
-    request: TrainRequest,
-    *,
-    configurations: Sequence[str],
-    folds: Sequence[int],
-    devices: Sequence[str],
-    n_processes: int = 1,
-    resume: bool = True,
-    stop: Callable[[], bool] = never,
+    work: Path, request: TrainRequest, wanted: FoldsToTrain, *, devices: Sequence[str], stop: Callable[[], bool]
 ) -> list[str]:
     """Trains folds in processes of their own, as many at once as there are devices; the others queue.
 
     Args:
         work: the work folder, planned.
         request: how they are trained.
-        configurations: names, of the plan.
-        folds: of each.
+        wanted: which.
         devices: such as "cuda:0" and "cuda:1"; "cpu" twice for two processes that share the processors.
-        n_processes: that train one fold together, each on a device.
-        resume: they go on from checkpoints where there are some; otherwise what they have is deleted now.
         stop: asked again and again; True lets them save and end.
 
     Returns:
@@ -146,39 +153,33 @@ def train_side_by_side(
     Raises:
         AutosegError: there are fewer devices than a fold needs, or the folds are being trained already.
     """
-    if n_processes > len(devices):
+    if wanted.n_processes > len(devices):
         raise TrainingError(
-            f"a fold wants {n_processes} GPUs, and there are {len(devices)}; give a smaller --gpus-per-fold, or more "
-            "--gpus"
+            f"a fold wants {wanted.n_processes} GPUs, and there are {len(devices)}; give a smaller --gpus-per-fold, or "
+            "more --gpus"
         )
-    batch = _open_training(
-        work, LOCAL, request, configurations, folds, n_processes=n_processes, n_preprocessing=1, resume=resume
-    )
+    workspace = Workspace(root=work)
+    batch = _make_training(workspace, LOCAL, request, wanted, n_preprocessing=1)
+    wanted.make_way(workspace)
     return run_here(BatchFolder.create(batch), batch, devices=devices, stop=stop)
 
 
 def submit_training(
     work: Path,
     request: TrainRequest,
+    wanted: FoldsToTrain,
     *,
-    configurations: Sequence[str],
-    folds: Sequence[int],
     options: SlurmOptions,
-    n_processes: int = 1,
     n_preprocessing: int | None = None,
-    resume: bool = True,
 ) -> dict[str, str]:
     """Submits folds to Slurm, with what has to be done before and after them.
 
     Args:
         work: the work folder, planned, on a file system that the nodes share.
         request: how they are trained.
-        configurations: names, of the plan.
-        folds: of each.
+        wanted: which; what Slurm refuses deletes nothing.
         options: what is asked of Slurm.
-        n_processes: that train one fold together, each on a GPU of one node.
         n_preprocessing: jobs that share the preprocessing; None for as many as the number of cases calls for.
-        resume: they go on from checkpoints where there are some; otherwise what they have is deleted now.
 
     Returns:
         The number that Slurm has given to each job.
@@ -186,20 +187,10 @@ def submit_training(
     Raises:
         AutosegError: there is no Slurm here, it refuses a job, or the folds are being trained already.
     """
-    # What a cluster refuses at once deletes nothing.
-    look_at_partition(options.partition)
-    import_submitit()
-    batch = _open_training(
-        work,
-        SLURM,
-        request,
-        configurations,
-        folds,
-        n_processes=n_processes,
-        n_preprocessing=n_preprocessing,
-        resume=resume,
-    )
-    return submit(batch, device=request.device, options=options)
+    workspace = Workspace(root=work)
+    batch = _make_training(workspace, SLURM, request, wanted, n_preprocessing=n_preprocessing)
+    make_way = None if wanted.resume else partial(wanted.make_way, workspace)
+    return submit(batch, device=request.device, options=options, make_way=make_way)
 
 
 def submit_prediction(work: Path, request: PredictRequest, *, n_jobs: int, options: SlurmOptions) -> dict[str, str]:
@@ -235,49 +226,37 @@ def submit_prediction(work: Path, request: PredictRequest, *, n_jobs: int, optio
     return submit(batch, device=request.device, options=options)
 
 
-def _open_training(
-    work: Path,
-    executor: str,
-    request: TrainRequest,
-    configurations: Sequence[str],
-    folds: Sequence[int],
-    *,
-    n_processes: int,
-    n_preprocessing: int | None,
-    resume: bool,
+def _make_training(
+    workspace: Workspace, executor: str, request: TrainRequest, wanted: FoldsToTrain, *, n_preprocessing: int | None
 ) -> Batch:
-    """The batch of a training; where it begins anew, what the folds have is deleted.
+    """The batch of a training.
 
     Raises:
-        AutosegError: somebody trains these folds already.
+        AutosegError: somebody trains these folds already, or others of the model were trained otherwise.
     """
-    _check_free(work, configurations, folds)
-    workspace = Workspace(root=work)
+    _check_free(workspace.root, wanted.pairs)
     jobs = training_jobs(
         workspace,
-        configurations=configurations,
-        folds=folds,
+        configurations=wanted.configurations,
+        folds=wanted.folds,
         validate=request.validate,
-        n_processes=n_processes,
+        n_processes=wanted.n_processes,
         n_preprocessing=n_preprocessing,
     )
     plan = workspace.read_plan()
-    for name in configurations:
+    for name in wanted.configurations:
         # Before a job makes cases for another plan than that of folds which stay.
         model, configuration = workspace.model(name), plan.configuration(name)
-        refuse_other_training(model, plan, configuration, request.config, folds=folds, resume=resume)
-    if not resume:
-        discard_folds([workspace.model(name) for name in configurations], folds)
-    return _make_batch(work, executor, jobs, training=request)
+        refuse_other_training(model, plan, configuration, request.config, folds=wanted.folds, resume=wanted.resume)
+    return _make_batch(workspace.root, executor, jobs, training=request)
 
 
-def _check_free(work: Path, configurations: Sequence[str], folds: Sequence[int]) -> None:
+def _check_free(work: Path, wanted: Collection[tuple[str, int]]) -> None:
     """Nobody trains these folds already.
 
     Raises:
         AutosegError: somebody does.
     """
-    wanted = {(name, fold) for name in configurations for fold in folds}
     known = status(work) if BatchFolder.all_in(work) else ()
     _refuse({one.name for one in known if one.is_on_its_way and (one.configuration, one.fold) in wanted})
 

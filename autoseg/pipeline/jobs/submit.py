@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +31,16 @@ def computes_on_gpu(device: str, options: slurm.SlurmOptions, partition: slurm.P
     return device != "cpu" and slurm.uses_gpus(options, partition)
 
 
-def submit(batch: Batch, *, device: str, options: slurm.SlurmOptions) -> dict[str, str]:
+def submit(
+    batch: Batch, *, device: str, options: slurm.SlurmOptions, make_way: Callable[[], None] | None = None
+) -> dict[str, str]:
     """Submits the jobs of a batch.
 
     Args:
         batch: what is to be done.
         device: as the user names it; "cpu" asks for no GPU.
         options: what is asked of Slurm.
+        make_way: called when Slurm has accepted all jobs, before the first of them may begin.
 
     Returns:
         The number that Slurm has given to each job.
@@ -63,10 +67,14 @@ def submit(batch: Batch, *, device: str, options: slurm.SlurmOptions) -> dict[st
                 options=options,
                 partition=partition,
                 after=[ids[name] for name in first.after],
+                is_held=make_way is not None and not first.after,
             )
             ids |= {job.name: number for job, number in zip(group, numbers, strict=True)}
             write_json(folder.slurm_ids_file, ids)
             logger.info("submitted %s as %s", ", ".join(job.name for job in group), ", ".join(numbers))
+        if make_way is not None:
+            make_way()
+            slurm.release([ids[job.name] for job in batch.jobs if not job.after], options)
     except BaseException:
         # Ctrl-C too: half of a batch is of no use.
         slurm.cancel(list(ids.values()))

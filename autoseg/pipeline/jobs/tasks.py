@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from autoseg.core.runtime import limit_cpus, never, resolve_device
 from autoseg.core.serialize import digest
 from autoseg.pipeline.cascade import prepare_second_stage
-from autoseg.pipeline.choose import find_complete, select
+from autoseg.pipeline.choose import select
+from autoseg.pipeline.complete import find_complete
 from autoseg.pipeline.fit import train
 from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, PredictRequest, TrainRequest
 from autoseg.pipeline.pages import report
