@@ -12,7 +12,6 @@ from torch import Tensor
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.networks.outputs import Outputs
 from autoseg.training.losses import (
-    DICE_SMOOTH,
     deep_supervision_loss,
     deep_supervision_weights,
     dice_bce_loss,
@@ -20,6 +19,8 @@ from autoseg.training.losses import (
     nearest_classes,
     output_loss,
 )
+
+SMOOTH = 1e-5
 
 
 def by_hand(logits: Tensor, classes: Tensor, *, batch_dice: bool) -> Tensor:
@@ -31,7 +32,7 @@ def by_hand(logits: Tensor, classes: Tensor, *, batch_dice: bool) -> Tensor:
     cross_entropy = -(wanted * probabilities.log()).sum(dim=1).mean()
     axes = (0, 2) if batch_dice else (2,)
     overlap, size = (probabilities * wanted).sum(axes), probabilities.sum(axes) + wanted.sum(axes)
-    dice = (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)
+    dice = (2 * overlap + SMOOTH) / (size + SMOOTH)
     return cross_entropy + 1 - dice[..., 1:].mean()
 
 
@@ -99,11 +100,18 @@ def test_equals_monai(batch_dice: bool) -> None:
         to_onehot_y=True,
         softmax=True,
         batch=batch_dice,
-        smooth_nr=DICE_SMOOTH,
-        smooth_dr=DICE_SMOOTH,
+        smooth_nr=SMOOTH,
+        smooth_dr=SMOOTH,
     )(logits, classes[:, None])
     result = dice_ce_loss(logits, classes, batch_dice=batch_dice)
     assert float(result) == pytest.approx(float(monai + dice), abs=1e-5)
+
+
+def test_a_class_that_is_not_there_counts_by_how_little_of_it_is_found() -> None:
+    """Two voxels of background, in each of which a quarter is given to the class: half a voxel of it."""
+    logits = torch.tensor([0.75, 0.25]).log().reshape(1, 2, 1).expand(1, 2, 2)
+    loss = dice_ce_loss(logits, torch.zeros(1, 2, dtype=torch.int64), batch_dice=False)
+    assert float(loss) + math.log(0.75) == pytest.approx(1 - 1e-5 / (0.5 + 1e-5), abs=1e-6)
 
 
 def test_batch_dice_differs_where_samples_differ_in_size() -> None:
@@ -288,12 +296,12 @@ def test_samples_with_different_annotated_classes_are_averaged_over_what_each_ha
     cross_entropy = -(wanted * probability.log()).sum(dim=1).mean()
     overlap = (probability * wanted).sum(dim=(2, 3))
     size = (probability + wanted).sum(dim=(2, 3))
-    dice = (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)
+    dice = (2 * overlap + SMOOTH) / (size + SMOOTH)
     expected = cross_entropy + 1 - (dice[0, 1:].sum() + dice[1, 2:].sum()) / 5
     result = dice_ce_loss(logits, classes, batch_dice=False, annotated=annotated)
     assert float(result) == pytest.approx(float(expected), abs=1e-5)
     known = annotated.double()
-    pooled = (2 * (overlap * known).sum(0) + DICE_SMOOTH) / ((size * known).sum(0) + DICE_SMOOTH)
+    pooled = (2 * (overlap * known).sum(0) + SMOOTH) / ((size * known).sum(0) + SMOOTH)
     together = dice_ce_loss(logits, classes, batch_dice=True, annotated=annotated)
     assert float(together) == pytest.approx(float(cross_entropy + 1 - pooled[1:].mean()), abs=1e-5)
 
@@ -349,7 +357,7 @@ def regions_by_hand(logits: Tensor, members: Tensor, *, batch_dice: bool) -> Ten
     cross_entropy = -(wanted * probability.log() + (1 - wanted) * (1 - probability).log()).mean()
     axes = (0, 2) if batch_dice else (2,)
     overlap, size = (probability * wanted).sum(axes), (probability + wanted).sum(axes)
-    return cross_entropy + 1 - ((2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)).mean()
+    return cross_entropy + 1 - ((2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
 
 
 @both_dice
@@ -375,7 +383,7 @@ def test_the_loss_of_regions_equals_monai(batch_dice: bool) -> None:
     losses = pytest.importorskip("monai.losses")
     logits, classes = make_for(OUTPUTS["regions"], 4, 5, 6)
     members = torch.stack([classes >= 1, classes >= 2], dim=1)
-    dice = losses.DiceLoss(sigmoid=True, batch=batch_dice, smooth_nr=DICE_SMOOTH, smooth_dr=DICE_SMOOTH)
+    dice = losses.DiceLoss(sigmoid=True, batch=batch_dice, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
     expected = dice(logits, members.float()) + torch.nn.BCEWithLogitsLoss()(logits, members.float())
     result = dice_bce_loss(logits, members, batch_dice=batch_dice)
     assert float(result) == pytest.approx(float(expected), abs=1e-5)

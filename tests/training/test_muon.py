@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.training.muon import ADAMW_RMS, Muon, orthogonalise
+from autoseg.training.muon import Muon, orthogonalise
 from autoseg.training.recipe import RECIPES, make_optimizer
 
 
@@ -56,7 +56,7 @@ def test_first_step_is_the_rate_times_an_orthogonal_matrix() -> None:
     optimizer = Muon([weight], [], lr=0.1, weight_decay=0.0)
     weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
     optimizer.step()
-    values = torch.linalg.svdvals(weight.detach().flatten(1)) / (0.1 * ADAMW_RMS * 81**0.5)
+    values = torch.linalg.svdvals(weight.detach().flatten(1)) / (0.1 * 0.2 * 81**0.5)
     assert values.min() > 0.6
     assert values.max() < 1.3
     assert (weight * weight.grad).sum() < 0, "it goes down"
@@ -74,10 +74,31 @@ def test_the_layout_in_memory_changes_nothing(shape: tuple[int, ...]) -> None:
         found.append(parameter.detach())
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
     (expected,) = orthogonalise([gradient.flatten(1)])
-    scale = 0.1 * ADAMW_RMS * max(expected.shape) ** 0.5
+    scale = 0.1 * 0.2 * max(expected.shape) ** 0.5
     # With Nesterov's momentum the first step goes along the gradient, too.
     wanted = 0.99 * weight - scale * expected.reshape(shape)
     torch.testing.assert_close(found[0], wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_matrices_are_optimised_as_by_the_muon_of_torch() -> None:
+    """Over several steps, where momentum, Nesterov's look ahead and the last gradient point elsewhere each."""
+    generator = torch.Generator().manual_seed(6)
+    start = torch.randn(8, 24, generator=generator)
+    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    first = Muon([ours], [], lr=0.1, weight_decay=0.1)
+    second = torch.optim.Muon(
+        [theirs], lr=0.1, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(4):
+        gradient = torch.randn(start.shape, generator=generator)
+        before = [weight.detach().flatten().clone() for weight in (ours, theirs)]
+        for weight, optimizer in ((ours, first), (theirs, second)):
+            weight.grad = gradient.clone()
+            optimizer.step()
+        change, wanted = (w.detach().flatten() - b for w, b in zip((ours, theirs), before, strict=True))
+        # That of torch iterates in bfloat16.
+        assert torch.cosine_similarity(change, wanted, dim=0) > 0.99
+        assert float(change.norm()) == pytest.approx(float(wanted.norm()), rel=0.03)
 
 
 def test_what_is_no_convolution_is_optimised_as_by_adamw() -> None:
