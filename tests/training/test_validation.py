@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.networks.outputs import Outputs
-from autoseg.training.validation import count_overlap
+from autoseg.planning.plan import ConfigurationPlan, NetworkPlan
+from autoseg.preprocessing.preprocess import CaseRecord
+from autoseg.preprocessing.store import PreprocessedCase, write_case
+from autoseg.training.learner import Learner
+from autoseg.training.losses import output_loss
+from autoseg.training.patches import PatchSampler
+from autoseg.training.recipe import RECIPES
+from autoseg.training.validation import count_overlap, score_patches
 
 CLASSES = LabelSpec(names=("a", "b"), values=(1, 2))
 NESTED = replace(
@@ -39,3 +51,83 @@ def test_voxels_that_nobody_has_annotated_do_not_count(labels: LabelSpec) -> Non
     counted = count_overlap(PREDICTED, REFERENCE.masked_fill(hidden, 3), outputs)
     assert counted.equal(count_overlap(PREDICTED[~hidden], REFERENCE[~hidden], Outputs.of(labels)))
     assert not count_overlap(PREDICTED, torch.full_like(REFERENCE, 3), outputs).any()
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+SHAPE = (5, 6, 8)
+ANNOTATED = {"more": (True, True, True, False), "less": (True, True, False, False)}
+"""Of background and three classes."""
+
+
+def write_logits(folder: Path, rng: np.random.Generator) -> PreprocessedCase:
+    """A case whose channels are what the network of `make_echo` says of it."""
+    known = ANNOTATED[folder.name]
+    label = rng.integers(0, 4, SHAPE).astype(np.uint8)
+    label[~np.array(known)[label]] = 0
+    record = CaseRecord(
+        geometry=Geometry(
+            shape=SHAPE, spacing_mm=(1, 1, 1), affine=((1.0, 0, 0, 0),) * 4, file_axcodes=("R", "A", "S")
+        ),
+        crop=Box(start=(0, 0, 0), stop=SHAPE),
+        axis_order=(0, 1, 2),
+        shape=SHAPE,
+        spacing_mm=(1, 1, 1),
+        nearest_axis=None,
+    )
+    logits = rng.normal(0, 2, (4, *SHAPE)).astype(np.float32)
+    write_case(folder, logits, label, key="k", record=record, n_classes=4, known=known)
+    return PreprocessedCase(folder)
+
+
+def make_echo() -> Learner:
+    """Has a network whose logits are the image."""
+    network = nn.Conv2d(4, 4, 1, bias=False)
+    nn.init.dirac_(network.weight)
+    configuration = ConfigurationPlan(
+        name="2d",
+        spacing_mm=(1.0, 1.0),
+        median_shape=SHAPE[1:],
+        largest_shape=SHAPE[1:],
+        patch_size=SHAPE[1:],
+        batch_size=2,
+        lowres_axis=None,
+        batch_dice=True,
+        previous=None,
+        network=NetworkPlan(
+            architecture="unet",
+            features=(4, 4),
+            strides=((1, 1), (2, 2)),
+            kernel_sizes=((3, 3),) * 2,
+            encoder_blocks=(1, 1),
+            decoder_blocks=(1,),
+        ),
+    )
+    return Learner(network, configuration, recipe=RECIPES["published"], device=torch.device("cpu"), precision="float32")
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_of_each_patch_only_the_classes_that_were_looked_for_are_scored(tmp_path: Path, batch_dice: bool) -> None:
+    """The second class in one of two cases, the third in none."""
+    rng = np.random.default_rng(0)
+    cases = [write_logits(tmp_path / name, rng) for name in ANNOTATED]
+    sampler = PatchSampler(cases, patch_size=SHAPE[1:], batch_size=2, foreground_fraction=0.5, seed=0)
+    outputs = Outputs(4)
+    scores = score_patches(make_echo(), sampler, n_batches=2, outputs=outputs, batch_dice=batch_dice)
+    drawn, losses = set(), []
+    both, either = np.zeros(4), np.zeros(4)
+    for batch in (sampler.batch(0), sampler.batch(1)):
+        logits, classes = batch.images.float(), batch.classes.long()
+        annotated = torch.tensor([ANNOTATED[case] for case in batch.cases])
+        losses.append(float(output_loss(logits, classes, outputs, batch_dice=batch_dice, annotated=annotated)))
+        for case, found, wanted in zip(batch.cases, logits.argmax(dim=1), classes, strict=True):
+            drawn.add(case)
+            for index in np.flatnonzero(ANNOTATED[case]):
+                is_found, is_wanted = (classes_of.numpy() == index for classes_of in (found, wanted))
+                both[index] += (is_found & is_wanted).sum()
+                either[index] += is_found.sum() + is_wanted.sum()
+    assert drawn == set(ANNOTATED)
+    assert scores.loss == pytest.approx(sum(losses) / 2)
+    first, second = (2 * both / either.clip(1))[1:3]
+    np.testing.assert_allclose(scores.class_dice, [first, second, math.nan])
+    assert scores.mean_dice == pytest.approx((first + second) / 2)
