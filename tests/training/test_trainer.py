@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.learner import Learner
 from autoseg.training.patches import Batch, PatchSampler
 from autoseg.training.recipe import RECIPES
-from autoseg.training.record import EpochFigures, ValidationSlice, smooth
+from autoseg.training.record import EpochFigures, ValidationSlice, smooth, write_log
+from autoseg.training.record import read_log as read_figures
 from autoseg.training.trainer import train_fold
 from autoseg.training.validation import score_patches
 
@@ -445,13 +447,21 @@ def test_waiting_for_data_is_logged_and_warned_of(
     assert sum("waiting for data" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_time_budget_ends_training_and_the_rate_goes_to_zero(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
-    train(tmp_path, cases, config=TrainConfig(budget=Budget(max_time_s=4.0)))
+def test_time_budget_ends_training_and_the_rate_goes_to_zero(
+    tmp_path: Path, cases: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A second passes with each look at the clock: two in a step, one in validating, two in saving.
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    budget = Budget(max_time_s=100.0)
+    train(tmp_path, cases, config=TrainConfig(budget=budget, network="planned", mirror=False))
     log = read_log(tmp_path)
-    # Writing the last checkpoint may take what is left.
-    assert 3.5 <= log[-1]["time_s"] < 30.0
-    assert len(log) > 3
-    assert log[-1]["learning_rate"] < 0.05 * max(line["learning_rate"] for line in log)
+    # An epoch is over when it has taken a twentieth of the budget; the last one ends with the budget.
+    assert [line["iteration"] for line in log] == [*range(3, 36, 3), 34]
+    assert [line["time_s"] for line in log] == [*range(7, 98, 9), 102]
+    begins = [line["time_s"] - 3 for line in log]
+    rates = [RECIPES["fast"].rate(seconds / 100, mirrored=False) for seconds in begins]
+    assert [line["learning_rate"] for line in log] == pytest.approx(rates)
+    assert rates[-1] < 0.001 * RECIPES["fast"].learning_rate
 
 
 def test_what_is_spent_before_the_first_step_takes_nothing_from_the_warm_up(
@@ -487,7 +497,9 @@ def test_drawing_and_saving_belong_to_the_budget(tmp_path: Path, cases: list[Pre
     assert len(log) <= 9
 
 
-def test_mirroring_is_for_long_trainings_and_written_down(tmp_path: Path, cases: list[PreprocessedCase]) -> None:
+def test_mirroring_is_for_long_trainings_has_its_own_rate_and_is_written_down(
+    tmp_path: Path, cases: list[PreprocessedCase]
+) -> None:
     def mirrored(folder: str) -> bool:
         return bool(json.loads((tmp_path / folder / "training.json").read_text())["mirrored"])
 
@@ -495,6 +507,9 @@ def test_mirroring_is_for_long_trainings_and_written_down(tmp_path: Path, cases:
     assert not mirrored("short")
     train(tmp_path / "asked", cases, config=dataclasses.replace(TEN, mirror=True))
     assert mirrored("asked")
+    plain, lower = ([line["learning_rate"] for line in read_log(tmp_path / name)] for name in ("short", "asked"))
+    assert lower == pytest.approx([RECIPES["fast"].mirrored_rate * rate for rate in plain])
+    assert lower != pytest.approx(plain)
     train(tmp_path / "published", cases, config=dataclasses.replace(TEN, recipe="published"))
     assert mirrored("published")
     long = TrainConfig(budget=Budget(iterations=10_000))
@@ -587,9 +602,26 @@ def test_a_case_that_is_made_again_of_the_same_scan_keeps_the_training(
         train(tmp_path / "fold", [PreprocessedCase(tmp_path / "case_0"), *again[1:]], config=TEN)
 
 
-def test_figures_of_the_log_are_read_back() -> None:
-    names = set(EpochFigures.__dataclass_fields__)
-    assert {"train_loss", "validation_dice", "class_dice", "learning_rate", "data_wait_fraction"} <= names
+def test_figures_of_the_log_are_read_back(tmp_path: Path) -> None:
+    first = EpochFigures(
+        epoch=1,
+        iteration=250,
+        time_s=12.5,
+        train_loss=math.nan,
+        validation_loss=0.75,
+        validation_dice=0.5,
+        smoothed_dice=0.375,
+        class_dice=(0.25, math.nan, 1 / 3),
+        learning_rate=1e-4,
+        step_s=0.05,
+        data_wait_fraction=0.01,
+    )
+    written = [first, dataclasses.replace(first, epoch=2, iteration=500, train_loss=0.25, class_dice=(0.5, 0.0, 1.0))]
+    write_log(tmp_path / "log.jsonl", written)
+    read = read_figures(tmp_path / "log.jsonl")
+    assert read[1] == written[1]
+    # Here NaN equals NaN, and nothing else.
+    np.testing.assert_equal(dataclasses.asdict(read[0]), dataclasses.asdict(first))
 
 
 @pytest.mark.parametrize("augment", ["torch", "batchgenerators"])
