@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import autoseg
@@ -22,6 +24,7 @@ from autoseg.core.serialize import read_json, write_json
 from autoseg.core.steps import FOREGROUND, LARGEST, Step
 from autoseg.data.io import read_image, read_label
 from autoseg.evaluation.evaluate import score_case
+from autoseg.evaluation.review import Reviewer, calibrate
 from autoseg.evaluation.scores import targets_of
 from autoseg.evaluation.selection import Selection
 from autoseg.inference.ensemble import Ensemble
@@ -32,6 +35,7 @@ from autoseg.inference.quality import QualityModel
 from autoseg.inference.sources import Postprocessing
 from autoseg.pipeline import Workspace, cross_validate, crossval
 from autoseg.pipeline.crossval import read_cross_validation
+from autoseg.pipeline.fold_validation import open_stored, prepare_stored, validation_label_map
 from autoseg.pipeline.inputs import configuration_to_predict
 from autoseg.training.config import Budget, TrainConfig
 
@@ -97,6 +101,68 @@ def test_every_case_is_scored_by_the_fold_that_had_not_seen_it(trained: Path, na
     )
     assert np.sum(known.confusion) == n_voxels
     assert [review.fold for review in known.reviews] == [expected[review.case] for review in known.reviews]
+
+
+@pytest.mark.parametrize("names", [("2d",), ("3d_fullres",), ("2d", "3d_fullres")])
+def test_the_label_maps_that_are_judged_are_of_networks_that_had_not_seen_the_case(
+    trained: Path, names: tuple[str, ...]
+) -> None:
+    workspace = Workspace(root=trained)
+    cases = {case.id: case for case in workspace.read_dataset().cases}
+
+    def segment(case: str, members: list[Predictor]) -> NDArray:
+        prepared = [prepare_stored(open_stored(workspace, member, cases[case])) for member in members]
+        if len(members) == 1:
+            return members[0].segment(prepared[0]).label
+        return Ensemble(members).segment(prepared).label
+
+    def load(folds: list[int] | None) -> list[Predictor]:
+        return [Predictor(workspace.model(name), device="cpu", folds=folds, postprocess=False) for name in names]
+
+    differs, of_all_folds = False, load(None)
+    for fold, split in enumerate(workspace.read_splits().folds):
+        own = load([fold])
+        for case in split.validation:
+            file = workspace.ensemble(names) / f"{case}.nii.gz"
+            if len(names) == 1:
+                file = validation_label_map(workspace, names[0], fold, case)
+            found, _ = read_label(file)
+            np.testing.assert_array_equal(found, segment(case, own))
+            differs = differs or bool((found != segment(case, of_all_folds)).any())
+    assert differs, "whichever networks see a case, the test would pass"
+
+
+@pytest.mark.parametrize("name", ["2d", "3d_fullres"])
+def test_confusion_calibration_and_losses_are_of_the_network_that_had_not_seen_the_case(
+    trained: Path, name: str
+) -> None:
+    workspace = Workspace(root=trained)
+    known, splits = read_cross_validation(workspace, name), workspace.read_splits()
+    assert known is not None
+    cases = {case.id: case for case in workspace.read_dataset().cases}
+    fold_of = {case: fold for fold, split in enumerate(splits.folds) for case in split.validation}
+    predictors = [Predictor(workspace.model(name), device="cpu", folds=[fold], mirroring=False) for fold in (0, 1)]
+
+    def look(case: str, predictor: Predictor) -> Reviewer:
+        """As one network by itself sees it."""
+        stored = open_stored(workspace, predictor, cases[case])
+        prepared = prepare_stored(stored)
+        label = torch.from_numpy(stored.label.astype(np.int64))
+        reviewer = Reviewer(1, predictor.outputs, own=0)
+        for rows, logits in predictor.sweep(prepared, axis=0, separate=True):
+            reviewer.add(logits, label[rows])
+        return reviewer
+
+    own = [look(review.case, predictors[fold_of[review.case]]) for review in known.reviews]
+    other = [look(review.case, predictors[1 - fold_of[review.case]]) for review in known.reviews]
+    confusions = [sum(reviewer.counts().confusion for reviewer in reviewers) for reviewers in (own, other)]
+    np.testing.assert_array_equal(known.confusion, confusions[0])
+    assert np.any(confusions[0] != confusions[1])
+    expected = calibrate([reviewer.counts() for reviewer in own])
+    assert known.calibration.n_voxels == expected.n_voxels
+    assert known.calibration.accuracy == pytest.approx(expected.accuracy, nan_ok=True)
+    losses = [reviewer.review("", 0).loss for reviewer in own]
+    assert [review.loss for review in known.reviews] == pytest.approx(losses)
 
 
 def test_all_folds_look_at_cases_no_longer_than_their_training_took(
