@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -261,11 +260,21 @@ def test_a_channel_without_a_name_may_be_ct(
 
 
 def test_normalization_by_channel_name() -> None:
-    channels = ("CT", "ct", "T1", "rgb_to_0_1", "R")
+    schemes = {
+        "CT": "ct",
+        "ct": "ct",
+        "T1": "zscore",
+        "rgb_to_0_1": "rgb_to_0_1",
+        "rescale_to_0_1": "rescale_to_0_1",
+        "noNorm": "none",
+        "R": "zscore",
+    }
+    channels = tuple(schemes)
     for cropped_fraction, masked in ((0.7499, True), (0.75, False)):
         made = plan(make_fingerprint(((64, 64, 64), (1.0,) * 3), channels=channels, cropped_fraction=cropped_fraction))
-        assert [channel.scheme for channel in made.normalization] == ["ct", "ct", "zscore", "rgb_to_0_1", "zscore"]
-        assert [channel.use_mask for channel in made.normalization] == [False, False, masked, False, masked]
+        assert [(channel.channel, channel.scheme) for channel in made.normalization] == list(schemes.items())
+        for channel in made.normalization:
+            assert channel.use_mask == (masked and channel.scheme == "zscore")
         assert made.channels == channels
         assert made.normalization[0].percentile_99_5 == 40.0
         assert "-2 to 40" in reason(made, "normalization[0]")
@@ -387,10 +396,8 @@ def test_impossible_fingerprints_are_refused() -> None:
 
 
 def check_sound(fingerprint: Fingerprint, n_classes: int, preset: str = "unet") -> Plan:
-    """Plans in time, and a network that can be built and trained within memory."""
-    start = time.perf_counter()
+    """A network that can be built and trained within memory."""
     made = plan(fingerprint, n_classes, preset=preset)
-    assert time.perf_counter() - start < 1
     assert from_plain(Plan, to_plain(made)) == made
     for configuration in made.configurations.values():
         network = configuration.network

@@ -257,6 +257,18 @@ def test_rgb_goes_to_0_1_and_each_channel_has_its_own_scheme() -> None:
     assert result.dtype == np.float32
 
 
+def test_a_channel_is_rescaled_by_its_own_range_or_kept() -> None:
+    image = np.array([[2, 4, 6], [2, 4, 6]], np.float32).reshape(2, 1, 1, 3)
+    result = normalize(image, (channel("rescale_to_0_1"), channel("none")))
+    assert result.reshape(2, 3).tolist() == [[0, 0.5, 1], [2, 4, 6]]
+
+
+def test_a_channel_that_a_case_lacks_stays_zero() -> None:
+    image = np.array([[0, 0, 0], [25, 50, 75]], np.float32).reshape(2, 1, 1, 3)
+    result = normalize(image, (channel("ct", mean=50.0, std=25.0),) * 2)
+    assert result.reshape(2, 3).tolist() == [[0, 0, 0], [-1, 0, 1]]
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, -1024.0, 1e6])
 @pytest.mark.parametrize("use_mask", [False, True])
 def test_constant_image_does_not_divide_by_zero(value: float, use_mask: bool) -> None:
