@@ -106,13 +106,16 @@ def test_a_process_that_takes_too_long_is_ended_and_its_results_are_kept() -> No
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, whose utilization torch knows")
 def test_utilization_is_asked_from_the_drivers_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\n[ $# = 0 ] && exit\nwhile true; do echo 40; echo 60; sleep 0.1; done\n")
+    tool, told = tmp_path / "nvidia-smi", tmp_path / "told"
+    tool.write_text(f"#!/bin/sh\n[ $# = 0 ] && exit\nwhile true; do echo 40; echo 60; >'{told}'; sleep 0.1; done\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     utilization = gpu_clock.Utilization(torch.device("cuda"))
     utilization.start()
-    time.sleep(0.5)
+    for _ in range(1000):
+        if told.exists():
+            break
+        time.sleep(0.01)
     utilization.stop()
     assert utilization.source == "nvidia-smi"
     assert utilization.percent == pytest.approx(50, abs=10)

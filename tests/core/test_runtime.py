@@ -41,15 +41,17 @@ def test_map_threads_works_on_what_fits_the_memory(
 ) -> None:
     """Parts of what may be used; what takes more than there is runs alone."""
     monkeypatch.setattr(runtime, "machine_memory_gib", lambda: 10 / runtime.MAX_MEMORY_FRACTION)
-    lock, running, most = threading.Lock(), 0, 0
+    changed, running, most = threading.Condition(), 0, 0
 
     def work(item: int) -> int:
         nonlocal running, most
-        with lock:
+        with changed:
             running += 1
             most = max(most, running)
-        time.sleep(0.1)
-        with lock:
+            changed.notify_all()
+            assert changed.wait_for(lambda: most >= n_at_once, timeout=10)
+            # Time for one too many to come.
+            changed.wait_for(lambda: most > n_at_once, timeout=0.1)
             running -= 1
         if item == 7:
             raise ValueError("seven")
