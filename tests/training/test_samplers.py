@@ -1,0 +1,168 @@
+"""How the patches of a training run are augmented, as its plan and its choices have it: above all left and right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from autoseg.core.geometry import Box, Geometry
+from autoseg.core.labels import LabelSpec, Region
+from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
+from autoseg.preprocessing.preprocess import CaseRecord
+from autoseg.preprocessing.store import PreprocessedCase, write_case, write_previous
+from autoseg.training.augment import AugmentParameters
+from autoseg.training.config import Budget, TrainConfig
+from autoseg.training.record import TrainingChoices
+from autoseg.training.samplers import training_sampler
+
+SHAPE = (8, 10, 12)
+PAIR = LabelSpec(names=("kidney left", "kidney right"), values=(1, 2))
+PAIR_OF_REGIONS = LabelSpec(
+    names=("left alone", "right alone", "where they have grown together"),
+    values=(1, 2, 3),
+    regions=(
+        Region(name="kidney left", values=(1, 3), written=1),
+        Region(name="kidney right", values=(2, 3), written=2),
+    ),
+)
+CONFIGURATION = ConfigurationPlan(
+    name="3d_fullres",
+    spacing_mm=(1.0, 1.0, 1.0),
+    median_shape=SHAPE,
+    largest_shape=SHAPE,
+    patch_size=(8, 8, 8),
+    batch_size=2,
+    lowres_axis=None,
+    batch_dice=False,
+    previous=None,
+    network=NetworkPlan(
+        architecture="unet",
+        features=(4, 8),
+        strides=((1, 1, 1), (2, 2, 2)),
+        kernel_sizes=((3, 3, 3),) * 2,
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1,),
+    ),
+)
+
+
+def make_plan(labels: LabelSpec, configuration: ConfigurationPlan = CONFIGURATION) -> Plan:
+    scheme = ChannelNormalization(
+        channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
+    )
+    first = replace(CONFIGURATION, name="3d_lowres")
+    return Plan(
+        version=PLAN_VERSION,
+        dataset="test",
+        labels=labels,
+        preset="unet",
+        gpu_memory_gib=8,
+        normalization=(scheme,),
+        axis_order=(0, 1, 2),
+        n_folds=5,
+        configurations={known.name: known for known in (first, configuration)},
+        recommended=configuration.name,
+        reasons=(),
+        provenance={},
+    )
+
+
+def make_case(folder: Path, labels: LabelSpec) -> PreprocessedCase:
+    """Noise, with every class everywhere, and as much of every class that a first stage has found."""
+    rng = np.random.default_rng(0)
+    record = CaseRecord(
+        geometry=Geometry(
+            shape=SHAPE, spacing_mm=(1, 1, 1), affine=((1.0, 0, 0, 0),) * 4, file_axcodes=("R", "A", "S")
+        ),
+        crop=Box(start=(0, 0, 0), stop=SHAPE),
+        axis_order=(0, 1, 2),
+        shape=SHAPE,
+        spacing_mm=(1, 1, 1),
+        nearest_axis=None,
+    )
+    label: NDArray[np.uint8] = rng.integers(0, labels.n_stored, SHAPE).astype(np.uint8)
+    image = rng.normal(size=(1, *SHAPE)).astype(np.float32)
+    write_case(folder / "case", image, label, key="k", record=record, n_classes=labels.n_classes)
+    write_previous(folder / "previous", rng.integers(0, labels.n_classes, SHAPE).astype(np.uint8), key="k")
+    return PreprocessedCase(folder / "case", previous=folder / "previous")
+
+
+def draw(
+    folder: Path,
+    labels: LabelSpec,
+    *,
+    configuration: ConfigurationPlan = CONFIGURATION,
+    planned_patch_size: tuple[int, ...] = CONFIGURATION.patch_size,
+    mirror: bool = True,
+) -> AugmentParameters:
+    """Of the first batch, of 32 patches."""
+    choices = TrainingChoices(
+        recipe="fast",
+        configuration=configuration,
+        planned_patch_size=planned_patch_size,
+        budget=Budget(iterations=6, iterations_per_epoch=3),
+        batch_size=32,
+        foreground_fraction=1 / 3,
+        sampling="published",
+        mirror=mirror,
+        reasons=(),
+    )
+    plan = make_plan(labels, configuration)
+    sampler = training_sampler([make_case(folder, labels)], plan, choices, TrainConfig(), seed=0)
+    parameters = sampler.batch(0).augmentation
+    assert parameters is not None
+    return parameters
+
+
+@pytest.mark.parametrize(
+    ("labels", "opposite", "opposite_outputs"),
+    [(PAIR, [0, 2, 1], [0, 2, 1]), (PAIR_OF_REGIONS, [0, 2, 1, 3], [1, 0])],
+    ids=["classes", "regions"],
+)
+def test_a_pair_changes_sides_where_left_and_right_are_mirrored(
+    tmp_path: Path, labels: LabelSpec, opposite: list[int], opposite_outputs: list[int]
+) -> None:
+    parameters = draw(tmp_path, labels)
+    assert parameters.opposite.tolist() == opposite
+    assert parameters.opposite_outputs.tolist() == opposite_outputs
+    assert parameters.changes_sides.equal(parameters.flip[:, 2])
+    assert parameters.flip.any(dim=0).all()
+    assert not parameters.flip.all(dim=0).any()
+
+
+def test_left_and_right_are_not_mirrored_where_a_side_has_no_counterpart(tmp_path: Path) -> None:
+    parameters = draw(tmp_path, LabelSpec(names=("appendix right", "liver"), values=(1, 2)))
+    assert parameters.flip.any(dim=0).tolist() == [True, True, False]
+    assert not parameters.changes_sides.any()
+
+
+def test_nothing_is_mirrored_where_the_choices_say_so(tmp_path: Path) -> None:
+    parameters = draw(tmp_path, PAIR, mirror=False)
+    assert not parameters.flip.any()
+    assert not parameters.changes_sides.any()
+
+
+def test_in_a_cascade_the_classes_of_both_stages_change_sides(tmp_path: Path) -> None:
+    """What nobody has annotated stays that; a first stage never finds it."""
+    labels = replace(PAIR, ignore=3)
+    configuration = replace(CONFIGURATION, name="3d_cascade_fullres", previous="3d_lowres")
+    parameters = draw(tmp_path, labels, configuration=configuration)
+    n_labels, opposite = labels.n_stored, (0, 2, 1, 3)
+    assert len(parameters.opposite) == n_labels * labels.n_classes
+    for found in range(labels.n_classes):
+        for own in range(n_labels):
+            becomes = opposite[own] + n_labels * opposite[found]
+            assert parameters.opposite[own + n_labels * found] == becomes, (own, found)
+
+
+@pytest.mark.parametrize(("planned", "keeps"), [((8, 32, 32), True), ((16, 16, 16), False)])
+def test_the_planned_patch_tells_whether_slices_may_mix(tmp_path: Path, planned: tuple[int, ...], keeps: bool) -> None:
+    """A smaller one that it is rounded to has another shape."""
+    adapted = replace(CONFIGURATION, patch_size=(8, 8, 8) if keeps else (4, 16, 16))
+    parameters = draw(tmp_path, PAIR, configuration=adapted, planned_patch_size=planned)
+    assert parameters.keep_first_axis == keeps
+    assert bool((parameters.angles_rad[:, 1:] == 0).all()) == keeps
