@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from autoseg.core.errors import PredictionError
-from autoseg.core.labels import LabelSpec
+from autoseg.core.labels import LabelSpec, Region
 from autoseg.core.serialize import write_json
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.arrays import canonical_image
+from autoseg.inference.model import read_model
+from autoseg.inference.predictor import Predictor, window_config
+from autoseg.inference.sliding_window import predict_logits
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.training.checkpoint import save_weights
@@ -24,6 +27,16 @@ from autoseg.training.folds import trained_folds
 from autoseg.training.record import FoldFiles, TrainingRecord
 
 LABELS = LabelSpec(names=("vessel", "organ"), values=(3, 117))
+PAIR = LabelSpec(names=("kidney left", "kidney right"), values=(3, 117))
+PAIR_OF_REGIONS = LabelSpec(
+    names=("left alone", "right alone", "where they have grown together"),
+    values=(3, 117, 9),
+    regions=(
+        Region(name="kidney left", values=(3, 9), written=3),
+        Region(name="kidney right", values=(117, 9), written=117),
+    ),
+)
+PATCH = (8, 12, 12)
 SPACING_MM = (2.5, 0.8, 1.1)
 RECORD = TrainingRecord(
     autoseg="0",
@@ -54,7 +67,7 @@ def make_plan(n_axes: int = 3, *, n_channels: int = 1, labels: LabelSpec = LABEL
         spacing_mm=(2.0, 1.0, 1.0)[-n_axes:],
         median_shape=(10.0, 12.0, 14.0)[-n_axes:],
         largest_shape=(11.0, 16.0, 16.0)[-n_axes:],
-        patch_size=(8, 12, 12)[-n_axes:],
+        patch_size=PATCH[-n_axes:],
         batch_size=2,
         lowres_axis=None,
         batch_dice=False,
@@ -97,6 +110,17 @@ def make_model(folder: Path, plan: Plan, *, folds: tuple[int, ...] = (0,)) -> Pa
     return folder
 
 
+def make_model_of_one_class(folder: Path, plan: Plan) -> Path:
+    """A model that finds the first class wherever it looks."""
+    make_model(folder, plan)
+    network = build_network(plan.configuration(plan.recommended).network, n_channels=1, n_outputs=plan.labels.n_outputs)
+    torch.nn.init.zeros_(network.get_parameter("heads.0.weight"))
+    with torch.no_grad():
+        network.get_parameter("heads.0.bias")[:2] = torch.tensor([0.0, 1.0])
+    save_weights(FoldFiles(folder=folder / "fold_0").weights, network)
+    return folder
+
+
 def make_image(shape: tuple[int, ...] = SHAPE, *, seed: int = 0) -> NDArray[np.float32]:
     """Smooth noise with a border of zeros on one side, so that there is something to crop."""
     noise = np.random.default_rng(seed).normal(size=shape)
@@ -122,6 +146,49 @@ def test_mirrored_copies_are_averaged_where_every_fold_was_trained_on_such(tmp_p
     assert not Predictor(folder, device="cpu").mirroring
     assert Predictor(folder, device="cpu", folds=[0]).mirroring
     assert Predictor(folder, device="cpu", mirroring=True).mirroring
+
+
+@pytest.mark.parametrize("labels", [PAIR, PAIR_OF_REGIONS], ids=["classes", "regions"])
+def test_a_mirrored_image_gives_the_mirrored_map_with_the_sides_changed(tmp_path: Path, labels: LabelSpec) -> None:
+    """Of any network, one of random weights too: it sees every mirrored copy of a tile."""
+    predictor = Predictor(make_model(tmp_path / "grid", make_plan(labels=labels)), device="cpu", mirroring=True)
+    image = np.random.default_rng(0).normal(size=PATCH).astype(np.float32)
+    label = predictor.predict(image, spacing_mm=(2, 1, 1))
+    mirrored = predictor.predict(image[..., ::-1], spacing_mm=(2, 1, 1))[..., ::-1]
+    assert set(np.unique(label)) == {0, *labels.values}
+    swapped = np.where(label == 3, 117, np.where(label == 117, 3, label))
+    assert (mirrored == swapped).mean() > 0.999
+    assert (mirrored != label).mean() > 0.1
+
+
+@pytest.mark.parametrize("labels", [PAIR, PAIR_OF_REGIONS], ids=["classes", "regions"])
+def test_in_a_cascade_what_the_first_stage_has_found_changes_sides_too(labels: LabelSpec) -> None:
+    plan = make_plan(labels=labels)
+    configuration = replace(plan.configuration("3d_fullres"), previous="3d_lowres")
+    window = window_config(plan, configuration)
+    torch.manual_seed(0)
+    n_previous, n_outputs = labels.n_classes - 1, labels.n_outputs
+    network = build_network(configuration.network, n_channels=1, n_outputs=n_outputs, n_previous=n_previous).eval()
+    image, found = torch.randn(1, *PATCH), torch.randint(labels.n_classes, (1, *PATCH))
+    swapped = torch.tensor([0, 2, 1, 3])[found]
+    direct, mirrored, unswapped = (
+        predict_logits(both, [network], n_outputs=n_outputs, config=window)
+        for both in (
+            torch.cat([image, found]),
+            torch.cat([image, swapped]).flip(3),
+            torch.cat([image, found]).flip(3),
+        )
+    )
+    sides = [1, 0] if labels.regions else [0, 2, 1]
+    torch.testing.assert_close(mirrored.flip(3)[sides], direct, atol=2e-2, rtol=1e-2)
+    assert not torch.allclose(unswapped.flip(3)[sides], direct, atol=0.1)
+
+
+def test_left_and_right_are_not_mirrored_where_a_side_has_no_counterpart() -> None:
+    plan = make_plan(labels=LabelSpec(names=("appendix right", "liver"), values=(1, 2)))
+    window = window_config(plan, plan.configuration("3d_fullres"))
+    assert window.mirror_axes == (0, 1)
+    assert window.side_axis is None
 
 
 @pytest.mark.parametrize("n_axes", [2, 3])
@@ -228,9 +295,30 @@ def test_threads_share_a_predictor(predictor: Predictor) -> None:
         np.testing.assert_array_equal(result, label)
 
 
-def test_volume_smaller_than_the_patch_and_volume_of_zeros(predictor: Predictor) -> None:
-    assert predictor.predict(make_image((1, 3, 4)), spacing_mm=SPACING_MM).shape == (1, 3, 4)
-    assert predictor.predict(np.zeros((2, 3, 4)), spacing_mm=SPACING_MM).shape == (2, 3, 4)
+def test_volume_smaller_than_the_patch_is_looked_at_in_the_middle_of_zeros(model: Path, predictor: Predictor) -> None:
+    shape, spacing_mm = (1, 3, 4), (2, 1, 1)
+    image = np.random.default_rng(0).normal(size=shape)
+    canonical, geometry = canonical_image(image, predictor.plan.channels, spacing_mm=spacing_mm, affine=None)
+    prepared = predictor.prepare(canonical, geometry)
+    found = torch.cat([logits for _, logits in predictor.sweep(prepared, axis=0, separate=False)], dim=1)
+    before = [(patch - size) // 2 for patch, size in zip(PATCH, shape, strict=True)]
+    inside = (slice(None), *(slice(start, start + size) for start, size in zip(before, shape, strict=True)))
+    padded = torch.zeros(1, *PATCH)
+    padded[inside] = prepared.image
+    window = window_config(predictor.plan, predictor.configuration)
+    expected = predict_logits(padded, [read_model(model).read_fold(0).network], n_outputs=3, config=window)[inside]
+    torch.testing.assert_close(found, expected)
+    values = np.array([0, *predictor.plan.labels.values])
+    label = predictor.predict(image, spacing_mm=spacing_mm)
+    np.testing.assert_array_equal(label, values[expected.argmax(dim=0).numpy()])
+
+
+def test_volume_of_zeros_is_background(tmp_path: Path) -> None:
+    predictor = Predictor(make_model_of_one_class(tmp_path / "model", make_plan()), device="cpu")
+    label = predictor.predict(np.zeros((2, 3, 4)), spacing_mm=SPACING_MM)
+    assert label.shape == (2, 3, 4)
+    assert not label.any()
+    assert predictor.predict(make_image((2, 3, 4)), spacing_mm=SPACING_MM).any()
 
 
 @pytest.mark.parametrize(
@@ -245,12 +333,7 @@ def test_what_is_below_all_foreground_of_ct_is_background(
     (channel,) = plan.normalization
     scaled = replace(channel, scheme=scheme, mean=40.0, std=20.0, percentile_99_5=90.0, minimum=minimum)
     plan = replace(plan, normalization=(scaled,))
-    folder = make_model(tmp_path / "model", plan)
-    network = build_network(plan.configuration(plan.recommended).network, n_channels=1, n_outputs=plan.labels.n_outputs)
-    torch.nn.init.zeros_(network.get_parameter("heads.0.weight"))
-    with torch.no_grad():
-        network.get_parameter("heads.0.bias")[:2] = torch.tensor([0.0, 1.0])
-    save_weights(FoldFiles(folder=folder / "fold_0").weights, network)
+    folder = make_model_of_one_class(tmp_path / "model", plan)
     # Tiles are 12 wide and begin every 6 voxels: the first reach no voxel of the body.
     image = np.random.default_rng(0).normal(40, 20, (8, 12, 48)).astype(np.float32)
     image[..., :24] = -1000 + image[..., :24]
@@ -262,12 +345,7 @@ def test_what_is_below_all_foreground_of_ct_is_background(
 
 def test_a_structure_of_zeros_is_looked_at(tmp_path: Path) -> None:
     """A tile lies in it as a whole; the zeros around the body are background all the same."""
-    folder = make_model(tmp_path / "model", make_plan())
-    network = build_network(make_plan().configuration("3d_fullres").network, n_channels=1, n_outputs=3)
-    torch.nn.init.zeros_(network.get_parameter("heads.0.weight"))
-    with torch.no_grad():
-        network.get_parameter("heads.0.bias")[:2] = torch.tensor([0.0, 1.0])
-    save_weights(FoldFiles(folder=folder / "fold_0").weights, network)
+    folder = make_model_of_one_class(tmp_path / "model", make_plan())
     image = np.ones((48, 48, 72), np.float32)
     image[8:40, 8:40, 8:40] = 0
     image[..., 48:] = 0
