@@ -175,14 +175,9 @@ class _Run:
         precision = PRECISIONS[int(ranks.first_says(PRECISIONS.index(self.learner.precision_name)))]
         self.learner.use_precision(precision)
         self.cases = {"training": tuple(training), "validation": tuple(validation)}
-        # The budget may grow when a run is resumed, and compiling may fail; what else shapes the result may not change.
-        fixed = dataclasses.replace(choices, budget=Budget(iterations=1), reasons=())
-        asked = config.augment, config.precision, config.deterministic
         # A case that is made again elsewhere keeps its key, one whose scan was only touched what it holds.
-        self.config_digest, self.content_digest = (
-            digest((fixed, asked, seed, (plan.labels, plan.normalization, plan.axis_order, cases)))
-            for cases in ([case.key for case in training], [case.content for case in training])
-        )
+        self.config_digest = self._digest([case.key for case in training])
+        self.content_digest = self._digest([case.content for case in training])
         self.iteration, self.elapsed_s, self.before_s, self.epoch_time_s = 0, 0.0, 0.0, 0.0
         self.epoch_losses: list[float] = []
         self.epochs: list[EpochFigures] = []
@@ -192,6 +187,16 @@ class _Run:
         self.warned_of_waiting = False
         self.finished = False
         self.ended: tuple[int, float] | None = None
+
+    def _digest(self, cases: Sequence[str]) -> str:
+        """Of what shapes the result, and may not change when a run is resumed, with these names of the cases.
+
+        The budget may grow, and compiling may fail.
+        """
+        fixed = dataclasses.replace(self.choices, budget=Budget(iterations=1), reasons=())
+        asked = self.config.augment, self.config.precision, self.config.deterministic
+        plan = self.plan
+        return digest((fixed, asked, self.seed, (plan.labels, plan.normalization, plan.axis_order, cases)))
 
     def _training_sampler(self, *, augments: bool = True) -> PatchSampler:
         return training_sampler(
@@ -237,32 +242,38 @@ class _Run:
                 "give the same options again, or --no-resume to start anew"
             )
         load_checkpoint(self.files.checkpoint, self.learner.network, self.learner.optimizer)
+        self._take(state)
+        self.finished = self.fraction_done >= 1 and self._load_final_weights()
+        self._tell_resumed()
+
+    def _take(self, state: RunState) -> None:
+        """Goes on from where a training was."""
         if state.device == self.device.type and can_compute(self.device, state.precision):
             # What is fastest was measured when the run began, and may come out otherwise on a busy machine.
             self.learner.use_precision(state.precision)
             self.learner.loss_scale = state.loss_scale, state.steps_at_scale
         self.iteration, self.elapsed_s, self.epoch_time_s = state.iteration, state.elapsed_s, state.epoch_time_s
-        self.before_s, self.n_bad_steps = state.before_s, state.n_bad_steps
+        self.before_s, self.n_bad_steps, self.ended = state.before_s, state.n_bad_steps, state.ended
         self.saved_at_step = state.iteration
         self.epoch_losses = list(state.epoch_losses)
         self.epochs = read_log(self.files.log)[: state.epoch]
-        done = self.budget.fraction_done(self.iteration, self.elapsed_s)
-        self.ended = state.ended
-        # A longer training than the one whose weights are there may have been stopped before it wrote its own.
-        self.finished = (
-            done >= 1
-            and self.files.weights.exists()
-            and (self.ended is None or self.budget.fraction_done(*self.ended) >= 1)
-        )
-        if self.finished:
-            try:
-                load_weights(self.files.weights, self.learner.network)
-            except DamagedError as error:
-                # The checkpoint holds the same; what is left of the training is to write them.
-                self._say(logging.WARNING, "%s; they are made again from the checkpoint", error)
-                self.finished = False
+
+    def _load_final_weights(self) -> bool:
+        """Whether the final weights are there and whole, and this training's: a longer one may have been stopped."""
+        if not self.files.weights.exists() or (self.ended and self.budget.fraction_done(*self.ended) < 1):
+            return False
+        try:
+            load_weights(self.files.weights, self.learner.network)
+        except DamagedError as error:
+            # The checkpoint holds the same; what is left of the training is to write them.
+            self._say(logging.WARNING, "%s; they are made again from the checkpoint", error)
+            return False
+        return True
+
+    def _tell_resumed(self) -> None:
         last_rate = self.epochs[-1].learning_rate if self.epochs else math.inf
-        if done >= 1 and not self.finished and last_rate > LATE_RATE * self.recipe.highest_rate(mirrored=self.mirrors):
+        is_late = last_rate <= LATE_RATE * self.recipe.highest_rate(mirrored=self.mirrors)
+        if self.fraction_done >= 1 and not self.finished and not is_late:
             self._say(
                 logging.WARNING,
                 "was begun with a longer budget than that of now, which is used up: it ends at step %d as it is, in "

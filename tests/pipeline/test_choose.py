@@ -35,8 +35,9 @@ from autoseg.inference.quality import QualityModel
 from autoseg.inference.sources import Postprocessing
 from autoseg.pipeline import Workspace, cross_validate, crossval
 from autoseg.pipeline.crossval import read_cross_validation
-from autoseg.pipeline.fold_validation import open_stored, prepare_stored, validation_label_map
+from autoseg.pipeline.fold_validation import validation_label_map
 from autoseg.pipeline.inputs import configuration_to_predict
+from autoseg.pipeline.stored import open_stored, prepare_stored
 from autoseg.training.config import Budget, TrainConfig
 
 SHORT = TrainConfig(budget=Budget(iterations=8))
