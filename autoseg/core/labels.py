@@ -130,6 +130,13 @@ class LabelSpec:
         """How many different numbers a preprocessed label map may have: the classes, and one for what is ignored."""
         return self.n_classes + (self.ignore is not None)
 
+    @property
+    def foreground_classes(self) -> tuple[int, ...]:
+        """Classes that the network tells from the background: of regions, those that one of them has."""
+        if not self.regions:
+            return tuple(range(1, self.n_classes))
+        return tuple(index for index in np.flatnonzero(self.memberships().any(axis=0)).tolist() if index)
+
     def memberships(self) -> NDArray[np.bool_]:
         """(n_regions, n_classes): which classes each region has."""
         return np.array([[value in region.values for value in (0, *self.values)] for region in self.regions], bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.core.errors import TrainingError, WorkspaceError, list_some
+from autoseg.core.errors import TrainingError, WorkspaceError, first_line, list_some
 from autoseg.core.locks import locked
 from autoseg.core.runtime import never, resolve_device
 from autoseg.pipeline.cascade import prepare_second_stage
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.ranks import Ranks
 
+logger = logging.getLogger(__name__)
+
+OnEpoch = Callable[[Sequence[EpochFigures], Sequence[ValidationSlice]], None]
+
+CURVES = "curves.png"
 CURVES_INTERVAL_S = 30.0
 MEMORY_BUDGET_GIB = 1.0
 """Cases to train on and those to validate on are each kept in memory up to this; what is beyond is read from disk."""
@@ -248,7 +254,7 @@ class _FoldTraining:
             if is_last:
                 self.ranks.part()
             if is_first:
-                _draw_curves(files.folder, read_log(files.log))
+                _try(CURVES, _draw_curves, files.folder, read_log(files.log))
                 if self.validate:
                     return validate_fold(
                         self.workspace, self.configuration, fold, device=str(self.device), stop=self.stop
@@ -273,31 +279,41 @@ def _unmarked_at_end(files: FoldFiles) -> Iterator[None]:
 
 
 @contextmanager
-def _followers(
-    folder: Path, trackers: Sequence[str], *, labels: Sequence[str]
-) -> Iterator[Callable[[Sequence[EpochFigures], Sequence[ValidationSlice]], None]]:
-    """What is to be called after each epoch: it draws the curves and tells the trackers."""
+def _followers(folder: Path, trackers: Sequence[str], *, labels: Sequence[str]) -> Iterator[OnEpoch]:
+    """What is to be called after each epoch: it draws the curves and tells the trackers, of which any may fail."""
     from autoseg.reporting.trackers import make_tracker
 
-    draw = _curve_drawer(folder)
+    followers: dict[str, OnEpoch] = {CURVES: _curve_drawer(folder)}
     with ExitStack() as stack:
-        listeners = [make_tracker(name, folder, labels) for name in trackers]
-        for tracker in listeners:
-            stack.callback(tracker.close)
+        for name in trackers:
+            tracker = make_tracker(name, folder, labels)
+            stack.callback(_try, name, tracker.close)
+            followers[name] = tracker.log
 
         def on_epoch(epochs: Sequence[EpochFigures], slices: Sequence[ValidationSlice]) -> None:
-            draw(epochs)
-            for tracker in listeners:
-                tracker.log(epochs, slices)
+            for name, follow in list(followers.items()):
+                if not _try(name, follow, epochs, slices):
+                    del followers[name]
 
         yield on_epoch
 
 
-def _curve_drawer(folder: Path) -> Callable[[Sequence[EpochFigures]], None]:
+def _try(name: str, call: Callable[..., None], *arguments: object) -> bool:
+    """Whether it succeeds; where it does not, for whatever reason, the training goes on without it."""
+    try:
+        call(*arguments)
+    except Exception as error:
+        logger.warning("%s: the training goes on without: %s", name, first_line(error))
+        return False
+    return True
+
+
+def _curve_drawer(folder: Path) -> OnEpoch:
     """Draws the curves of a fold now and then, and soon after the training has begun."""
     drawn_at_s = [-CURVES_INTERVAL_S]
 
-    def draw(epochs: Sequence[EpochFigures]) -> None:
+    def draw(epochs: Sequence[EpochFigures], slices: Sequence[ValidationSlice]) -> None:
+        del slices
         if epochs[-1].time_s - drawn_at_s[0] >= CURVES_INTERVAL_S:
             _draw_curves(folder, epochs)
             drawn_at_s[0] = epochs[-1].time_s
@@ -308,4 +324,4 @@ def _curve_drawer(folder: Path) -> Callable[[Sequence[EpochFigures]], None]:
 def _draw_curves(folder: Path, epochs: Sequence[EpochFigures]) -> None:
     from autoseg.reporting.figures import draw_curves
 
-    draw_curves(folder / "curves.png", epochs, title=folder.name)
+    draw_curves(folder / CURVES, epochs, title=folder.name)

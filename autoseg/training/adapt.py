@@ -10,14 +10,15 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autoseg.core.errors import TrainingError
 from autoseg.core.faults import is_out_of_memory
 from autoseg.core.geometry import join_numbers
-from autoseg.core.runtime import format_duration
+from autoseg.core.runtime import MAX_MEMORY_FRACTION, format_duration, format_memory, machine_memory_gib
+from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.plan import SET_BY_USER, ConfigurationPlan, Plan, Reason
 from autoseg.training.config import ITERATIONS_PER_EPOCH, Budget, TrainConfig
 from autoseg.training.ladder import FEW_CASES, candidates, has_large_patches
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CPU_BYTES_PER_VALUE = 14
+"""Memory that a training takes for each value of the feature maps: 14 to 16 in float32, 7 to 11 in bfloat16."""
 MIN_USEFUL_STEPS = 200
 MAX_TIMING_FRACTION = 0.05
 """Of the budget; whatever has not been timed by then is not."""
@@ -175,6 +178,8 @@ def choose_network(
     if adapts(plan, config, on_cpu=on_cpu):
         keep_patch = plan.is_set_by_user(configuration.name, "patch_size")
         sizes = candidates(configuration, n_cases=n_cases, keep_patch=keep_patch)
+        if on_cpu:
+            sizes = _that_fit(sizes, batch_size=batch_size, n_outputs=plan.labels.n_outputs)
     time_own_part = functools.partial(
         timer or _timer_on(device, plan, config), batch_size=math.ceil(batch_size / n_processes)
     )
@@ -185,6 +190,29 @@ def choose_network(
         # It may be another process that trains on this GPU.
         torch.cuda.empty_cache()
     return found
+
+
+def _that_fit(
+    sizes: Iterable[tuple[ConfigurationPlan, int]], *, batch_size: int, n_outputs: int
+) -> Iterator[tuple[ConfigurationPlan, int]]:
+    """Those before the first that this machine has no memory for; the smallest in any case.
+
+    Such a network is not even tried: a system that is short of memory may end the process without a word.
+    """
+    limit_gib = MAX_MEMORY_FRACTION * machine_memory_gib()
+    for number, (candidate, min_steps) in enumerate(sizes):
+        n_values = batch_size * count_feature_map_values(candidate.network, candidate.patch_size, n_outputs)
+        needed_gib = n_values * CPU_BYTES_PER_VALUE / 2**30
+        if number and needed_gib > limit_gib:
+            logger.info(
+                "patches of %s are too large for this machine: a batch of %d needs about %s of the %s that it may take",
+                join_numbers(candidate.patch_size),
+                batch_size,
+                format_memory(needed_gib),
+                format_memory(limit_gib),
+            )
+            return
+        yield candidate, min_steps
 
 
 def _timer_on(device: torch.device, plan: Plan, config: TrainConfig) -> StepTimer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ MAX_REDRAWS = 10
 MIN_CONTENT_FRACTION = 0.02
 """Part of a patch whose values must differ from its usual one, in some channel, so that it is not blank."""
 MIN_CASES_OF_CLASS = 5
+MIN_PART_OF_CASES = 0.1
 DROP_PROBABILITY = 0.25
 N_TYPICAL = 1000
 """So many voxels tell the usual value."""
@@ -72,16 +73,18 @@ class CasePool:
 
     Attributes:
         cases: all of them.
-        cases_with: the foreground classes that at least one case has, and the cases that have each.
+        cases_with: the classes that patches are centred on and at least one case has, and the cases that have each.
     """
 
     cases: tuple[PreprocessedCase, ...]
     cases_with: dict[int, tuple[PreprocessedCase, ...]]
 
     @classmethod
-    def of(cls, cases: Sequence[PreprocessedCase]) -> CasePool:
-        """The pool of these cases."""
+    def of(cls, cases: Sequence[PreprocessedCase], *, centred_on: Collection[int] | None = None) -> CasePool:
+        """The pool of these cases, with these of their classes; None for all foreground."""
         classes = sorted({class_index for case in cases for class_index in case.classes})
+        if centred_on is not None:
+            classes = [class_index for class_index in classes if class_index in centred_on]
         having = {class_index: tuple(case for case in cases if class_index in case.classes) for class_index in classes}
         return cls(cases=tuple(cases), cases_with=having)
 
@@ -93,18 +96,20 @@ def draw_case_then_class(pool: CasePool, rng: np.random.Generator) -> tuple[Prep
     rule of nnU-Net (Isensee et al., Nature Methods 2021).
     """
     case = _pick(pool.cases, rng)
-    return case, _pick(case.classes, rng) if case.classes else None
+    classes = [class_index for class_index in case.classes if class_index in pool.cases_with]
+    return case, _pick(classes, rng) if classes else None
 
 
 def draw_class_then_case(pool: CasePool, rng: np.random.Generator) -> tuple[PreprocessedCase, int | None]:
     """A class evenly from those that any case has, then a case that has it; any case and None where there is none.
 
     A rare lesion is centred on as often as the liver. The few cases that have it are then seen more often than others;
-    lest one or two are known by heart, a class that fewer than `MIN_CASES_OF_CLASS` have is drawn less often.
+    lest they are known by heart, a class that fewer than `MIN_CASES_OF_CLASS` have, or than `MIN_PART_OF_CASES` of all,
+    is drawn less often.
     """
     if not pool.cases_with:
         return _pick(pool.cases, rng), None
-    usual = min(MIN_CASES_OF_CLASS, max(map(len, pool.cases_with.values())))
+    usual = min(max(MIN_CASES_OF_CLASS, MIN_PART_OF_CASES * len(pool.cases)), max(map(len, pool.cases_with.values())))
     while True:
         class_index = _pick(tuple(pool.cases_with), rng)
         having = pool.cases_with[class_index]
@@ -159,6 +164,7 @@ class PatchSampler:
         augmentation: AugmentConfig | None = None,
         transform: PatchTransform | None = None,
         sampling: str = "published",
+        centred_on: Collection[int] | None = None,
         optional_channels: Sequence[int] = (),
         n_labels: int | None = None,
         perturbs: bool = False,
@@ -177,6 +183,7 @@ class PatchSampler:
             augmentation: what the batch will be augmented with, drawn here so that just the voxels it needs are read.
             transform: augments here and now instead.
             sampling: a name in `SAMPLING`.
+            centred_on: classes that are foreground; None for all but the background.
             optional_channels: that some cases lack: each is left out of a patch by a chance of `DROP_PROBABILITY`,
                 though never all that the case has, so that the network learns to do without.
             n_labels: how many values a label map can have, where cases have a first stage, see `Batch`.
@@ -188,7 +195,7 @@ class PatchSampler:
         """
         if sampling not in SAMPLING:
             raise TrainingError(f"sampling '{sampling}' is unknown; known are {', '.join(SAMPLING)}")
-        self._pool = CasePool.of(cases)
+        self._pool = CasePool.of(cases, centred_on=centred_on)
         self._draw_foreground = SAMPLING[sampling]
         # A 2D patch is one voxel thick.
         self._patch_size = patch_size

@@ -49,6 +49,7 @@ def training_sampler(
         patch_size=choices.configuration.patch_size,
         batch_size=choices.batch_size,
         foreground_fraction=choices.foreground_fraction,
+        centred_on=plan.labels.foreground_classes,
         sampling=choices.sampling,
         optional_channels=plan.optional_indices,
         n_labels=_n_labels(plan, choices),
@@ -76,6 +77,7 @@ def validation_sampler(
         patch_size=choices.configuration.patch_size,
         batch_size=choices.batch_size,
         foreground_fraction=choices.foreground_fraction,
+        centred_on=plan.labels.foreground_classes,
         n_labels=_n_labels(plan, choices),
         seed=f"validation/{seed}",
     )

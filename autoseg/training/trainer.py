@@ -57,6 +57,8 @@ from autoseg.training.validation import score_patches
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 20
+MAX_LOADERS = 12
+"""Threads that read batches ahead; the batches that wait take memory."""
 # One validation batch per so many training steps keeps validation to a few percent of the time.
 STEPS_PER_VALIDATION_BATCH = 20
 MAX_DATA_WAIT = 0.05
@@ -376,7 +378,7 @@ class _Run:
         sampler = self._training_sampler()
         self._announce()
         saved_at = time.monotonic()
-        n_threads = max(1, n_cpus() // 2)
+        n_threads = max(1, min(n_cpus() // 2, MAX_LOADERS))
         batches = run_ahead(sampler.batch, count(self.iteration), n_threads=n_threads, depth=n_threads + 2)
         with self._progress() as advance, closing(batches):
             shown = 0
@@ -390,9 +392,10 @@ class _Run:
                 if self.budget.epoch_is_over(len(self.epoch_losses), self.epoch_time_s) or self.fraction_done >= 1:
                     slices = self._end_epoch()
                     started = time.monotonic()
+                    # Before anybody is told of it, which may fail.
+                    self.save()
                     if self.ranks.is_first:
                         on_epoch(self.epochs, slices)
-                    self.save()
                     saved_at = time.monotonic()
                     self.elapsed_s += self._seconds_since(started)
                 elif time.monotonic() - saved_at > checkpoint_interval_s:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,12 @@ PAIR = LabelSpec(
     values=(1, 2, 3),
     regions=(Region(name="left", values=(1, 3), written=1), Region(name="right", values=(2, 3), written=2)),
 )
+
+
+def test_what_is_of_no_region_is_background_for_the_network() -> None:
+    cavity = replace(BRATS, names=(*BRATS.names, "cavity"), values=(*BRATS.values, 7))
+    assert cavity.foreground_classes == BRATS.foreground_classes == (1, 2, 3)
+    assert replace(cavity, regions=()).foreground_classes == (1, 2, 3, 4)
 
 
 def test_the_class_of_nested_regions_is_that_of_the_innermost() -> None:

@@ -20,7 +20,7 @@ from autoseg.planning.plan import (
     Plan,
     Reason,
 )
-from autoseg.training import step_time
+from autoseg.training import adapt, step_time
 from autoseg.training.adapt import (
     SAMPLING_REASONS,
     StepTimer,
@@ -394,6 +394,21 @@ def test_a_network_that_does_not_fit_the_memory_is_not_taken(error: Exception) -
 
     with pytest.raises(TrainingError, match="smaller --batch-size"):
         choose(machine=none_fits, budget=Budget(max_time_s=10))
+
+
+def test_a_network_that_the_machine_has_no_memory_for_is_not_even_tried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, machine: Machine
+) -> None:
+    """A system that is short of memory may end the process without a word."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(adapt, "machine_memory_gib", lambda: 0.2)
+    chosen = choose(machine=machine, budget=Budget(max_time_s=1_000_000)).configuration
+    assert chosen != THICK
+    assert chosen == machine.timed[-1]
+    assert "too large for this machine: a batch of 2 needs about" in caplog.text
+    monkeypatch.setattr(adapt, "machine_memory_gib", lambda: 0.001)
+    smallest = choose(budget=Budget(max_time_s=1_000_000)).configuration
+    assert smallest == resize(THICK, LADDER[0].width, LADDER[0].patch_scale), "one is tried in any case"
 
 
 def test_a_plan_that_a_person_has_edited_is_trained_as_it_is(machine: Machine) -> None:

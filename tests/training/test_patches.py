@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
@@ -96,11 +97,22 @@ def test_the_last_third_of_a_batch_holds_foreground(case: PreprocessedCase) -> N
 
 
 def count_centres(
-    cases: list[PreprocessedCase], *, sampling: str, n_batches: int = 600, batch_size: int = 5
+    cases: list[PreprocessedCase],
+    *,
+    sampling: str,
+    n_batches: int = 600,
+    batch_size: int = 5,
+    centred_on: Sequence[int] | None = None,
 ) -> tuple[dict[int, float], dict[str, float]]:
     """How often each class is in the middle of a patch, and each case is drawn; the patches are one voxel each."""
     sampler = PatchSampler(
-        cases, patch_size=(1, 1, 1), batch_size=batch_size, foreground_fraction=1, seed=0, sampling=sampling
+        cases,
+        patch_size=(1, 1, 1),
+        batch_size=batch_size,
+        foreground_fraction=1,
+        seed=0,
+        sampling=sampling,
+        centred_on=centred_on,
     )
     batches = [sampler.batch(number) for number in range(n_batches)]
     voxels = np.concatenate([batch.classes.numpy().ravel() for batch in batches])
@@ -137,6 +149,27 @@ def test_a_class_that_a_single_case_has_is_drawn_less_often(liver_and_lesion: li
     classes, cases = count_centres(liver_and_lesion, sampling="balanced")
     assert classes == pytest.approx({0: 0, 1: 3 / 4, 2: 1 / 4, 3: 0}, abs=TOLERANCE)
     assert cases == pytest.approx({"a": 1 / 4, "b": 1 / 4, "c": 1 / 2, "d": 0}, abs=TOLERANCE)
+
+
+def test_a_class_that_few_of_many_cases_have_is_drawn_less_often(
+    liver_and_lesion: list[PreprocessedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four cases three have the liver and one the lesion: the lesion has a third of what half of the cases give."""
+    monkeypatch.setattr(patches, "MIN_CASES_OF_CLASS", 1)
+    monkeypatch.setattr(patches, "MIN_PART_OF_CASES", 0.5)
+    classes, _ = count_centres(liver_and_lesion, sampling="balanced")
+    assert classes == pytest.approx({0: 0, 1: 2 / 3, 2: 1 / 3, 3: 0}, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"), [("published", {0: 1 / 4, 1: 3 / 4, 2: 0, 3: 0}), ("balanced", {0: 0, 1: 1, 2: 0, 3: 0})]
+)
+def test_patches_are_centred_only_on_what_is_segmented(
+    sampling: str, expected: dict[int, float], liver_and_lesion: list[PreprocessedCase]
+) -> None:
+    """The lesion is of no region, so it is background for the network."""
+    classes, _ = count_centres(liver_and_lesion, sampling=sampling, centred_on=(1,))
+    assert classes == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_balanced_sampling_leaves_the_rest_of_a_batch_to_any_case(liver_and_lesion: list[PreprocessedCase]) -> None:

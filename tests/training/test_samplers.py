@@ -17,7 +17,7 @@ from autoseg.preprocessing.store import PreprocessedCase, write_case, write_prev
 from autoseg.training.augment import AugmentParameters
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.record import TrainingChoices
-from autoseg.training.samplers import training_sampler
+from autoseg.training.samplers import training_sampler, validation_sampler
 
 SHAPE = (8, 10, 12)
 PAIR = LabelSpec(names=("kidney left", "kidney right"), values=(1, 2))
@@ -91,6 +91,20 @@ def make_case(folder: Path, labels: LabelSpec) -> PreprocessedCase:
     return PreprocessedCase(folder / "case", previous=folder / "previous")
 
 
+def make_choices(configuration: ConfigurationPlan) -> TrainingChoices:
+    return TrainingChoices(
+        recipe="fast",
+        configuration=configuration,
+        planned_patch_size=configuration.patch_size,
+        budget=Budget(iterations=6, iterations_per_epoch=3),
+        batch_size=32,
+        foreground_fraction=1 / 3,
+        sampling="published",
+        mirror=True,
+        reasons=(),
+    )
+
+
 def draw(
     folder: Path,
     labels: LabelSpec,
@@ -100,17 +114,7 @@ def draw(
     mirror: bool = True,
 ) -> AugmentParameters:
     """Of the first batch, of 32 patches."""
-    choices = TrainingChoices(
-        recipe="fast",
-        configuration=configuration,
-        planned_patch_size=planned_patch_size,
-        budget=Budget(iterations=6, iterations_per_epoch=3),
-        batch_size=32,
-        foreground_fraction=1 / 3,
-        sampling="published",
-        mirror=mirror,
-        reasons=(),
-    )
+    choices = replace(make_choices(configuration), planned_patch_size=planned_patch_size, mirror=mirror)
     plan = make_plan(labels, configuration)
     sampler = training_sampler([make_case(folder, labels)], plan, choices, TrainConfig(), seed=0)
     parameters = sampler.batch(0).augmentation
@@ -144,6 +148,20 @@ def test_nothing_is_mirrored_where_the_choices_say_so(tmp_path: Path) -> None:
     parameters = draw(tmp_path, PAIR, mirror=False)
     assert not parameters.flip.any()
     assert not parameters.changes_sides.any()
+
+
+def test_patches_are_not_centred_on_what_is_of_no_region(tmp_path: Path) -> None:
+    labels = replace(PAIR_OF_REGIONS, names=(*PAIR_OF_REGIONS.names, "stone"), values=(1, 2, 3, 4))
+    two_voxels = replace(
+        CONFIGURATION, patch_size=(1, 1, 2), network=replace(CONFIGURATION.network, strides=((1, 1, 1),) * 2)
+    )
+    choices = replace(make_choices(two_voxels), foreground_fraction=1.0, batch_size=100)
+    cases = [make_case(tmp_path, labels)]
+    plan = make_plan(labels, two_voxels)
+    of_training = training_sampler(cases, plan, choices, TrainConfig(), seed=0, augments=False)
+    for sampler in (of_training, validation_sampler(cases, plan, choices, seed=0)):
+        classes = sampler.batch(0).classes
+        assert ((classes > 0) & (classes < 4)).any(dim=3).all()
 
 
 def test_in_a_cascade_the_classes_of_both_stages_change_sides(tmp_path: Path) -> None:
