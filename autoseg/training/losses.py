@@ -9,15 +9,21 @@ makes those sums of all samples of its own, (n, S) to (N, S); what is made of th
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from autoseg.networks.outputs import Outputs
 
 DICE_SMOOTH = 1e-5
+MAX_LOGITS_AT_ONCE = 2**26
+"""Of more, as of a hundred classes, the loss is summed in parts, each made again for its gradient: what it is made of
+would take several times the memory of the logits."""
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -53,7 +59,27 @@ def dice_ce_loss(
     Returns:
         A scalar, float32.
     """
-    n_classes = logits.shape[1]
+    sums = functools.partial(_sums_of_classes, ignore=ignore, annotated=annotated)
+    overlap, predicted, reference, entropy = _in_parts(sums, logits, classes)
+    return _mean_loss(
+        overlap[:, 1:],
+        predicted[:, 1:],
+        reference[:, 1:],
+        entropy=entropy,
+        n_voxels=reference.sum(dim=1, keepdim=True),
+        known=torch.ones_like(reference[:, 1:]) if annotated is None else annotated[:, 1:].to(reference.dtype),
+        batch_dice=batch_dice,
+        gather=gather,
+    )
+
+
+def _sums_of_classes(
+    logits: Tensor, classes: Tensor, *, ignore: int | None, annotated: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Over the voxels of each sample: overlap, predicted and reference (N, K), cross entropy (N, 1), float32.
+
+    Arguments are those of `dice_ce_loss`.
+    """
     log_probabilities = torch.log_softmax(logits.float(), dim=1)
     if annotated is not None:
         log_probabilities = _merge_into_background(log_probabilities, annotated)
@@ -71,22 +97,25 @@ def dice_ce_loss(
     # Sums per class by scattering: the one-hot copy of the target would be as large as the logits. Each plane by itself
     # first: one float32 sum over millions of voxels, one after the other, loses per cents.
     planes = classes.reshape(*classes.shape[:2], -1)
-    zeros = log_probabilities.new_zeros(*planes.shape[:2], n_classes)
+    zeros = log_probabilities.new_zeros(*planes.shape[:2], logits.shape[1])
     ones = (
         torch.ones_like(planes, dtype=zeros.dtype) if counts is None else counts.reshape(planes.shape).to(zeros.dtype)
     )
     overlap = zeros.scatter_add(2, planes, of_target_probability.reshape(planes.shape)).sum(dim=1)
     reference = zeros.scatter_add(2, planes, ones).sum(dim=1)
-    return _mean_loss(
-        overlap[:, 1:],
-        predicted[:, 1:],
-        reference[:, 1:],
-        entropy=-of_target.flatten(1).sum(dim=1, keepdim=True),
-        n_voxels=reference.sum(dim=1, keepdim=True),
-        known=torch.ones_like(reference[:, 1:]) if annotated is None else annotated[:, 1:].to(reference.dtype),
-        batch_dice=batch_dice,
-        gather=gather,
-    )
+    return overlap, predicted, reference, -of_target.flatten(1).sum(dim=1, keepdim=True)
+
+
+def _in_parts(
+    sums: Callable[[Tensor, Tensor], tuple[Tensor, ...]], logits: Tensor, classes: Tensor
+) -> tuple[Tensor, ...]:
+    """Sums over the voxels (N, K, ...) and (N, ...), of as many planes at a time as `MAX_LOGITS_AT_ONCE` allows."""
+    n_parts = math.ceil(logits.numel() / MAX_LOGITS_AT_ONCE)
+    if n_parts == 1:
+        return sums(logits, classes)
+    parts = zip(logits.chunk(n_parts, dim=2), classes.chunk(n_parts, dim=1), strict=True)
+    of_parts = (checkpoint(sums, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
+    return functools.reduce(lambda before, more: tuple(map(torch.add, before, more)), of_parts)
 
 
 def dice_bce_loss(

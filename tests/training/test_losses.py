@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.networks.outputs import Outputs
+from autoseg.training import losses
 from autoseg.training.losses import (
     deep_supervision_loss,
     deep_supervision_weights,
@@ -69,6 +70,41 @@ def test_gradient_equals_that_of_the_one_hot_formula(batch_dice: bool) -> None:
     torch.testing.assert_close(first.grad.double(), second.grad, atol=1e-7, rtol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 300])
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_summed_in_parts_it_is_the_same(at_once: int, batch_dice: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One plane at a time, and of five planes two or three."""
+    logits, classes = make_batch((5, 4, 6))
+    annotated = torch.rand(logits.shape[:2], generator=torch.Generator().manual_seed(0)) < 0.7
+    classes[0, 1, 2] = 9
+    found = []
+    for limit in (losses.MAX_LOGITS_AT_ONCE, at_once):
+        monkeypatch.setattr(losses, "MAX_LOGITS_AT_ONCE", limit)
+        variable = logits.clone().requires_grad_()
+        loss = dice_ce_loss(variable, classes, batch_dice=batch_dice, ignore=9, annotated=annotated)
+        loss.backward()
+        assert variable.grad is not None
+        found.append((loss.detach(), variable.grad))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_of_many_logits_no_copies_wait_for_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a hundred classes: what waits is the logits themselves."""
+    logits, classes = make_batch((8, 4, 6))
+    monkeypatch.setattr(losses, "MAX_LOGITS_AT_ONCE", logits.numel() // 4)
+    waiting: set[int] = set()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.numel() >= logits.numel() // 8:
+            waiting.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    variable = logits.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        dice_ce_loss(variable, classes, batch_dice=False)
+    assert waiting <= {variable.untyped_storage().data_ptr()}
+
+
 def test_gradient_equals_finite_differences() -> None:
     logits, classes = make_batch((3, 4), n_samples=2, n_classes=3)
     variable = logits.clone().requires_grad_()
@@ -86,16 +122,16 @@ def test_gradient_equals_finite_differences() -> None:
 @pytest.mark.parametrize("batch_dice", [False, True])
 def test_equals_monai(batch_dice: bool) -> None:
     """MONAI leaves absent classes at 1 - smooth / (predicted + smooth), too, so both definitions coincide."""
-    losses = pytest.importorskip("monai.losses")
+    monai_losses = pytest.importorskip("monai.losses")
     logits, classes = make_batch((4, 5, 6))
-    monai = losses.DiceCELoss(
+    monai = monai_losses.DiceCELoss(
         include_background=True,
         to_onehot_y=True,
         softmax=True,
         batch=batch_dice,
         lambda_dice=0.0,
     )(logits, classes[:, None])
-    dice = losses.DiceLoss(
+    dice = monai_losses.DiceLoss(
         include_background=False,
         to_onehot_y=True,
         softmax=True,
@@ -380,10 +416,10 @@ def test_the_loss_of_regions_equals_the_formula(shape: tuple[int, ...], batch_di
 
 @both_dice
 def test_the_loss_of_regions_equals_monai(batch_dice: bool) -> None:
-    losses = pytest.importorskip("monai.losses")
+    monai_losses = pytest.importorskip("monai.losses")
     logits, classes = make_for(OUTPUTS["regions"], 4, 5, 6)
     members = torch.stack([classes >= 1, classes >= 2], dim=1)
-    dice = losses.DiceLoss(sigmoid=True, batch=batch_dice, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
+    dice = monai_losses.DiceLoss(sigmoid=True, batch=batch_dice, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
     expected = dice(logits, members.float()) + torch.nn.BCEWithLogitsLoss()(logits, members.float())
     result = dice_bce_loss(logits, members, batch_dice=batch_dice)
     assert float(result) == pytest.approx(float(expected), abs=1e-5)
