@@ -163,7 +163,7 @@ def test_training_that_was_interrupted_learns(model: Path, cases: list[Preproces
     predictor = Predictor(model, device=str(DEVICE))
     image = torch.from_numpy(np.asarray(cases[5].image, np.float32))
     predicted, reference = (
-        predictor.segment(PreparedImage(image=image, record=cases[5].record)).label,
+        predictor.segment(PreparedImage(image=image, record=cases[5].record, occupied=cases[5].occupied)).label,
         np.asarray(cases[5].label),
     )
     for counts in count_labels(predicted, reference, LABELS.values):
@@ -244,7 +244,7 @@ def test_label_maps_equal_the_cpus(model: Path, cases: list[PreprocessedCase]) -
     equal, n_voxels = 0, 0
     for case in cases[3:]:
         image = torch.from_numpy(np.asarray(case.image, np.float32))
-        prepared = PreparedImage(image=image, record=case.record)
+        prepared = PreparedImage(image=image, record=case.record, occupied=case.occupied)
         found, expected = (known.segment(prepared).label for known in (on_gpu, on_cpu))
         assert set(np.unique(expected)) == {0, *LABELS.values}
         equal += int((found == expected).sum())

@@ -704,7 +704,7 @@ def trap(tmp_path: Path) -> Iterator[tuple[Payload, Path]]:
     assert not file.exists(), "a pickle was loaded"
 
 
-@pytest.mark.parametrize("name", ["image.npy", "label.npy", "foreground.npy", "case.json"])
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "foreground.npy", "occupied.npy", "case.json"])
 def test_pickles_in_a_preprocessed_case(name: str, trap: tuple[Payload, Path], tmp_path: Path) -> None:
     from autoseg.preprocessing.store import PreprocessedCase
 

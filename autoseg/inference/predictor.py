@@ -18,6 +18,7 @@ from autoseg.core.errors import ImageTooLargeError
 from autoseg.core.geometry import Geometry
 from autoseg.core.runtime import format_memory, machine_memory_gib, resolve_device, use_granted_cpus
 from autoseg.inference.arrays import canonical_image, to_input_axes
+from autoseg.inference.empty import air_values, is_air, is_zero
 from autoseg.inference.model import Model, digest_model, read_model, warn_of_unfinished
 from autoseg.inference.postprocess import apply_steps
 from autoseg.inference.quality import Agreement
@@ -26,20 +27,14 @@ from autoseg.inference.volumes import LabelMap, SoftMaps, change_along, make_sof
 from autoseg.networks.outputs import Outputs
 from autoseg.planning.mirroring import plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.preprocessing.normalize import lowest_of_ct
+from autoseg.preprocessing.occupied import crop_occupied, find_occupied
 from autoseg.preprocessing.preprocess import (
     CaseRecord,
     preprocess_image,
     preprocess_label,
-    record_occupied,
+    record_case,
     resampling_gib,
 )
-
-HOLE_CELL = 8
-"""Voxels along each axis, of the cells in which zeros are looked at that other voxels enclose."""
-
-AIR_TOLERANCE = 0.01
-"""In units of normalized intensity: splines ripple a little."""
 
 MAX_AGREEMENT_BYTES = 2**30
 """Sums over tiles that are kept apart by fold, so that their agreement is known, take no more than this."""
@@ -52,15 +47,14 @@ class PreparedImage:
     Attributes:
         image: (C, *record.shape) float32, in the network's axes.
         record: how to get back to the scan.
-        occupied: `record.cropped_shape`, where any channel of the scan is not zero, without large holes in it; None
-            where that is not known.
+        occupied: where the scan has content, see `autoseg.preprocessing.occupied.crop_occupied`.
         first: the same image for the first stage of a cascade, whose prediction `image` is to have as its last
             channel; None where it has it, or where there is no first stage.
     """
 
     image: Tensor
     record: CaseRecord
-    occupied: NDArray[np.bool_] | None = None
+    occupied: NDArray[np.bool_]
     first: PreparedImage | None = None
 
 
@@ -246,13 +240,13 @@ class Predictor:
             ImageTooLargeError: it becomes too many voxels.
         """
         first = self._first_stage
-        occupied = (image != 0).any(axis=0)
-        record = record_occupied(occupied, geometry, self.plan, self.configuration.name)
+        occupied = find_occupied(image)
+        record = record_case(occupied, geometry, self.plan, self.configuration.name)
         self.check_memory(image.nbytes / 2**30 + resampling_gib(record.shape, self.plan))
         return PreparedImage(
             image=preprocess_image(image, record, self.plan),
             record=record,
-            occupied=_without_holes(np.ascontiguousarray(occupied[record.crop.slices].transpose(record.axis_order))),
+            occupied=crop_occupied(occupied, record),
             first=None if first is None else first.prepare(image, geometry),
         )
 
@@ -351,10 +345,12 @@ class Predictor:
             separate: keep the folds apart.
             agreement: counts how they agree, where they are kept apart.
         """
-        air = _air_values(self.plan)
+        air = air_values(self.plan)
 
         def is_empty(place: Place) -> bool:
-            return _is_zero(prepared, place) or (air is not None and _is_air(prepared.image, place, air))
+            if is_zero(prepared.occupied, prepared.record.shape, place):
+                return True
+            return air is not None and is_air(prepared.image, place, air)
 
         for rows, logits in self._window.sweep(prepared.image, axis=axis, separate=separate, is_empty=is_empty):
             if agreement is not None:
@@ -390,54 +386,6 @@ def _folds_of_first_stage(previous: Model | None, folds: Sequence[int] | None) -
     if previous is None or folds is None:
         return None
     return [fold for fold in folds if fold in previous.finished] or None
-
-
-def _air_values(plan: Plan) -> list[float] | None:
-    """What the lowest foreground is after normalization, channel by channel; None where it tells nothing.
-
-    Nearly all that is labelled is denser, by the training cases' 0.5th percentile; unless that is the lowest of all, as
-    where images were cut off at -160 and lungs are labelled.
-    """
-    if any(
-        channel.scheme != "ct" or channel.minimum is None or channel.minimum >= channel.percentile_00_5
-        for channel in plan.normalization
-    ):
-        return None
-    return [lowest_of_ct(channel) + AIR_TOLERANCE for channel in plan.normalization]
-
-
-def _is_air(image: Tensor, place: Place, air: Sequence[float]) -> bool:
-    """Whether a box of CT is below all foreground, and a first stage, if there is one, has found nothing there."""
-    box = image[(slice(None), *place)]
-    # A tile may lie beside a volume that is smaller than it.
-    return not box.numel() or not bool((box.amax(dim=(1, 2, 3)) > box.new_tensor([*air, 0.0][: len(box)])).any())
-
-
-def _without_holes(occupied: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Fills what is enclosed, in place, such as a cyst that is 0; what is smaller than a cell or two is left."""
-    from scipy import ndimage
-
-    cells = occupied
-    for axis, size in enumerate(occupied.shape):
-        cells = np.logical_or.reduceat(cells, np.arange(0, size, HOLE_CELL), axis=axis)
-    if cells.size == 1:
-        return occupied
-    # A slice by itself is an image: in a volume of one slice nothing would be enclosed.
-    holes = ndimage.binary_fill_holes(cells.squeeze()).reshape(cells.shape) & ~cells
-    for z, y, x in np.argwhere(holes) * HOLE_CELL:
-        occupied[z : z + HOLE_CELL, y : y + HOLE_CELL, x : x + HOLE_CELL] = True
-    return occupied
-
-
-def _is_zero(prepared: PreparedImage, place: Place) -> bool:
-    """Whether a box of the network's grid, and a little around it, has no voxel in the scan that is not zero."""
-    if prepared.occupied is None:
-        return False
-    box = []
-    for part, n_grid, n_scan in zip(place, prepared.record.shape, prepared.occupied.shape, strict=True):
-        scale = n_scan / n_grid
-        box.append(slice(max(0, math.floor(part.start * scale) - 1), math.ceil(part.stop * scale) + 1))
-    return not prepared.occupied[tuple(box)].any()
 
 
 def _device_bytes(device: torch.device) -> float:

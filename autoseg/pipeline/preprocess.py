@@ -175,6 +175,7 @@ def _resampling_gib(case: Case, plan: Plan, grid: str) -> float:
 
 def _preprocess_case(workspace: Workspace, plan: Plan, grid: str, case: Case, key: str, *, fix: bool) -> bool:
     """Whether it was made; not where another process has done so since it was looked for."""
+    from autoseg.preprocessing.occupied import crop_occupied, find_occupied
     from autoseg.preprocessing.preprocess import preprocess_image, preprocess_label, record_case, resampling_gib
     from autoseg.preprocessing.store import find_damage, is_current, write_case
 
@@ -185,7 +186,8 @@ def _preprocess_case(workspace: Workspace, plan: Plan, grid: str, case: Case, ke
     loaded = load_case(case, n_channels=len(plan.channels), labels=plan.labels, fix=fix)
     if not isinstance(loaded, LoadedCase):
         raise DatasetError.listing("a case cannot be used", loaded)
-    record = record_case(loaded.image, loaded.geometry, plan, grid)
+    occupied = find_occupied(loaded.image)
+    record = record_case(occupied, loaded.geometry, plan, grid)
     needed_gib = resampling_gib(record.shape, plan)
     if needed_gib > machine_memory_gib():
         raise WorkspaceError(
@@ -200,6 +202,7 @@ def _preprocess_case(workspace: Workspace, plan: Plan, grid: str, case: Case, ke
         key=key,
         record=record,
         n_classes=plan.labels.n_classes,
+        occupied=crop_occupied(occupied, record),
         known=_known_outputs(case, plan.labels),
     )
     return True

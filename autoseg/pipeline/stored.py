@@ -37,4 +37,4 @@ def prepare_stored(stored: PreprocessedCase) -> PreparedImage:
     if stored.previous is not None:
         found = torch.from_numpy(np.asarray(stored.previous, np.float32))
         image = torch.cat([image, found.unsqueeze(0)])
-    return PreparedImage(image=image, record=stored.record)
+    return PreparedImage(image=image, record=stored.record, occupied=stored.occupied)

@@ -49,20 +49,15 @@ class CaseRecord:
         return (z, y, x)
 
 
-def record_case(image: NDArray[np.float32], geometry: Geometry, plan: Plan, configuration: str) -> CaseRecord:
+def record_case(occupied: NDArray[np.bool_], geometry: Geometry, plan: Plan, configuration: str) -> CaseRecord:
     """Decides how a scan goes to the grid of a configuration.
 
     Args:
-        image: (C, Z, Y, X) canonical.
+        occupied: (Z, Y, X) canonical, where the scan has content, see `autoseg.preprocessing.occupied.find_occupied`.
         geometry: of the scan.
         plan: the plan.
         configuration: its name.
     """
-    return record_occupied((image != 0).any(axis=0), geometry, plan, configuration)
-
-
-def record_occupied(occupied: NDArray[np.bool_], geometry: Geometry, plan: Plan, configuration: str) -> CaseRecord:
-    """`record_case` where it is known already which voxels (Z, Y, X) are not zero in some channel."""
     crop = bounding_box(occupied)
     shape, spacing_mm = grid_of(crop.shape, geometry, plan, configuration)
     return CaseRecord(

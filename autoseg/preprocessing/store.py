@@ -1,7 +1,8 @@
 """Preprocessed cases on disk: plain memory-mapped arrays, so that a patch is read without reading the volume.
 
 A case is a folder with `image.npy` (float16, (C, Z, Y, X)), `label.npy` (uint8 or uint16, (Z, Y, X)), `foreground.npy`
-(sampled voxels of each class) and `case.json`, which holds the hashes of all of them. Folders appear whole or not at
+(sampled voxels of each class), `occupied.npy` (one bit for each voxel of the cropped scan: whether it has content) and
+`case.json`, which holds the hashes of all of them. Folders appear whole or not at
 all; what a disk does to them later, `find_damage` finds, at the speed of `autoseg.core.checksums` per core.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -28,8 +30,8 @@ from autoseg.preprocessing.preprocess import CaseRecord
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 2
-RECORD, ARRAYS = "case.json", ("image.npy", "label.npy", "foreground.npy")
+STORE_VERSION = 3
+RECORD, ARRAYS = "case.json", ("image.npy", "label.npy", "foreground.npy", "occupied.npy")
 PREVIOUS_RECORD, PREVIOUS_ARRAY = "previous.json", "previous.npy"
 # Enough voxels that a class' shape is represented, few enough that the index of a CT is a few hundred kilobytes.
 MAX_FOREGROUND_PER_CLASS = 4096
@@ -87,6 +89,7 @@ def write_case(
     key: str,
     record: CaseRecord,
     n_classes: int,
+    occupied: NDArray[np.bool_] | None = None,
     known: tuple[bool, ...] | None = None,
 ) -> None:
     """Writes a preprocessed case atomically, in place of an older one.
@@ -98,6 +101,7 @@ def write_case(
         key: digest of what the case depends on.
         record: how to get back.
         n_classes: of the dataset, with the background.
+        occupied: where the scan has content, see `autoseg.preprocessing.occupied.crop_occupied`; None for everywhere.
         known: see `StoredCase`.
     """
     seed = derive_seed("foreground", folder.name)
@@ -108,7 +112,8 @@ def write_case(
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         half = np.clip(image, -MAX_FLOAT16, MAX_FLOAT16).astype(np.float16)
-        contents = half, label, np.concatenate([positions, annotated])
+        bits = np.packbits(np.ones(record.cropped_shape, bool) if occupied is None else occupied)
+        contents = half, label, np.concatenate([positions, annotated]), bits
         for name, content in zip(ARRAYS, contents, strict=True):
             np.save(temporary / name, content, allow_pickle=False)
         stored = StoredCase(
@@ -357,7 +362,7 @@ class PreprocessedCase:
             self.stored: StoredCase = read_json(folder / RECORD, StoredCase)
             self.key = self.stored.key
             hashes = [self.stored.hashes[name] for name in ARRAYS]
-            self._image, self._label, self._positions = (
+            self._image, self._label, self._positions, self._occupied = (
                 _ArrayFile(folder / name, record=RECORD, file_hash=file_hash)
                 for name, file_hash in zip(ARRAYS, hashes, strict=True)
             )
@@ -379,9 +384,8 @@ class PreprocessedCase:
         """
         result = copy.copy(self)
         try:
-            result._image, result._label, result._positions = (
-                array.load() for array in (self._image, self._label, self._positions)
-            )
+            arrays = self._image, self._label, self._positions, self._occupied
+            result._image, result._label, result._positions, result._occupied = (array.load() for array in arrays)
             result._previous = None if self._previous is None else self._previous.load()
         except (OSError, ValueError, EOFError) as error:
             raise _unreadable(self._folder, error) from error
@@ -390,7 +394,7 @@ class PreprocessedCase:
     @property
     def memory_gib(self) -> float:
         """What the arrays take in memory, known from their headers."""
-        arrays = (self._image, self._label, self._positions, self._previous)
+        arrays = (self._image, self._label, self._positions, self._occupied, self._previous)
         return sum(array.n_bytes for array in arrays if array is not None) / 2**30
 
     @property
@@ -407,6 +411,12 @@ class PreprocessedCase:
     def previous(self) -> NDArray | None:
         """(Z, Y, X) classes that the first stage of a cascade has found, memory-mapped or loaded; read-only."""
         return None if self._previous is None else self._previous.open()
+
+    @property
+    def occupied(self) -> NDArray[np.bool_]:
+        """`record.cropped_shape`: where the scan has content, see `autoseg.preprocessing.occupied.crop_occupied`."""
+        shape = self.record.cropped_shape
+        return np.unpackbits(self._occupied.open(), count=prod(shape)).view(bool).reshape(shape)
 
     @property
     def record(self) -> CaseRecord:

@@ -256,7 +256,7 @@ def test_processes_that_preprocess_at_once_do_it_once(tiny_work: Path, tmp_path:
         for one in done:
             one.result()
     stored = read_stored(work)
-    assert len(stored) == 6 * 4
+    assert len(stored) == 6 * 5
     preprocess(work)
     assert read_stored(work) == stored
     assert not list((work / "preprocessed" / CONFIGURATION).glob(".*"))

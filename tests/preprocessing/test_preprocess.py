@@ -17,6 +17,7 @@ from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
 from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
 from autoseg.preprocessing.normalize import nonzero_mask, normalize
+from autoseg.preprocessing.occupied import find_occupied
 from autoseg.preprocessing.preprocess import (
     CaseRecord,
     preprocess_image,
@@ -106,7 +107,7 @@ def in_order(values: tuple[float, ...], order: tuple[int, ...]) -> tuple[float, 
 def test_round_trip_on_the_scans_own_spacing_is_exact(order: tuple[int, ...]) -> None:
     image, classes, geometry = make_scan()
     plan = make_plan(in_order(SPACING_MM, order), order)
-    record = record_case(image, geometry, plan, plan.recommended)
+    record = record_case(find_occupied(image), geometry, plan, plan.recommended)
     assert record.crop.shape == (7, 6, 5)
     assert record.shape == in_order((7, 6, 5), order)
     on_grid = preprocess_label(classes, record)
@@ -121,7 +122,7 @@ def test_image_and_label_go_to_the_same_place(order: tuple[int, ...]) -> None:
     classes[:] = 0
     image[0, 5, 1, 4], classes[5, 1, 4] = 50, 2
     plan = make_plan(in_order(SPACING_MM, order), order)
-    record = record_case(image, geometry, plan, plan.recommended)
+    record = record_case(find_occupied(image), geometry, plan, plan.recommended)
     place = in_order((5 - 2, 1 - 0, 4 - 3), order)
     assert np.argwhere(preprocess_label(classes, record).numpy() == 2).tolist() == [list(place)]
     result = preprocess_image(image, record, plan)[0]
@@ -136,7 +137,7 @@ def test_smooth_structures_survive_a_coarser_or_finer_grid(order: tuple[int, ...
     geometry = make_geometry((32, 36, 40), np.diag([1.1, 0.9, 2.0, 1]), header_spacing_mm=(1.1, 0.9, 2.0))
     for factor in (0.7, 1.5):
         target = in_order((2.0 * factor, 0.9 * factor, 1.1 * factor), order)
-        record = record_case(image, geometry, make_plan(target, order), "3d_fullres")
+        record = record_case(find_occupied(image), geometry, make_plan(target, order), "3d_fullres")
         assert record.shape == in_order((round(40 / factor), round(36 / factor), round(32 / factor)), order)
         on_grid = preprocess_label(ball, record)
         restored = restore_label(on_grid, record)
@@ -149,7 +150,9 @@ def test_only_images_are_smoothed_where_the_plan_asks_for_it() -> None:
     plan = make_plan((6.0, 4.0, 3.0))
     (configuration,) = plan.configurations.values()
     smoothing = replace(plan, configurations={configuration.name: replace(configuration, smoothed=True)})
-    plain, smoothed = (record_case(image, geometry, made, configuration.name) for made in (plan, smoothing))
+    plain, smoothed = (
+        record_case(find_occupied(image), geometry, made, configuration.name) for made in (plan, smoothing)
+    )
     assert (plain.smoothed, smoothed.smoothed) == (False, True)
     assert torch.equal(preprocess_label(classes, plain), preprocess_label(classes, smoothed))
     found = [preprocess_image(image, record, plan) for record in (plain, smoothed)]
@@ -159,7 +162,7 @@ def test_only_images_are_smoothed_where_the_plan_asks_for_it() -> None:
 
 def test_restoring_fills_background_outside_the_crop() -> None:
     image, _, geometry = make_scan()
-    record = record_case(image, geometry, make_plan((1.0, 3.0, 1.0)), "3d_fullres")
+    record = record_case(find_occupied(image), geometry, make_plan((1.0, 3.0, 1.0)), "3d_fullres")
     expected = np.zeros(SHAPE, np.uint8)
     expected[record.crop.slices] = 1
     full = torch.full(record.shape, 7, dtype=torch.uint8)
@@ -168,7 +171,7 @@ def test_restoring_fills_background_outside_the_crop() -> None:
 
 def test_record_survives_json(tmp_path: Path) -> None:
     image, _, geometry = make_scan()
-    record = record_case(image, geometry, make_plan((4.0, 1.1, 1.2), (1, 2, 0)), "3d_fullres")
+    record = record_case(find_occupied(image), geometry, make_plan((4.0, 1.1, 1.2), (1, 2, 0)), "3d_fullres")
     assert record.nearest_axis == 0
     write_json(tmp_path / "record.json", record)
     assert read_json(tmp_path / "record.json", CaseRecord) == record
@@ -177,7 +180,7 @@ def test_record_survives_json(tmp_path: Path) -> None:
 def test_slices_of_a_2d_configuration_keep_their_distance() -> None:
     image, classes, geometry = make_scan()
     plan = make_plan((0.5, 0.5), (1, 0, 2))
-    record = record_case(image, geometry, plan, plan.recommended)
+    record = record_case(find_occupied(image), geometry, plan, plan.recommended)
     assert record.spacing_mm == (4.0, 0.5, 0.5)
     assert record.shape == (6, round(7 * 0.9 / 0.5), round(5 * 1.3 / 0.5))
     # Each slice is resampled by itself: changing one slice changes that slice alone. The values keep the image's range
@@ -195,7 +198,7 @@ def test_image_of_zeros_is_kept_whole() -> None:
     image = np.zeros((1, *SHAPE), np.float32)
     for use_mask in (False, True):
         plan = make_plan(SPACING_MM, normalization=(channel("zscore", use_mask=use_mask),))
-        record = record_case(image, geometry, plan, plan.recommended)
+        record = record_case(find_occupied(image), geometry, plan, plan.recommended)
         assert record.crop.shape == SHAPE
         with np.errstate(all="raise"):
             assert not preprocess_image(image, record, plan).any()
@@ -205,7 +208,7 @@ def test_input_is_not_changed() -> None:
     image, classes, geometry = make_scan()
     copies = image.copy(), classes.copy()
     plan = make_plan(SPACING_MM, normalization=(channel("zscore", use_mask=True),))
-    record = record_case(image, geometry, plan, plan.recommended)
+    record = record_case(find_occupied(image), geometry, plan, plan.recommended)
     preprocess_image(image, record, plan).add_(1)
     preprocess_label(classes, record).add_(1)
     np.testing.assert_array_equal(image, copies[0])
