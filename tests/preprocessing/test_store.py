@@ -97,8 +97,7 @@ def test_foreground_lists_every_voxel_of_each_class(tmp_path: Path) -> None:
     case = PreprocessedCase(tmp_path / "case")
     assert case.classes == (1, 3)
     for value in (1, 2, 3):
-        positions = case.foreground(value)
-        assert sorted(map(tuple, positions.tolist())) == sorted(map(tuple, np.argwhere(label == value).tolist()))
+        np.testing.assert_array_equal(np.unique(case.foreground(value), axis=0), np.argwhere(label == value))
 
 
 def test_foreground_of_large_classes_is_an_even_draw() -> None:
@@ -119,6 +118,84 @@ def test_foreground_of_large_classes_is_an_even_draw() -> None:
     again = sample_foreground(label, n_classes=301, seed=3)[1]
     np.testing.assert_array_equal(again, positions)
     assert not np.array_equal(sample_foreground(label, n_classes=301, seed=4)[1], positions)
+
+
+def cubes(n_axes: int, n_small: int, edge: int) -> NDArray[np.uint8]:
+    """Class 2: a cube of 40 voxels along each of the last axes, and smaller ones; class 1 between them."""
+    label = np.zeros((64, 96, 96)[3 - n_axes :], np.uint8)
+    label[..., 45:60] = 1
+    label[(slice(2, 42),) * n_axes] = 2
+    for index in range(n_small):
+        y, x = divmod(index, 5)
+        label[
+            (slice(50, 50 + edge),) * (n_axes - 2) + (slice(5 * y, 5 * y + edge), slice(70 + 5 * x, 70 + 5 * x + edge))
+        ] = 2
+    return label.reshape((1,) * (3 - n_axes) + label.shape)
+
+
+@pytest.mark.parametrize(("n_axes", "n_small", "edge"), [(3, 5, 3), (2, 5, 3), (3, 20, 1), (2, 20, 1), (3, 1, 20)])
+def test_half_of_a_class_is_drawn_by_component_by_its_diameter(n_axes: int, n_small: int, edge: int) -> None:
+    """So that small lesions are seen, and single voxels that are there by mistake do not take all."""
+    label = cubes(n_axes, n_small, edge)
+    counts, positions = sample_foreground(label, n_classes=3, seed=5)
+    kept = positions[counts[0] :]
+    n_voxels, half = 40**n_axes + n_small * edge**n_axes, len(kept) // 2
+    assert counts[1] == len(kept) == 2 * min(MAX_FOREGROUND_PER_CLASS // 2, n_voxels)
+    assert (label[tuple(kept.T)] == 2).all()
+    evenly, by_component = kept[:half], kept[half:]
+    assert len(np.unique(evenly, axis=0)) == half
+    of_evenly = n_small * edge**n_axes / n_voxels
+    of_components = n_small * edge / (40 + n_small * edge)
+    for drawn, expected in ((evenly, of_evenly), (by_component, of_components)):
+        is_small = drawn[:, 2] >= 70
+        assert is_small.mean() == pytest.approx(expected, abs=5 * np.sqrt(expected * (1 - expected) / half))
+        # Evenly from 2 to 41 along each axis that there is.
+        large = drawn[~is_small][:, 3 - n_axes :]
+        assert np.abs(large.mean(axis=0) - 21.5).max() < 5 * 11.6 / np.sqrt(len(large))
+    again = sample_foreground(label, n_classes=3, seed=5)[1]
+    np.testing.assert_array_equal(again, positions)
+    assert not np.array_equal(sample_foreground(label, n_classes=3, seed=6)[1], positions)
+
+
+def test_a_structure_in_one_slice_of_a_volume_has_the_diameter_of_its_area() -> None:
+    """As where somebody has annotated a few slices only."""
+    label = np.zeros((5, 60, 60), np.uint8)
+    label[2, 2:42, 2:42] = label[2, 2:42:4, 50] = 1
+    positions = sample_foreground(label, n_classes=2, seed=0)[1]
+    share = (positions[len(positions) // 2 :, 2] == 50).mean()
+    assert share == pytest.approx(10 / 50, abs=5 * np.sqrt(0.2 * 0.8 / 1610))
+
+
+def test_of_few_voxels_in_two_components_all_are_kept_once_and_as_many_are_drawn() -> None:
+    label = np.zeros((9, 9, 9), np.uint8)
+    label[1:4, 1:4, 1:4] = label[7, 7, 7] = 1
+    counts, positions = sample_foreground(label, n_classes=2, seed=0)
+    assert counts == (56,)
+    np.testing.assert_array_equal(positions[:28], np.argwhere(label))
+    # A chance of 1 to 3, in 28 draws.
+    assert 1 <= (positions[28:] == 7).all(axis=1).sum() <= 17
+
+
+@pytest.mark.parametrize("edge", [10, 30])
+def test_a_class_of_one_component_is_drawn_evenly_alone(edge: int) -> None:
+    """As before there was a draw by component: a training on such cases repeats to the bit."""
+    label = np.zeros((40, 40, 40), np.uint8)
+    label[3 : 3 + edge, 2 : 2 + edge, 1 : 1 + edge] = 2
+    voxels = np.flatnonzero(label == 2)
+    if len(voxels) > MAX_FOREGROUND_PER_CLASS:
+        voxels = np.sort(np.random.default_rng(7).choice(voxels, MAX_FOREGROUND_PER_CLASS, replace=False))
+    counts, positions = sample_foreground(label, n_classes=4, seed=7)
+    assert counts == (0, len(voxels), 0)
+    np.testing.assert_array_equal(positions, np.stack(np.unravel_index(voxels, label.shape), axis=1))
+
+
+def test_every_kept_voxel_is_of_its_class() -> None:
+    """Of many components that lie among each other."""
+    label = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, 4, 5], np.uint16), (40, 41, 42), p=[0.6, *[0.08] * 5])
+    counts, positions = sample_foreground(label, n_classes=5, seed=0)
+    assert len(counts) == 4
+    assert sum(counts) == len(positions)
+    np.testing.assert_array_equal(label[tuple(positions.T)], np.repeat(np.arange(1, 5), counts))
 
 
 def test_case_without_foreground(tmp_path: Path) -> None:
@@ -218,7 +295,7 @@ def write_sizes(folder: Path, n_slices: list[int]) -> list[PreprocessedCase]:
 
 def test_memory_of_a_case_is_that_of_its_arrays(tmp_path: Path) -> None:
     image, label = write(tmp_path / "case")
-    n_foreground = int((label > 0).sum())
+    n_foreground = len(np.load(tmp_path / "case" / "foreground.npy"))
     expected = image.size * 2 + label.size + n_foreground * 3 * 4 + math.ceil(math.prod(CASE_RECORD.cropped_shape) / 8)
     assert PreprocessedCase(tmp_path / "case").memory_gib == expected / 2**30
 
@@ -234,7 +311,7 @@ def test_loaded_case_is_the_same_and_needs_its_files_no_more(tmp_path: Path) -> 
     assert (loaded.id, loaded.stored, loaded.classes) == (case.id, case.stored, (1, 3))
     assert loaded.memory_gib == case.memory_gib
     for value in (1, 2, 3):
-        assert sorted(map(tuple, loaded.foreground(value).tolist())) == [tuple(p) for p in np.argwhere(label == value)]
+        np.testing.assert_array_equal(np.unique(loaded.foreground(value), axis=0), np.argwhere(label == value))
     # One copy for all threads, which none of them can change.
     assert loaded.image is loaded.image
     for array in (loaded.image, loaded.label, loaded.foreground(1)):
@@ -297,7 +374,8 @@ def test_voxels_that_somebody_has_annotated_are_remembered(tmp_path: Path) -> No
     np.testing.assert_array_equal(part.annotated, np.argwhere(hidden != 4))
     assert part.classes == (1, 3)
     for class_index in (1, 2, 3):
-        np.testing.assert_array_equal(part.foreground(class_index), np.argwhere(hidden == class_index))
+        kept = np.unique(part.foreground(class_index), axis=0)
+        np.testing.assert_array_equal(kept, np.argwhere(hidden == class_index))
     loaded = part.load()
     np.testing.assert_array_equal(loaded.annotated, part.annotated)
 
