@@ -3,7 +3,7 @@
     python scripts/bench_recipe.py run DATASET BUDGET VARIANT [--seed 0] [--fold 0] [--shared ../shared] [--work FOLDER]
     python scripts/bench_recipe.py table
 
-DATASET is task04, brain16, lesion5, demo, few or fine; BUDGET a training time such as 5m; VARIANT a name in
+DATASET is task04, brain16, lesion5, demo, few, fine or spots; BUDGET a training time such as 5m; VARIANT a name in
 `VARIANTS`. A run plans the dataset (once for each network that variants ask for, in the work folder), trains the fold
 for the budget, and scores the whole volumes of its validation cases; a training that mirrored is scored once more,
 without mirrored copies of them. Each result is added as one line to `docs/recipe.jsonl`, so that hours of computing
@@ -29,16 +29,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bench_training import MAX_OTHERS_BUSY, busy_s
-from recipe_levers import LEVERS, mirrored_along, predicted_as_is
+from numpy.typing import NDArray
+from recipe_levers import LEVERS, mirrored_along, predicted_as_is, voxels_drawn_evenly
+from scipy import ndimage
 
 import autoseg
 from autoseg.cli import parse_duration
 from autoseg.core.machine import processor_name
-from autoseg.core.runtime import n_cpus
-from autoseg.core.serialize import read_json, to_plain, write_json
-from autoseg.data.phantom import write_phantom_dataset
+from autoseg.core.runtime import derive_seed, n_cpus
+from autoseg.core.serialize import atomic_path, read_json, to_plain, write_json
+from autoseg.data.io import case_name, read_image, read_label, write_volume
+from autoseg.data.phantom import LABELS, write_phantom_dataset
 from autoseg.data.splits import SplitChoices
 from autoseg.evaluation.scores import Evaluation
 from autoseg.inference.model import read_model
@@ -60,11 +64,13 @@ class Generated:
         n_train: cases with labels.
         coarseness: of their voxels, as a part of the demo's.
         n_validating: the last of them, which validate in the only fold; 0 for five folds.
+        n_spots: small lesions that the liver of each case gets.
     """
 
     n_train: int
     coarseness: float = 1.0
     n_validating: int = 0
+    n_spots: int = 0
 
 
 RESULTS = Path(__file__).parents[1] / "docs" / "recipe.jsonl"
@@ -74,7 +80,9 @@ GENERATED = {
     "demo": Generated(n_train=20),
     "few": Generated(n_train=50, coarseness=1.3, n_validating=40),
     "fine": Generated(n_train=72, coarseness=0.35, n_validating=8),
+    "spots": Generated(n_train=20, n_spots=5),
 }
+SPOT_RADIUS_MM, SPOT_VOXELS, SPOT_HU_DROP = (4.5, 6.0), (5, 40), (35.0, 70.0)
 COLUMNS = ("minutes", "variant", "mean Dice", "F1 of the last label", "patch", "features", "steps", "fold/seed", "on")
 
 
@@ -89,6 +97,7 @@ class Variant:
         patch_scale: edges of the patch as a part of the planned ones; counts where a width is given.
         decoder_blocks: convolutions of each stage of the decoder; None as planned.
         lever: what is changed in the code while it runs, as in `LEVERS`.
+        kind: of a work folder of its own, where the lever changes what is preprocessed.
     """
 
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -97,6 +106,7 @@ class Variant:
     patch_scale: float = 1.0
     decoder_blocks: int | None = None
     lever: Callable[[], AbstractContextManager[None]] = nullcontext
+    kind: str = ""
 
 
 VARIANTS: dict[str, Variant] = {
@@ -131,6 +141,7 @@ VARIANTS: dict[str, Variant] = {
     "published sampling": Variant(train={"sampling": "published"}),
     "no centred patches": Variant(train={"foreground_fraction": 0.0}),
     "centred patches only": Variant(train={"foreground_fraction": 1.0}),
+    "voxels evenly": Variant(lever=voxels_drawn_evenly, kind="evenly"),
     "no augmentation": Variant(train={"augment": "none"}),
     "mirrored": Variant(train={"mirror": True}, recipe={"mirrored_rate": 1.0}),
     "mirrored, half the rate": Variant(train={"mirror": True}),
@@ -186,6 +197,7 @@ def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path
     """The work folder of a dataset, planned for the network of a variant."""
     kind = f"-{variant.width}-{variant.patch_scale:g}" if variant.width else ""
     kind += f"-{variant.decoder_blocks} in decoder" if variant.decoder_blocks else ""
+    kind += f"-{variant.kind}" if variant.kind else ""
     folder = work / f"{dataset}{kind}"
     if (folder / "plan.json").exists():
         return folder
@@ -193,7 +205,10 @@ def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path
     if dataset in GENERATED:
         made, source = GENERATED[dataset], work / f"{dataset}-data"
         if not source.exists():
-            write_phantom_dataset(source, n_train=made.n_train, n_test=1, coarseness=made.coarseness)
+            with atomic_path(source) as temporary:
+                write_phantom_dataset(temporary, n_train=made.n_train, n_test=1, coarseness=made.coarseness)
+                if made.n_spots:
+                    add_spots(temporary, made.n_spots)
         if made.n_validating:
             held_out = work / f"{dataset}-validating.txt"
             cases = sorted(path.name.removesuffix(".nii.gz") for path in (source / "labelsTr").iterdir())
@@ -212,6 +227,55 @@ def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path
     # Signed, so that it counts as planned: what a person has edited does not adapt.
     write_json(folder / "plan.json", dataclasses.replace(plan, configurations={CONFIGURATION: changed}).signed())
     return folder
+
+
+def add_spots(folder: Path, n_spots: int) -> None:
+    """Paints small lesions into the liver of each case with labels, the same for the same name of the case."""
+    for label_file in sorted((folder / "labelsTr").iterdir()):
+        case = case_name(label_file)
+        image_file = folder / "imagesTr" / f"{case}_0000.nii.gz"
+        (image,), geometry = read_image(image_file)
+        label, _ = read_label(label_file)
+        paint_spots(image, label, geometry.spacing_mm, n_spots, np.random.default_rng(derive_seed("spots", case)))
+        write_volume(image_file, np.round(image).astype(np.int16), geometry)
+        write_volume(label_file, label, geometry)
+
+
+def paint_spots(
+    image: NDArray, label: NDArray, spacing_mm: Sequence[float], n_spots: int, rng: np.random.Generator
+) -> None:
+    """Balls that are as much darker than the liver as the phantom's lesion is, away from all else.
+
+    Args:
+        image: (Z, Y, X), painted into.
+        label: (Z, Y, X), painted into.
+        spacing_mm: of both.
+        n_spots: how many.
+        rng: draws places, sizes and intensities.
+
+    Raises:
+        ValueError: there is not enough liver for so many.
+    """
+    liver = label == LABELS["liver"]
+    usual_hu = np.median(image[liver])
+    is_free = ndimage.binary_erosion(liver, np.ones((3, 3, 3)))
+    for centre in rng.permutation(np.argwhere(is_free)):
+        if not n_spots:
+            return
+        away_mm = [(np.arange(n) - at) * step for n, at, step in zip(label.shape, centre, spacing_mm, strict=True)]
+        level = np.sqrt(sum(away**2 for away in np.meshgrid(*away_mm, indexing="ij"))) - rng.uniform(*SPOT_RADIUS_MM)
+        spot = level < 0
+        # A vessel of the liver is brighter.
+        is_usual = abs(np.median(image[spot]) - usual_hu) < 15
+        if is_usual and SPOT_VOXELS[0] <= spot.sum() <= SPOT_VOXELS[1] and is_free[spot].all():
+            # As the phantom does: a voxel that the surface cuts is mixed.
+            change = 1e-3 + sum(np.abs(slope) for slope in np.gradient(level))
+            image -= np.clip(0.5 - level / change, 0, 1) * rng.uniform(*SPOT_HU_DROP)
+            label[spot] = LABELS["lesion"]
+            is_free &= ~ndimage.binary_dilation(spot, np.ones((3, 3, 3)), 2)
+            n_spots -= 1
+    if n_spots:
+        raise ValueError(f"{n_spots} spots found no place in the liver")
 
 
 def run(arguments: argparse.Namespace) -> list[Result]:
