@@ -64,7 +64,7 @@ class Generated:
         n_train: cases with labels.
         coarseness: of their voxels, as a part of the demo's.
         n_validating: the last of them, which validate in the only fold; 0 for five folds.
-        n_spots: small lesions that the liver of each case gets.
+        n_spots: small lesions that the liver of each case gets, beside a large one.
     """
 
     n_train: int
@@ -230,7 +230,7 @@ def prepare(dataset: str, variant: Variant, *, shared: Path, work: Path) -> Path
 
 
 def add_spots(folder: Path, n_spots: int) -> None:
-    """Paints small lesions into the liver of each case with labels, the same for the same name of the case."""
+    """Paints lesions into the liver of each case with labels, the same for the same name of the case."""
     for label_file in sorted((folder / "labelsTr").iterdir()):
         case = case_name(label_file)
         image_file = folder / "imagesTr" / f"{case}_0000.nii.gz"
@@ -244,38 +244,54 @@ def add_spots(folder: Path, n_spots: int) -> None:
 def paint_spots(
     image: NDArray, label: NDArray, spacing_mm: Sequence[float], n_spots: int, rng: np.random.Generator
 ) -> None:
-    """Balls that are as much darker than the liver as the phantom's lesion is, away from all else.
+    """Lesions that are as much darker than the liver as the phantom's is: a large one in its middle, and small balls.
 
     Args:
         image: (Z, Y, X), painted into.
         label: (Z, Y, X), painted into.
         spacing_mm: of both.
-        n_spots: how many.
+        n_spots: how many small ones.
         rng: draws places, sizes and intensities.
 
     Raises:
         ValueError: there is not enough liver for so many.
     """
+    depth_mm = ndimage.distance_transform_edt(label == LABELS["liver"], sampling=spacing_mm)
+    middle = np.unravel_index(np.argmax(depth_mm), label.shape)
+    _paint_lesion(
+        image, label, _level_of_ball(label.shape, [int(at) for at in middle], spacing_mm, 0.9 * depth_mm.max()), rng
+    )
     liver = label == LABELS["liver"]
     usual_hu = np.median(image[liver])
     is_free = ndimage.binary_erosion(liver, np.ones((3, 3, 3)))
     for centre in rng.permutation(np.argwhere(is_free)):
         if not n_spots:
             return
-        away_mm = [(np.arange(n) - at) * step for n, at, step in zip(label.shape, centre, spacing_mm, strict=True)]
-        level = np.sqrt(sum(away**2 for away in np.meshgrid(*away_mm, indexing="ij"))) - rng.uniform(*SPOT_RADIUS_MM)
+        level = _level_of_ball(label.shape, centre, spacing_mm, rng.uniform(*SPOT_RADIUS_MM))
         spot = level < 0
         # A vessel of the liver is brighter.
         is_usual = abs(np.median(image[spot]) - usual_hu) < 15
         if is_usual and SPOT_VOXELS[0] <= spot.sum() <= SPOT_VOXELS[1] and is_free[spot].all():
-            # As the phantom does: a voxel that the surface cuts is mixed.
-            change = 1e-3 + sum(np.abs(slope) for slope in np.gradient(level))
-            image -= np.clip(0.5 - level / change, 0, 1) * rng.uniform(*SPOT_HU_DROP)
-            label[spot] = LABELS["lesion"]
+            _paint_lesion(image, label, level, rng)
             is_free &= ~ndimage.binary_dilation(spot, np.ones((3, 3, 3)), 2)
             n_spots -= 1
     if n_spots:
         raise ValueError(f"{n_spots} spots found no place in the liver")
+
+
+def _level_of_ball(
+    shape: tuple[int, ...], centre: Sequence[int], spacing_mm: Sequence[float], radius_mm: float
+) -> NDArray:
+    """How far outside of a ball each voxel is."""
+    away_mm = [(np.arange(n) - at) * step for n, at, step in zip(shape, centre, spacing_mm, strict=True)]
+    return np.sqrt(sum(away**2 for away in np.meshgrid(*away_mm, indexing="ij"))) - radius_mm
+
+
+def _paint_lesion(image: NDArray, label: NDArray, level: NDArray, rng: np.random.Generator) -> None:
+    # As the phantom does: a voxel that the surface cuts is mixed.
+    change = 1e-3 + sum(np.abs(slope) for slope in np.gradient(level))
+    image -= np.clip(0.5 - level / change, 0, 1) * rng.uniform(*SPOT_HU_DROP)
+    label[level < 0] = LABELS["lesion"]
 
 
 def run(arguments: argparse.Namespace) -> list[Result]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from autoseg.inference import predictor
 from autoseg.planning.mirroring import Mirroring, plan_mirroring
 from autoseg.planning.plan import ConfigurationPlan, Plan
-from autoseg.preprocessing import store
+from autoseg.preprocessing import foreground
 from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training import checkpoint, ladder, learner, losses, muon, patches, samplers, trainer
 from autoseg.training.augment import AugmentConfig
@@ -214,7 +214,7 @@ def as_of_small_cases() -> Iterator[None]:
 @contextmanager
 def voxels_drawn_evenly() -> Iterator[None]:
     """The voxels that patches are centred on are drawn evenly from a class, whatever its components."""
-    with patch.object(store, "_draw_of_class", lambda voxels, mask, rng: store._draw_some(voxels, rng)):
+    with patch.object(foreground, "_draw_of_class", lambda voxels, mask, rng: foreground._draw_some(voxels, rng)):
         yield
 
 
