@@ -46,8 +46,9 @@ from autoseg.data.phantom import LABELS, write_phantom_dataset
 from autoseg.data.splits import SplitChoices
 from autoseg.evaluation.scores import Evaluation
 from autoseg.inference.model import read_model
+from autoseg.pipeline.configurations import default_configuration
 from autoseg.pipeline.fold_validation import validate_fold, validation_folder
-from autoseg.pipeline.workspace import Workspace, default_configuration
+from autoseg.pipeline.workspace import Workspace
 from autoseg.planning.choices import Choices
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.folds import fold_folder

@@ -37,8 +37,9 @@ from autoseg.evaluation.metrics import count_labels, dice
 from autoseg.inference.predictor import window_config
 from autoseg.inference.sliding_window import WindowConfig, predict_logits
 from autoseg.networks.build import build_network, build_trainable
+from autoseg.pipeline.configurations import default_configuration
 from autoseg.pipeline.fit import MEMORY_BUDGET_GIB
-from autoseg.pipeline.workspace import Workspace, default_configuration
+from autoseg.pipeline.workspace import Workspace
 from autoseg.planning.choices import Choices
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.memory import count_feature_map_values

@@ -26,12 +26,14 @@ from autoseg.cluster.processes import Ending, LogFollower, ProcessGroup
 from autoseg.cluster.slurm import Partition, SlurmOptions, parse_time, submit_array
 from autoseg.core.errors import AutosegError
 from autoseg.core.serialize import read_json, to_plain
+from autoseg.pipeline.configurations import choose_configurations, configuration_to_train
 from autoseg.pipeline.jobs.batch import Batch, BatchFolder, Job, JobState, PredictRequest
+from autoseg.pipeline.jobs.cancel import cancel
 from autoseg.pipeline.jobs.local import choose_devices
-from autoseg.pipeline.jobs.schedule import choose_configurations, count_results, groups_of, training_jobs
-from autoseg.pipeline.jobs.status import cancel, status
+from autoseg.pipeline.jobs.results import count_results
+from autoseg.pipeline.jobs.schedule import groups_of, training_jobs
+from autoseg.pipeline.jobs.status import status
 from autoseg.pipeline.jobs.supervise import Supervisor, kind_of
-from autoseg.pipeline.workspace import configuration_to_train
 from autoseg.training.config import Budget, TrainConfig
 
 COMMAND = Path(sys.executable).with_name("autoseg")

@@ -46,7 +46,7 @@ def status(
 @commands.command()
 def cancel(work: Work = DEFAULT_WORK) -> None:
     """End all jobs that wait or run; those that train save first, and the same command goes on from there."""
-    from autoseg.pipeline.jobs.status import cancel as end_all
+    from autoseg.pipeline.jobs.cancel import cancel as end_all
 
     ended = end_all(work)
     say(f"cancelled: {', '.join(ended)}" if ended else "no job waits or runs")
@@ -65,9 +65,9 @@ def logs(
 ) -> None:
     """Print what a job has written, and what it writes."""
     from autoseg.cluster.processes import LogFollower
-    from autoseg.pipeline.jobs.status import find_log
+    from autoseg.pipeline.jobs.status import find_job
 
-    found = find_log(work, job, configuration=configuration)
+    found = find_job(work, job, configuration=configuration)
     assert found.log is not None, "jobs of a batch have one"
     log = LogFollower(found.log)
     if not found.log.exists():
@@ -78,7 +78,7 @@ def logs(
             say(log.read_new(), nl=False)
             time.sleep(FOLLOW_INTERVAL_S)
             if time.monotonic() - asked_at > STATUS_INTERVAL_S:
-                found, asked_at = find_log(work, found.name), time.monotonic()
+                found, asked_at = find_job(work, found.name), time.monotonic()
     except KeyboardInterrupt:
         return
     say(log.read_new(), nl=False)
@@ -111,12 +111,13 @@ def describe_status(jobs: list[JobStatus]) -> str:
     """A table, and what is wrong beneath it."""
     from autoseg.core.runtime import format_duration
     from autoseg.core.text import shorten
+    from autoseg.pipeline.jobs.batch import DONE
     from autoseg.reporting.text import format_table
 
     rows = []
     for job in jobs:
         progress = job.progress
-        unfinished = job.status != "done"
+        unfinished = job.status != DONE
         rows.append(
             (
                 job.name,

@@ -13,9 +13,10 @@ from autoseg.core.runtime import map_threads, n_cpus
 from autoseg.core.serialize import digest, write_json
 from autoseg.data.io import read_label
 from autoseg.pipeline.complete import why_incomplete
+from autoseg.pipeline.configurations import CASCADE
 from autoseg.pipeline.fold_validation import validate_fold, validation_label_map
 from autoseg.pipeline.preprocess import preprocess_cases
-from autoseg.pipeline.workspace import CASCADE, DEFAULT_WORK, Workspace
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.folds import trained_folds
 

@@ -15,10 +15,11 @@ from autoseg.core.runtime import format_duration, never, track
 from autoseg.core.serialize import read_json, write_json
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.complete import why_incomplete
+from autoseg.pipeline.configurations import default_configuration
 from autoseg.pipeline.fold_validation import validate_fold, validation_key, validation_label_map
 from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.stored import open_stored, prepare_stored
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.training.record import FoldFiles, read_log
 
 if TYPE_CHECKING:

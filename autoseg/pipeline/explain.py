@@ -17,7 +17,8 @@ from autoseg.core.serialize import read_json, write_json
 from autoseg.data.dataset import Case, Dataset
 from autoseg.data.io import read_raw
 from autoseg.data.references import read_shown_reference
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.pipeline.configurations import default_configuration
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.planning.estimates import Estimates, estimate
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan

@@ -16,12 +16,13 @@ from autoseg.core.runtime import never, resolve_device
 from autoseg.pipeline.cascade import prepare_second_stage
 from autoseg.pipeline.choose import select
 from autoseg.pipeline.complete import why_incomplete
+from autoseg.pipeline.configurations import default_configuration
 from autoseg.pipeline.fold_validation import validate_fold
 from autoseg.pipeline.preprocess import preprocess_cases
 from autoseg.pipeline.quick import configuration_for_time
 from autoseg.pipeline.settle import refuse_other_training, settle_training
 from autoseg.pipeline.stored import open_preprocessed
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.training.config import CHECKPOINT_INTERVAL_S, TrainConfig
 from autoseg.training.record import EpochFigures, FoldFiles, TrainingChoices, ValidationSlice, read_log
 

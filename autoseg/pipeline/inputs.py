@@ -23,7 +23,8 @@ from autoseg.data.files import (
 )
 from autoseg.data.io import case_name, is_image, read_raw
 from autoseg.pipeline.choose import selected_models
-from autoseg.pipeline.workspace import CASCADE, Workspace, default_configuration
+from autoseg.pipeline.configurations import CASCADE, default_configuration
+from autoseg.pipeline.workspace import Workspace
 from autoseg.training.folds import trained_folds, usable_folds
 
 if TYPE_CHECKING:

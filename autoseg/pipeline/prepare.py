@@ -21,11 +21,12 @@ from autoseg.core.serialize import holds_json, write_json
 from autoseg.data.dataset import Dataset
 from autoseg.data.layouts import open_dataset
 from autoseg.data.splits import DEFAULT_N_FOLDS, SplitChoices, Splits, split_dataset
+from autoseg.pipeline.configurations import configuration_to_train, default_configuration
 from autoseg.pipeline.examine import look_at, refuse_foreign_folder
 from autoseg.pipeline.explain import measure_plan, write_report
 from autoseg.pipeline.preprocess import announce_disk, cases_to_preprocess, preprocess_cases
 from autoseg.pipeline.quick import may_be_coarser
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, configuration_to_train, default_configuration
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.planning.choices import Choices
 from autoseg.planning.configurations import QUICK_NAMES
 from autoseg.planning.estimates import estimate

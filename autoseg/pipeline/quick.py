@@ -14,8 +14,9 @@ from autoseg.core.geometry import join_numbers
 from autoseg.core.locks import is_free
 from autoseg.core.runtime import resolve_device
 from autoseg.core.serialize import read_json, write_json
+from autoseg.pipeline.configurations import configuration_to_train
 from autoseg.pipeline.settle import read_settled, staying_folds
-from autoseg.pipeline.workspace import Workspace, configuration_to_train
+from autoseg.pipeline.workspace import Workspace
 from autoseg.planning.configurations import QUICK_BELOW_COVERAGE, QUICK_NAMES, plan_quick, shown_part
 from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.training.adapt import adapts, choose_network, with_requests

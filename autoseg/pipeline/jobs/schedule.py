@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
-from autoseg.core.serialize import read_json
-from autoseg.inference.record import CASE_DONE, PredictionRecord, record_file
-from autoseg.pipeline.fold_validation import validation_folder
-from autoseg.pipeline.jobs.batch import Batch, Job, fold_job_name
+from autoseg.pipeline.jobs.batch import Job, fold_job_name
 from autoseg.pipeline.preprocess import cases_to_preprocess
-from autoseg.pipeline.workspace import Workspace, configuration_to_train
-from autoseg.planning.fingerprint import Fingerprint
-from autoseg.planning.plan import Plan
-from autoseg.training.config import Budget
+from autoseg.pipeline.workspace import Workspace
 from autoseg.training.folds import trained_folds
-from autoseg.training.record import FoldFiles
 
-ALL = "all"
 CASES_PER_PREPROCESSING_JOB = 250
 MAX_PREPROCESSING_JOBS = 32
-
-
-def choose_configurations(
-    plan: Plan, names: str | None, budget: Budget | None, *, on_cpu: bool, fingerprint: Callable[[], Fingerprint]
-) -> list[str]:
-    """The configurations to train that a user names, in the plan's order.
-
-    Args:
-        plan: the plan.
-        names: "2d,3d_fullres", "all", "cascade", or None, see `configuration_to_train`.
-        budget: of each fold.
-        on_cpu: whether they are trained there.
-        fingerprint: reads that of the dataset.
-
-    Raises:
-        PlanError: there is none of that name.
-    """
-    if names == ALL:
-        return list(plan.configurations)
-    parts: list[str | None] = [part.strip() for part in (names or "").split(",") if part.strip()]
-    chosen = {
-        configuration_to_train(plan, part, budget, on_cpu=on_cpu, fingerprint=fingerprint).name
-        for part in parts or [None]
-    }
-    return [name for name in plan.configurations if name in chosen]
 
 
 def training_jobs(
@@ -131,32 +97,6 @@ def _untrained(workspace: Workspace, configuration: str, n_folds: int) -> list[i
 def prediction_jobs(n_jobs: int) -> tuple[Job, ...]:
     """Parts of a folder of images."""
     return tuple(Job(name=f"predict-{part}", task="predict", part=(part, n_jobs)) for part in range(1, n_jobs + 1))
-
-
-def count_results(batch: Batch, job: Job) -> str:
-    """What there is of a job's results, to see whether it gets anywhere."""
-    workspace = Workspace(root=batch.work)
-    if job.task == "train":
-        assert job.fold is not None
-        configuration = job.configurations[0]
-        checkpoint = FoldFiles.of(workspace.model(configuration), job.fold).checkpoint
-        saved_at = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        return f"{saved_at}, {_count(validation_folder(workspace, configuration, job.fold))}"
-    # Only images that are done count: a label map that replaces an older one is no progress.
-    if job.task == "predict" and batch.prediction is not None:
-        record = record_file(batch.prediction.output, job.part)
-        known = read_json(record, PredictionRecord).cases.values() if record.exists() else ()
-        return str(sum(case.status == CASE_DONE for case in known))
-    if job.task == "preprocess":
-        folders = [workspace.preprocessed(grid, "") for grid in job.configurations]
-        cases = [case for folder in folders if folder.is_dir() for case in folder.iterdir() if case.name[0] != "."]
-        made_at = [case.stat().st_mtime_ns for case in cases]
-        return f"{len(made_at)}, {max(made_at, default=0)}"
-    return str(sum(1 for _ in (workspace.root / "models").rglob("*")))
-
-
-def _count(folder: Path) -> int:
-    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
 
 
 def groups_of(jobs: Collection[Job]) -> list[tuple[Job, ...]]:

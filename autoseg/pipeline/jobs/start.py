@@ -14,9 +14,10 @@ from pathlib import Path
 from autoseg.cluster.slurm import SlurmOptions, look_at_partition
 from autoseg.core.errors import AutosegError, Problem, TrainingError, TrainingInterrupted, describe_problems
 from autoseg.core.faults import DeviceError, describe_fault
+from autoseg.pipeline.configurations import choose_configurations
 from autoseg.pipeline.jobs.batch import LOCAL, SLURM, Batch, BatchFolder, Job, PredictRequest, TrainRequest, now
 from autoseg.pipeline.jobs.local import run_here
-from autoseg.pipeline.jobs.schedule import choose_configurations, prediction_jobs, training_jobs
+from autoseg.pipeline.jobs.schedule import prediction_jobs, training_jobs
 from autoseg.pipeline.jobs.status import status, tell_batches
 from autoseg.pipeline.jobs.submit import computes_on_gpu, submit
 from autoseg.pipeline.jobs.tasks import train_as_asked

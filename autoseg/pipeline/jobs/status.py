@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from autoseg.cluster.processes import last_line
 from autoseg.core.errors import AutosegError
 from autoseg.core.machine import is_running
 from autoseg.core.serialize import read_json
+from autoseg.pipeline.configurations import default_configuration
 from autoseg.pipeline.jobs.batch import (
     DONE,
     FAILED,
@@ -29,7 +28,7 @@ from autoseg.pipeline.jobs.batch import (
     JobState,
     fold_job_name,
 )
-from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace, default_configuration
+from autoseg.pipeline.workspace import DEFAULT_WORK, Workspace
 from autoseg.training.folds import trained_folds
 from autoseg.training.record import FoldFiles, TrainingRecord, read_log
 
@@ -123,39 +122,7 @@ def status(work: Path | str = DEFAULT_WORK) -> list[JobStatus]:
     return list(found.values())
 
 
-def cancel(work: Path | str = DEFAULT_WORK) -> list[str]:
-    """Ends all jobs that wait or run. Those that train save first, and the same command goes on from there.
-
-    Jobs of another machine end as soon as that sees it, if it still runs; a container that has gone does not.
-
-    Args:
-        work: the work folder.
-
-    Returns:
-        The names of the jobs that were cancelled.
-
-    Raises:
-        AutosegError: Slurm does not answer.
-    """
-    workspace, cancelled = Workspace(root=Path(work)), []
-    for folder, told in tell_batches(workspace, BatchFolder.all_in(workspace.root)):
-        unfinished = [job for job in told if job.is_on_its_way]
-        if not unfinished:
-            continue
-        batch, ids = folder.read(), folder.read_slurm_ids()
-        folder.cancelled_file.touch()
-        if batch.executor == SLURM:
-            slurm.cancel([ids[job.name] for job in unfinished if job.name in ids])
-        elif batch.host == socket.gethostname() and not batch.is_looked_after:
-            # Whoever looks after them, here or elsewhere, sees the file and asks them himself: to be asked twice ends
-            # them at once.
-            for job in unfinished:
-                _end_processes(folder.read_state(job.name))
-        cancelled += [job.name for job in unfinished]
-    return cancelled
-
-
-def find_log(work: Path | str, wanted: str, *, configuration: str | None = None) -> JobStatus:
+def find_job(work: Path | str, wanted: str, *, configuration: str | None = None) -> JobStatus:
     """The job of a batch whose log a user wants to see.
 
     Args:
@@ -178,16 +145,6 @@ def find_log(work: Path | str, wanted: str, *, configuration: str | None = None)
     if len(matching) > 1:
         raise AutosegError(f"several jobs train fold {wanted}: {', '.join(one.name for one in matching)}; name one")
     return matching[0]
-
-
-def _end_processes(state: JobState | None) -> None:
-    """Lets processes on this machine save and end."""
-    if state is None or state.status != RUNNING:
-        return
-    for pid in state.pids:
-        # A number that another program has now is left alone.
-        if is_running(pid, word="run-job"):
-            os.kill(pid, signal.SIGTERM)
 
 
 def tell_batches(workspace: Workspace, folders: Sequence[BatchFolder]) -> Iterator[tuple[BatchFolder, list[JobStatus]]]:
@@ -246,27 +203,30 @@ def _tell_job(
     slurm_id: str,
     queued: slurm.SlurmJob | None,
 ) -> JobStatus:
-    job_status = JobStatus(
+    status, detail = _status_of(folder, batch, state, queued)
+    error = state.failures[-1].reason if state is not None and state.failures and state.status != DONE else ""
+    if status == LOST and not error:
+        error = _last_words(folder, slurm_id)
+    return JobStatus(
         name=job.name,
-        status=WAITING,
+        status=status,
+        detail=detail,
         batch=folder.number,
         configuration=job.configurations[0] if job.fold is not None else "",
         fold=job.fold,
         slurm_id=slurm_id,
         host=state.host if state is not None else "",
         n_attempts=state.n_attempts if state is not None else 0,
-        error=state.failures[-1].reason if state is not None and state.failures and state.status != DONE else "",
+        error=error,
         log=folder.log(job.name),
     )
-    word, detail = _word(folder, batch, state, queued)
-    if word == LOST and not job_status.error:
-        job_status = dataclasses.replace(job_status, error=_last_words(folder, slurm_id))
-    return dataclasses.replace(job_status, status=word, detail=detail)
 
 
-def _word(folder: BatchFolder, batch: Batch, state: JobState | None, queued: slurm.SlurmJob | None) -> tuple[str, str]:
+def _status_of(
+    folder: BatchFolder, batch: Batch, state: JobState | None, queued: slurm.SlurmJob | None
+) -> tuple[str, str]:
     """The status of a job, and what it waits for."""
-    if state is not None and state.status in (DONE, FAILED):
+    if state is not None and _is_over(state):
         return state.status, ""
     if queued is not None:
         if queued.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):

@@ -16,7 +16,8 @@ from autoseg.cluster.processes import POLL_INTERVAL_S, Ending
 from autoseg.core.errors import AutosegError
 from autoseg.core.serialize import write_json
 from autoseg.pipeline.jobs.batch import DONE, Batch, BatchFolder
-from autoseg.pipeline.jobs.schedule import count_results, groups_of
+from autoseg.pipeline.jobs.results import count_results
+from autoseg.pipeline.jobs.schedule import groups_of
 from autoseg.pipeline.jobs.supervise import Supervisor
 
 logger = logging.getLogger(__name__)
