@@ -71,7 +71,7 @@ class PredictRequest:
     speed: str = "best"
     mirroring: bool | None = None
     step_fraction: float | None = None
-    overwrite: bool = False
+    overwrite: bool = True
     save_probabilities: bool = False
     save_uncertainty: bool = False
     max_ram_gib: float | None = None

@@ -132,9 +132,9 @@ def _predict(batch: Batch, job: Job, place: Place) -> None:
     request = batch.prediction
     assert request is not None
     # What was made for this batch already is not made again when it goes on.
-    batch_name = digest(batch) if request.overwrite else ""
+    call = digest(batch) if request.overwrite else ""
     here = replace(request, device=place.device, overwrite=False)
-    predict_as_asked(here, batch.work, part=job.part, batch=batch_name)
+    predict_as_asked(here, batch.work, part=job.part, call=call)
 
 
 def train_as_asked(
@@ -148,14 +148,25 @@ def train_as_asked(
     ranks: Ranks | None = None,
 ) -> None:
     """Trains a fold as a request says, in this process; see `autoseg.pipeline.train`."""
-    options = {known.name: getattr(request, known.name) for known in fields(request)}
-    train(work, folds=[fold], configuration=configuration, **options, and_select=and_select, stop=stop, ranks=ranks)
+    train(
+        work,
+        folds=[fold],
+        configuration=configuration,
+        config=request.config,
+        device=request.device,
+        validate=request.validate,
+        and_select=and_select,
+        checkpoint_interval_s=request.checkpoint_interval_s,
+        track_with=request.track_with,
+        stop=stop,
+        ranks=ranks,
+    )
 
 
-def predict_as_asked(request: PredictRequest, work: Path, *, part: tuple[int, int], batch: str = "") -> list[Path]:
-    """Segments what a request names, in this process; see `autoseg.pipeline.predict`."""
+def predict_as_asked(request: PredictRequest, work: Path, *, part: tuple[int, int], call: str = "") -> list[Path]:
+    """Segments what a request names, in this process; see `autoseg.pipeline.predict`, whose `request` is `call`."""
     options = {known.name: getattr(request, known.name) for known in fields(request)}
-    return predict(options.pop("images"), options.pop("output"), work, **options, part=part, request=batch)
+    return predict(options.pop("images"), options.pop("output"), work, **options, part=part, request=call)
 
 
 TASKS: dict[str, Callable[[Batch, Job, Place], None]] = {
