@@ -25,7 +25,7 @@ SIGNAL_BEFORE_END_S = 120
 """Slurm warns a job so long before its time limit; the training then saves after its step, and is requeued."""
 UNLIMITED_TIMEOUTS = 1_000_000
 HELD_UNTIL = "now+1hour"
-"""When jobs begin that are submitted to be held, should whoever submits them die before."""
+"""When jobs that are held begin by themselves, should nobody release them, and the user have said nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ def submit_array(
         more |= {"dependency": ":".join(("afterok", *after)), "kill-on-invalid-dep": "yes"}
     if is_held:
         # Not as a hold: of such jobs Slurm does not look whether any node can do them.
-        more["begin"] = HELD_UNTIL
+        more.setdefault("begin", HELD_UNTIL)
     n_cpus = options.cpus_per_task or min(DEFAULT_CPUS_PER_GPU * n_processes, partition.n_cpus)
     executor.update_parameters(
         job_name=name,
@@ -264,7 +264,7 @@ def release(ids: Sequence[str], options: SlurmOptions) -> None:
     """Lets jobs begin that were submitted to be held, with these options.
 
     Raises:
-        AutosegError: Slurm refuses.
+        AutosegError: Slurm refuses; they begin by themselves, see `HELD_UNTIL`.
     """
     _ask("scontrol", "update", f"JobId={','.join(ids)}", f"StartTime={options.sbatch.get('begin', 'now')}")
 

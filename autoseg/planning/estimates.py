@@ -173,6 +173,7 @@ def _estimate_configuration(
     voxels = np.prod(shapes_on_grid(fingerprint.cases, plan, configuration), axis=1)
     largest = int(np.argmax(voxels))
     label_bytes = np.dtype(class_dtype(plan.labels.n_stored)).itemsize
+    cropped = sum(prod(case.cropped_shape) for case in fingerprint.cases)
     preset = find_preset(plan.preset, plan.gpu_memory_gib)
     values = count_feature_map_values(configuration.network, configuration.patch_size, plan.labels.n_outputs)
     return ConfigurationEstimate(
@@ -181,7 +182,8 @@ def _estimate_configuration(
         median_voxels=float(np.median(voxels)),
         largest_voxels=int(voxels[largest]),
         largest_case=fingerprint.cases[largest].case,
-        disk_gib=float(voxels.sum()) * (IMAGE_BYTES * len(plan.channels) + label_bytes) / GIB,
+        # Where a scan has content takes a bit for each voxel of it.
+        disk_gib=(float(voxels.sum()) * (IMAGE_BYTES * len(plan.channels) + label_bytes) + cropped / 8) / GIB,
         training_memory_gib=preset.needed_memory_gib(
             values, batch_size=configuration.batch_size, n_axes=configuration.n_axes
         ),

@@ -26,7 +26,7 @@ def crop_occupied(occupied: NDArray[np.bool_], record: CaseRecord) -> NDArray[np
     Returns:
         `record.cropped_shape`, in the network's axes; a cyst that is 0 counts as content.
     """
-    return _without_holes(np.ascontiguousarray(occupied[record.crop.slices].transpose(record.axis_order)))
+    return _without_holes(np.array(occupied[record.crop.slices].transpose(record.axis_order), order="C"))
 
 
 def _without_holes(occupied: NDArray[np.bool_]) -> NDArray[np.bool_]:

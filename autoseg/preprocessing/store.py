@@ -2,8 +2,8 @@
 
 A case is a folder with `image.npy` (float16, (C, Z, Y, X)), `label.npy` (uint8 or uint16, (Z, Y, X)), `foreground.npy`
 (sampled voxels of each class), `occupied.npy` (one bit for each voxel of the cropped scan: whether it has content) and
-`case.json`, which holds the hashes of all of them. Folders appear whole or not at
-all; what a disk does to them later, `find_damage` finds, at the speed of `autoseg.core.checksums` per core.
+`case.json`, which holds the hashes of all of them. Folders appear whole or not at all; what a disk does to them later,
+`find_damage` finds, at the speed of `autoseg.core.checksums` per core.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _find_damage(folder: Path, stored: StoredCase | StoredPrevious, name: str, a
 class _ArrayFile:
     """An array on disk that is mapped anew at each use, until it is loaded.
 
-    A map holds its file open, and with three for each of a few hundred cases a process comes to its limit of open files
+    A map holds its file open, and with four for each of a few hundred cases a process comes to its limit of open files
     (256 on macOS, 1024 on most of Linux). Mapping takes some 40 microseconds.
     """
 
@@ -333,15 +333,16 @@ class PreprocessedCase:
             raise _unreadable(folder, error) from error
 
     def load(self) -> PreprocessedCase:
-        """The same case with its arrays in memory; its files are not needed any more.
+        """The same case with what is learned from in memory; of its files, only that of `occupied` is still needed.
 
         Raises:
             WorkspaceError: a file is not readable.
         """
         result = copy.copy(self)
         try:
-            arrays = self._image, self._label, self._positions, self._occupied
-            result._image, result._label, result._positions, result._occupied = (array.load() for array in arrays)
+            result._image, result._label, result._positions = (
+                array.load() for array in (self._image, self._label, self._positions)
+            )
             result._previous = None if self._previous is None else self._previous.load()
         except (OSError, ValueError, EOFError) as error:
             raise _unreadable(self._folder, error) from error
@@ -349,8 +350,8 @@ class PreprocessedCase:
 
     @property
     def memory_gib(self) -> float:
-        """What the arrays take in memory, known from their headers."""
-        arrays = (self._image, self._label, self._positions, self._occupied, self._previous)
+        """What the arrays that are loaded take, known from their headers."""
+        arrays = (self._image, self._label, self._positions, self._previous)
         return sum(array.n_bytes for array in arrays if array is not None) / 2**30
 
     @property

@@ -205,9 +205,10 @@ def _that_fit(
         needed_gib = n_values * CPU_BYTES_PER_VALUE / 2**30
         if number and needed_gib > limit_gib:
             logger.info(
-                "patches of %s are too large for this machine: a batch of %d needs about %s of the %s that it may take",
+                "patches of %s with %s features need about %s of memory, of %s that this machine may give; "
+                "smaller ones are trained",
                 join_numbers(candidate.patch_size),
-                batch_size,
+                "-".join(map(str, candidate.network.features)),
                 format_memory(needed_gib),
                 format_memory(limit_gib),
             )

@@ -113,8 +113,10 @@ def _in_parts(
     n_parts = math.ceil(logits.numel() / MAX_LOGITS_AT_ONCE)
     if n_parts == 1:
         return sums(logits, classes)
+    if logits.requires_grad:
+        sums = functools.partial(checkpoint, sums, use_reentrant=False, preserve_rng_state=False)
     parts = zip(logits.chunk(n_parts, dim=2), classes.chunk(n_parts, dim=1), strict=True)
-    of_parts = (checkpoint(sums, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
+    of_parts = (sums(*part) for part in parts)
     return functools.reduce(lambda before, more: tuple(map(torch.add, before, more)), of_parts)
 
 

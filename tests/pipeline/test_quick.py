@@ -109,7 +109,7 @@ def test_a_first_stage_alone_shows_the_smallest_structures(planned: Workspace, m
     config = TrainConfig(budget=Budget(max_time_s=2.0), network="planned")
     assert configuration_for_time(planned, config, device="cpu").name == "3d_lowres"
     voxel_ml = prod(plan.configuration("3d_lowres").spacing_mm) / 1000
-    monkeypatch.setattr("autoseg.pipeline.workspace.largest_voxel_ml", lambda _: 0.9 * voxel_ml)
+    monkeypatch.setattr("autoseg.pipeline.configurations.largest_voxel_ml", lambda _: 0.9 * voxel_ml)
     assert configuration_for_time(planned, config, device="cpu").name == "3d_fullres"
     stages = {name: plan.configuration(name) for name in ("3d_lowres", "3d_cascade_fullres")}
     of_stages = dataclasses.replace(plan, configurations=stages, recommended="3d_cascade_fullres")

@@ -33,4 +33,3 @@ def test_a_validated_case_is_looked_at_where_a_predicted_one_is(tiny_dataset: Pa
     expected = crop_occupied(find_occupied(loaded.image), stored.record)
     assert 0 < np.count_nonzero(~expected) < expected.size / 2
     np.testing.assert_array_equal(prepare_stored(stored).occupied, expected)
-    np.testing.assert_array_equal(stored.load().occupied, expected)

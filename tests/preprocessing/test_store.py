@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import shutil
 import sys
@@ -184,18 +183,17 @@ def in_memory(case: PreprocessedCase) -> bool:
 
 
 def write_sizes(folder: Path, n_slices: list[int]) -> list[PreprocessedCase]:
-    """Cases of so many slices of 8 x 8 voxels, without foreground: 200 bytes a slice."""
+    """Cases of so many slices of 8 x 8 voxels, without foreground: 192 bytes a slice."""
     for index, n in enumerate(n_slices):
         image, label = np.full((1, n, 8, 8), index, np.float32), np.zeros((n, 8, 8), np.uint8)
-        occupied = np.ones(label.shape, bool)
-        write_case(folder / str(index), image, label, key="key", record=CASE_RECORD, n_classes=2, occupied=occupied)
+        write_case(folder / str(index), image, label, key="key", record=CASE_RECORD, n_classes=2)
     return [PreprocessedCase(folder / str(index)) for index in range(len(n_slices))]
 
 
 def test_memory_of_a_case_is_that_of_its_arrays(tmp_path: Path) -> None:
     image, label = write(tmp_path / "case")
     n_foreground = len(np.load(tmp_path / "case" / "foreground.npy"))
-    expected = image.size * 2 + label.size + n_foreground * 3 * 4 + math.ceil(math.prod(CASE_RECORD.cropped_shape) / 8)
+    expected = image.size * 2 + label.size + n_foreground * 3 * 4
     assert PreprocessedCase(tmp_path / "case").memory_gib == expected / 2**30
 
 
@@ -235,16 +233,16 @@ def test_cases_are_loaded_in_order_as_far_as_they_fit(
     tmp_path: Path, n_slices_of_budget: float, loaded: list[bool]
 ) -> None:
     cases = write_sizes(tmp_path, [5, 20, 7, 4])
-    result = load_into_memory(cases, budget_gib=n_slices_of_budget * 200 / 2**30)
+    result = load_into_memory(cases, budget_gib=n_slices_of_budget * 192 / 2**30)
     assert [in_memory(case) for case in result] == loaded
     assert not any(in_memory(case) for case in cases)
     assert [case.id for case in result] == ["0", "1", "2", "3"]
     assert [float(case.image[0, 0, 0, 0]) for case in result] == [0, 1, 2, 3]
     used = sum(case.memory_gib for case in result if in_memory(case))
-    assert used <= n_slices_of_budget * 200 / 2**30
+    assert used <= n_slices_of_budget * 192 / 2**30
 
 
-@pytest.mark.parametrize("name", ["image.npy", "label.npy", "foreground.npy", "occupied.npy"])
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "foreground.npy"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage"])
 def test_case_that_is_damaged_after_it_was_opened_is_named(tmp_path: Path, name: str, damage: str) -> None:
     for case in ("first", "second"):

@@ -18,7 +18,7 @@ from autoseg.planning.plan import ConfigurationPlan, NetworkPlan
 from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, write_case
 from autoseg.training.learner import Learner
-from autoseg.training.losses import output_loss
+from autoseg.training.losses import MAX_LOGITS_AT_ONCE, output_loss
 from autoseg.training.patches import PatchSampler
 from autoseg.training.recipe import RECIPES
 from autoseg.training.validation import count_overlap, score_patches
@@ -106,9 +106,13 @@ def make_echo() -> Learner:
     return Learner(network, configuration, recipe=RECIPES["published"], device=torch.device("cpu"), precision="float32")
 
 
+@pytest.mark.parametrize("at_once", [MAX_LOGITS_AT_ONCE, 100], ids=["at once", "in parts"])
 @pytest.mark.parametrize("batch_dice", [False, True])
-def test_of_each_patch_only_the_classes_that_were_looked_for_are_scored(tmp_path: Path, batch_dice: bool) -> None:
-    """The second class in one of two cases, the third in none."""
+def test_of_each_patch_only_the_classes_that_were_looked_for_are_scored(
+    tmp_path: Path, batch_dice: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second class in one of two cases, the third in none; the loss of many logits is made in parts."""
+    monkeypatch.setattr("autoseg.training.losses.MAX_LOGITS_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     cases = [write_logits(tmp_path / name, rng) for name in ANNOTATED]
     sampler = PatchSampler(cases, patch_size=SHAPE[1:], batch_size=2, foreground_fraction=0.5, seed=0)

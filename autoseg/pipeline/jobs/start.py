@@ -35,7 +35,7 @@ class FoldsToTrain:
     Attributes:
         configurations: names, of the plan.
         folds: of each.
-        resume: they go on from checkpoints where there are some; otherwise what they have is deleted now.
+        resume: they go on from checkpoints where there are some; otherwise what they have is deleted, see `make_way`.
         n_processes: that train a fold together, each on a device.
     """
 

@@ -253,7 +253,7 @@ def _plain_reason(reason: str) -> str:
         "None": "",
         "Resources": "for free nodes",
         "Priority": "for jobs of higher priority",
-        "BeginTime": "for Slurm to begin it again",
+        "BeginTime": "for its time to begin",
     }
     return meanings.get(reason, reason)
 

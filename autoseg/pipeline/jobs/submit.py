@@ -47,12 +47,16 @@ def submit(
         The number that Slurm has given to each job.
 
     Raises:
-        AutosegError: there is no Slurm here, or it refuses a job; then nothing is left of the batch.
+        AutosegError: there is no Slurm here, or it refuses a job; then nothing is left of the batch. Or it does not
+            release them; then they begin by themselves.
     """
     partition = slurm.look_at_partition(options.partition)
     folder = BatchFolder.create(batch)
     on_gpu = computes_on_gpu(device, options, partition)
     ids: dict[str, str] = {}
+    if make_way is not None:
+        # Should this process die before, they do nothing when they begin.
+        folder.cancelled_file.touch()
     try:
         for group in groups_of(batch.jobs):
             first = group[0]
@@ -75,12 +79,14 @@ def submit(
             logger.info("submitted %s as %s", ", ".join(job.name for job in group), ", ".join(numbers))
         if make_way is not None:
             make_way()
-            slurm.release([ids[job.name] for job in batch.jobs if not job.after], options)
+            folder.cancelled_file.unlink()
     except BaseException:
         # Ctrl-C too: half of a batch is of no use.
         slurm.cancel(list(ids.values()))
         shutil.rmtree(folder.root)
         raise
+    if make_way is not None:
+        slurm.release([ids[job.name] for job in batch.jobs if not job.after], options)
     return ids
 
 
