@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -146,14 +146,7 @@ def find_damage(folder: Path, key: str | None = None) -> Path | None:
         folder: of the case.
         key: the arrays are read only where the case was made of what this stands for; None reads them in any case.
     """
-    try:
-        content = read_json(folder / RECORD)
-        if not isinstance(content, dict) or content.get("version") != STORE_VERSION:
-            return None
-        stored = from_plain(StoredCase, content)
-    except FormatError:
-        return folder / RECORD if folder.is_dir() else None
-    return _find_damage(folder, stored, RECORD, ARRAYS if key in (None, stored.key) else ())
+    return _find_damage(folder, StoredCase, RECORD, ARRAYS, key=key, version=STORE_VERSION)
 
 
 def write_previous(folder: Path, classes: NDArray, *, key: str) -> None:
@@ -180,17 +173,9 @@ def is_previous_current(folder: Path, key: str) -> bool:
     return (folder / PREVIOUS_ARRAY).is_file() and stored.key == key
 
 
-def find_previous_damage(folder: Path, key: str | None = None) -> Path | None:
+def find_previous_damage(folder: Path, key: str) -> Path | None:
     """As `find_damage`, of what `write_previous` has written."""
-    try:
-        content = read_json(folder / PREVIOUS_RECORD)
-        if not isinstance(content, dict):
-            return None
-        stored = from_plain(StoredPrevious, content)
-    except FormatError:
-        return folder / PREVIOUS_RECORD if folder.is_dir() else None
-    arrays = (PREVIOUS_ARRAY,) if key in (None, stored.key) else ()
-    return _find_damage(folder, stored, PREVIOUS_RECORD, arrays)
+    return _find_damage(folder, StoredPrevious, PREVIOUS_RECORD, (PREVIOUS_ARRAY,), key=key)
 
 
 def _sealed(stored: R, folder: Path, name: str, arrays: Sequence[str]) -> R:
@@ -205,10 +190,34 @@ def _sealed(stored: R, folder: Path, name: str, arrays: Sequence[str]) -> R:
 _whole: dict[Path, list[tuple[int, ...]]] = {}
 
 
-def _find_damage(folder: Path, stored: StoredCase | StoredPrevious, name: str, arrays: Sequence[str]) -> Path | None:
+def _find_damage(
+    folder: Path, kind: type[R], name: str, arrays: Sequence[str], *, key: str | None, version: int | None = None
+) -> Path | None:
+    """See `find_damage`.
+
+    Args:
+        folder: of the case.
+        kind: of its record.
+        name: of the record's file.
+        arrays: names of the others.
+        key: see `find_damage`.
+        version: that the record has to be of; None where it has none.
+    """
+    try:
+        content = read_json(folder / name)
+        if not isinstance(content, dict) or content.get("version") != version:
+            return None
+        stored = from_plain(kind, content)
+    except FormatError:
+        return folder / name if folder.is_dir() else None
     hashes = {**stored.hashes}
     if hashes.pop(name, None) != digest(replace(stored, hashes=hashes)):
         return folder / name
+    return _find_changed(folder, arrays, hashes) if key in (None, stored.key) else None
+
+
+def _find_changed(folder: Path, arrays: Sequence[str], hashes: Mapping[str, str]) -> Path | None:
+    """The first of these files that is missing or has another hash; what has not changed since is not read again."""
     seen: list[tuple[int, ...]] = []
     for array in arrays:
         try:
@@ -216,7 +225,7 @@ def _find_damage(folder: Path, stored: StoredCase | StoredPrevious, name: str, a
         except OSError:
             return folder / array
         seen.append((stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-    if arrays and _whole.get(folder) == seen:
+    if _whole.get(folder) == seen:
         return None
     for array in arrays:
         try:
@@ -224,7 +233,7 @@ def _find_damage(folder: Path, stored: StoredCase | StoredPrevious, name: str, a
                 return folder / array
         except OSError:
             return folder / array
-    if arrays and time.time_ns() - max(changed_ns for *_, changed_ns in seen) > MIN_AGE_NS:
+    if time.time_ns() - max(changed_ns for *_, changed_ns in seen) > MIN_AGE_NS:
         _whole[folder] = seen
     return None
 
