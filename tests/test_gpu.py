@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_cases import write_balls_in_shells
 
 from autoseg.core.errors import TrainingError, TrainingInterrupted
-from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
 from autoseg.evaluation.metrics import count_labels, dice
@@ -26,9 +26,8 @@ from autoseg.networks.build import build_network
 from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
-from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.resample import resample_image
-from autoseg.preprocessing.store import PreprocessedCase, write_case
+from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.adapt import choose_training
 from autoseg.training.augment import AugmentConfig, apply_parameters, draw_parameters, read_size
 from autoseg.training.config import Budget, TrainConfig
@@ -66,26 +65,7 @@ def plan() -> Plan:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[PreprocessedCase]:
-    folder = tmp_path_factory.mktemp("cases")
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"))
-    affine = tuple(tuple(row) for row in np.eye(4).tolist())
-    record = CaseRecord(
-        geometry=Geometry(shape=SHAPE, spacing_mm=(1, 1, 1), affine=affine, file_axcodes=("R", "A", "S")),
-        crop=Box(start=(0, 0, 0), stop=SHAPE),
-        axis_order=(0, 1, 2),
-        shape=SHAPE,
-        spacing_mm=(1, 1, 1),
-        nearest_axis=None,
-    )
-    result = []
-    for index in range(6):
-        distance = np.linalg.norm(grid - rng.uniform(12, 24, (3, 1, 1, 1)), axis=0)
-        label = np.where(distance < 6, 1, np.where(distance < 11, 2, 0)).astype(np.uint8)
-        image = (np.array([0.0, 2.0, 1.0])[label] + rng.normal(0, 0.3, SHAPE))[None].astype(np.float32)
-        write_case(folder / f"case_{index}", image, label, key="k", record=record, n_classes=3)
-        result.append(PreprocessedCase(folder / f"case_{index}"))
-    return result
+    return write_balls_in_shells(tmp_path_factory.mktemp("cases"), 6, SHAPE, centres=(12, 24), radii=(6, 11))
 
 
 def train(

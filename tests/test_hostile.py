@@ -724,20 +724,10 @@ def test_pickles_in_a_preprocessed_case(name: str, trap: tuple[Payload, Path], t
 
 
 def make_case(folder: Path) -> None:
-    from autoseg.core.geometry import Box, make_geometry
-    from autoseg.preprocessing.preprocess import CaseRecord
-    from autoseg.preprocessing.store import write_case
+    from tiny_cases import write_tiny_case
 
-    record = CaseRecord(
-        geometry=make_geometry((6, 5, 4), np.eye(4), header_spacing_mm=(1, 1, 1)),
-        crop=Box(start=(0, 0, 0), stop=(4, 5, 6)),
-        axis_order=(0, 1, 2),
-        shape=(4, 5, 6),
-        spacing_mm=(1, 1, 1),
-        nearest_axis=None,
-    )
     image = np.ones((1, 4, 5, 6), np.float32)
-    write_case(folder, image, np.ones((4, 5, 6), np.uint8), key="k", record=record, n_classes=2)
+    write_tiny_case(folder, image, np.ones((4, 5, 6), np.uint8), n_classes=2)
 
 
 @pytest.mark.parametrize("make", ["pickle", "torch"])

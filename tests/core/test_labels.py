@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from label_specs import BRATS, OVERLAPPING
 
 from autoseg.core.errors import DatasetError
 from autoseg.core.labels import MAX_REGIONS, LabelSpec, Region, mask_of
@@ -58,22 +59,6 @@ def test_unusable_labels_are_refused(names: tuple[str, ...], values: tuple[int, 
         LabelSpec(names=names, values=values)
 
 
-BRATS = LabelSpec(
-    names=("necrosis", "oedema", "enhancing"),
-    values=(1, 2, 4),
-    regions=(
-        Region(name="whole", values=(1, 2, 4), written=2),
-        Region(name="core", values=(1, 4), written=1),
-        Region(name="enhancing tumour", values=(4,), written=4),
-    ),
-)
-PAIR = LabelSpec(
-    names=("left", "right", "left + right"),
-    values=(1, 2, 3),
-    regions=(Region(name="left", values=(1, 3), written=1), Region(name="right", values=(2, 3), written=2)),
-)
-
-
 def test_what_is_of_no_region_is_background_for_the_network() -> None:
     cavity = replace(BRATS, names=(*BRATS.names, "cavity"), values=(*BRATS.values, 7))
     assert cavity.foreground_classes == BRATS.foreground_classes == (1, 2, 3)
@@ -96,7 +81,7 @@ def test_the_class_of_nested_regions_is_that_of_the_innermost() -> None:
 
 
 def test_the_class_of_overlapping_regions_is_their_combination() -> None:
-    assert PAIR.class_of_regions().tolist() == [0, 1, 2, 3]
+    assert OVERLAPPING.class_of_regions().tolist() == [0, 1, 2, 3]
 
 
 def test_a_combination_that_no_class_has_becomes_what_its_last_region_is_written_as() -> None:
@@ -118,7 +103,7 @@ def test_of_several_classes_of_the_same_regions_the_written_one_is_taken_and_els
 
 
 def test_every_class_is_of_the_regions_that_lead_to_it() -> None:
-    for labels in (BRATS, PAIR):
+    for labels in (BRATS, OVERLAPPING):
         bits = labels.memberships().T @ (1 << np.arange(len(labels.regions)))
         assert labels.class_of_regions()[bits].tolist() == list(range(labels.n_classes))
 
@@ -189,7 +174,7 @@ def test_outputs_and_structures_are_the_regions_or_else_the_classes() -> None:
     assert BRATS.n_outputs == 3
     assert BRATS.structures == ("whole", "core", "enhancing tumour")
     assert BRATS.structure_values == {"whole": (1, 2, 4), "core": (1, 4), "enhancing tumour": (4,)}
-    assert (PAIR.n_outputs, PAIR.n_classes, PAIR.n_stored) == (2, 4, 4)
+    assert (OVERLAPPING.n_outputs, OVERLAPPING.n_classes, OVERLAPPING.n_stored) == (2, 4, 4)
 
 
 def test_a_mask_is_where_any_of_the_values_is() -> None:

@@ -7,12 +7,13 @@ import re
 
 import numpy as np
 import pytest
+from fingerprints import make_fingerprint
 from numpy.typing import NDArray
 
 from autoseg.core.geometry import Geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.inference.compare import find_differences
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autoseg.planning.fingerprint import ChannelFingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
 
@@ -23,16 +24,10 @@ SPACING_MM = (3.0, 1.0, 1.0)
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     """For CTs of the liver with slices of 3 mm."""
-    cases = tuple(
-        CaseFingerprint(
-            case=str(i), shape=SHAPE, spacing_mm=SPACING_MM, cropped_shape=SHAPE, label_volumes_ml=(1500.0,)
-        )
-        for i in range(20)
-    )
     channel = ChannelFingerprint(
         name="CT", mean=100, std=40, minimum=-900, maximum=1200, median=100, percentile_00_5=-20, percentile_99_5=220
     )
-    fingerprint = Fingerprint(cases=cases, channels=(channel,), median_cropped_fraction=1.0)
+    fingerprint = make_fingerprint(*[(SHAPE, SPACING_MM)] * 20, channels=(channel,), label_volumes_ml=(1500.0,))
     return make_plan(fingerprint, LabelSpec(names=("liver",), values=(1,)), dataset="livers", n_folds=5)
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import nn
+from tiny_plans import make_network, make_normalization, make_tiny_configuration, make_tiny_plan
 
 import autoseg
 from autoseg.core.errors import AutosegError, FormatError, PredictionError, TrainingError
@@ -28,8 +28,7 @@ from autoseg.core.serialize import write_json
 from autoseg.inference.archive import FORMAT_VERSION
 from autoseg.inference.model import export_model, read_model
 from autoseg.inference.predictor import Predictor
-from autoseg.networks.build import build_network
-from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
+from autoseg.planning.plan import PLAN_VERSION, Plan
 from autoseg.training.checkpoint import RunState, save_checkpoint, save_weights
 from autoseg.training.folds import trained_folds, unfinished_folds, usable_folds
 from autoseg.training.record import FoldFiles, TrainingRecord
@@ -64,53 +63,17 @@ STATE = RunState(
 
 
 def make_plan(*, provenance: dict[str, str] | None = None) -> Plan:
-    network = NetworkPlan(
-        architecture="unet",
-        features=(4, 8),
-        strides=((1, 1, 1), (2, 2, 2)),
-        kernel_sizes=((3, 3, 3),) * 2,
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    )
-    configuration = ConfigurationPlan(
-        name="3d_fullres",
-        spacing_mm=SPACING_MM,
-        median_shape=(10, 12, 14),
-        largest_shape=(11, 16, 16),
-        patch_size=(8, 12, 12),
-        batch_size=2,
-        lowres_axis=None,
-        batch_dice=False,
-        previous=None,
-        network=network,
+    configuration = make_tiny_configuration(
+        (8, 12, 12), spacing_mm=SPACING_MM, median_shape=(10, 12, 14), largest_shape=(11, 16, 16)
     )
     # Numbers that JSON has to bring back exactly.
-    scheme = ChannelNormalization(
-        channel="MR", scheme="zscore", use_mask=False, mean=0.1 + 0.2, std=1, percentile_00_5=0, percentile_99_5=np.nan
-    )
-    return Plan(
-        version=PLAN_VERSION,
+    scheme = replace(make_normalization(), mean=0.1 + 0.2, percentile_99_5=np.nan)
+    return replace(
+        make_tiny_plan(configuration, labels=LabelSpec(names=("vessel", "organ"), values=(3, 117))),
         dataset="Gefäße",
-        labels=LabelSpec(names=("vessel", "organ"), values=(3, 117)),
-        preset="unet",
-        gpu_memory_gib=8,
         normalization=(scheme,),
-        axis_order=(0, 1, 2),
-        n_folds=5,
-        configurations={configuration.name: configuration},
-        recommended=configuration.name,
-        reasons=(),
         provenance=provenance or {"autoseg": "0.1", "fingerprint": "0123456789abcdef"},
     )
-
-
-def make_network(plan: Plan, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    network = build_network(plan.configuration(plan.recommended).network, n_channels=1, n_outputs=3)
-    # Features have equal means: with rows of sum zero no class is ahead everywhere.
-    head = network.get_parameter("heads.0.weight").data
-    head -= head.mean(dim=1, keepdim=True)
-    return network
 
 
 def make_model(
@@ -122,7 +85,7 @@ def make_model(
     for fold in (*finished, *unfinished):
         files = FoldFiles(folder=folder / f"fold_{fold}")
         write_json(files.training, RECORD)
-        network = make_network(plan, fold)
+        network = make_network(plan, seed=fold)
         # A step that changes nothing, so that the checkpoint has moments besides the weights.
         optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
         network(torch.ones(1, 1, 8, 12, 12))[0].sum().backward()
@@ -200,7 +163,7 @@ def test_the_digest_tells_models_apart_and_not_where_they_are(folder: Path, file
     assert digest == Predictor(folder, device="cpu", folds=[2, 0]).digest
     assert digest != read_model(file).digest([0])
     changed = Path(shutil.copytree(folder, tmp_path / "changed"))
-    save_weights(changed / "fold_2" / "weights.safetensors", make_network(make_plan(), 7))
+    save_weights(changed / "fold_2" / "weights.safetensors", make_network(make_plan(), seed=7))
     assert read_model(changed).digest([0]) == read_model(file).digest([0])
     assert read_model(changed).digest() != digest
     write_json(changed / "plan.json", replace(make_plan(), axis_order=(1, 0, 2)))
@@ -308,7 +271,7 @@ def test_a_checkpoint_of_another_version_predicts_too(tmp_path: Path) -> None:
     expected = segment(folder)
     files = FoldFiles(folder=folder / "fold_1")
     files.weights.unlink()
-    network = make_network(make_plan(), 1)
+    network = make_network(make_plan(), seed=1)
     weights = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, files.checkpoint, {"state": json.dumps({"iteration": 5, "epoch": 0, "unheard_of": [1]})})
     np.testing.assert_array_equal(segment(folder), expected)

@@ -10,32 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from label_specs import make_kidneys, make_kidneys_of_regions
 from numpy.typing import NDArray
 from scipy import ndimage
+from tiny_plans import make_network, make_tiny_configuration, make_tiny_plan
 
 from autoseg.core.errors import PredictionError
-from autoseg.core.labels import LabelSpec, Region
+from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import write_json
 from autoseg.inference.arrays import canonical_image
 from autoseg.inference.model import read_model
 from autoseg.inference.predictor import Predictor, window_config
 from autoseg.inference.sliding_window import predict_logits
 from autoseg.networks.build import build_network
-from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
+from autoseg.planning.plan import Plan
 from autoseg.training.checkpoint import save_weights
 from autoseg.training.folds import trained_folds
 from autoseg.training.record import FoldFiles, TrainingRecord
 
 LABELS = LabelSpec(names=("vessel", "organ"), values=(3, 117))
-PAIR = LabelSpec(names=("kidney left", "kidney right"), values=(3, 117))
-PAIR_OF_REGIONS = LabelSpec(
-    names=("left alone", "right alone", "where they have grown together"),
-    values=(3, 117, 9),
-    regions=(
-        Region(name="kidney left", values=(3, 9), written=3),
-        Region(name="kidney right", values=(117, 9), written=117),
-    ),
-)
+PAIR = make_kidneys(3, 117)
+PAIR_OF_REGIONS = make_kidneys_of_regions(3, 117, both=9)
 PATCH = (8, 12, 12)
 SPACING_MM = (2.5, 0.8, 1.1)
 RECORD = TrainingRecord(
@@ -54,58 +49,21 @@ SHAPE = (9, 16, 13)
 
 
 def make_plan(n_axes: int = 3, *, n_channels: int = 1, labels: LabelSpec = LABELS) -> Plan:
-    network = NetworkPlan(
-        architecture="unet",
-        features=(4, 8),
-        strides=((1,) * n_axes, (2,) * n_axes),
-        kernel_sizes=((3,) * n_axes,) * 2,
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    )
-    configuration = ConfigurationPlan(
-        name="2d" if n_axes == 2 else "3d_fullres",
+    configuration = make_tiny_configuration(
+        PATCH[-n_axes:],
         spacing_mm=(2.0, 1.0, 1.0)[-n_axes:],
         median_shape=(10.0, 12.0, 14.0)[-n_axes:],
         largest_shape=(11.0, 16.0, 16.0)[-n_axes:],
-        patch_size=PATCH[-n_axes:],
-        batch_size=2,
-        lowres_axis=None,
-        batch_dice=False,
-        previous=None,
-        network=network,
     )
-    scheme = ChannelNormalization(
-        channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
-    )
-    return Plan(
-        version=PLAN_VERSION,
-        dataset="test",
-        labels=labels,
-        preset="unet",
-        gpu_memory_gib=8,
-        normalization=tuple(replace(scheme, channel=f"MR{index}") for index in range(n_channels)),
-        axis_order=(0, 1, 2),
-        n_folds=5,
-        configurations={configuration.name: configuration},
-        recommended=configuration.name,
-        reasons=(),
-        provenance={},
-    )
+    return make_tiny_plan(configuration, labels=labels, channels=[f"MR{index}" for index in range(n_channels)])
 
 
 def make_model(folder: Path, plan: Plan, *, folds: tuple[int, ...] = (0,)) -> Path:
     """A model whose every fold has other random weights."""
     write_json(folder / "plan.json", plan)
     for fold in folds:
-        torch.manual_seed(fold)
-        network = build_network(
-            plan.configuration(plan.recommended).network, n_channels=len(plan.channels), n_outputs=plan.labels.n_outputs
-        )
-        # Features have equal means: with rows of sum zero no class is ahead everywhere.
-        head = network.get_parameter("heads.0.weight").data
-        head -= head.mean(dim=1, keepdim=True)
         files = FoldFiles(folder=folder / f"fold_{fold}")
-        save_weights(files.weights, network)
+        save_weights(files.weights, make_network(plan, seed=fold))
         write_json(files.training, RECORD)
     return folder
 

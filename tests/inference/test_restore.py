@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_specs import OVERLAPPING
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -171,11 +172,6 @@ def test_agrees_with_the_resampled_logits() -> None:
 
 # -- regions -----------------------------------------------------------------------------------------------------------
 
-PAIR = LabelSpec(
-    names=("left", "right", "both"),
-    values=(1, 2, 3),
-    regions=(Region(name="left", values=(1, 3), written=1), Region(name="right", values=(2, 3), written=2)),
-)
 NESTED = LabelSpec(
     names=("oedema", "necrosis", "enhancing"),
     values=(1, 2, 3),
@@ -189,7 +185,7 @@ NESTED = LabelSpec(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    labels=st.sampled_from([PAIR, NESTED]),
+    labels=st.sampled_from([OVERLAPPING, NESTED]),
     shape=SHAPES,
     target=TARGETS,
     nearest_axis=NEAREST_AXES,
@@ -217,7 +213,7 @@ def test_regions_are_where_their_interpolated_logit_is_above_zero(
 def test_regions_that_meet_between_two_voxels_overlap_there_or_leave_a_gap() -> None:
     """An arg-max would put one border between them, wherever the logits cross."""
     overlap = torch.tensor([[3.0, -1.0], [-1.0, 3.0]]).reshape(2, 1, 1, 2)
-    outputs = Outputs.of(PAIR)
+    outputs = Outputs.of(OVERLAPPING)
     classes = interpolated_argmax(overlap, (1, 1, 16), nearest_axis=None, outputs=outputs)
     assert classes.ravel().tolist() == [1] * 6 + [3] * 4 + [2] * 6
     apart = interpolated_argmax(overlap.flip(3).neg(), (1, 1, 16), nearest_axis=None, outputs=outputs)

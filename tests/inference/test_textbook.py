@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.ndimage
 import torch
 from numpy.typing import NDArray
+from tiny_cases import make_record
+from tiny_plans import make_tiny_network_plan
 from torch import Tensor, nn
 
-from autoseg.core.geometry import Box, Geometry
 from autoseg.inference import sliding_window
 from autoseg.inference.sliding_window import SlidingWindow, WindowConfig
 from autoseg.inference.volumes import LabelMap, change_along, ready_rows
 from autoseg.networks.build import build_network
 from autoseg.networks.outputs import Outputs
-from autoseg.planning.plan import NetworkPlan
-from autoseg.preprocessing.preprocess import CaseRecord
 
 CPU = torch.device("cpu")
 GRID, SCAN = (22, 18, 30), (37, 31, 52)
@@ -29,14 +29,7 @@ N_CLASSES = 4
 
 def make_networks(n_folds: int) -> list[nn.Module]:
     """Small U-Nets, trained for a moment to tell bright from dark, so that their logits are as smooth as real ones."""
-    plan = NetworkPlan(
-        architecture="unet",
-        features=(8, 16),
-        strides=((1, 1, 1), (2, 2, 2)),
-        kernel_sizes=((3, 3, 3),) * 2,
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    )
+    plan = make_tiny_network_plan(features=(8, 16))
     networks = []
     for seed in range(n_folds):
         torch.manual_seed(seed)
@@ -109,15 +102,7 @@ def test_the_default_is_the_textbook(known: Known, monkeypatch: pytest.MonkeyPat
     if half:
         monkeypatch.setattr(sliding_window, "MAX_FULL_PRECISION_BYTES", 0)
     networks, image, expected = known
-    affine = tuple(tuple(row) for row in np.eye(4).tolist())
-    record = CaseRecord(
-        geometry=Geometry(shape=SCAN, spacing_mm=(1.0, 1.0, 1.0), affine=affine, file_axcodes=("R", "A", "S")),
-        crop=Box(start=(0, 0, 0), stop=SCAN),
-        axis_order=(0, 1, 2),
-        shape=GRID,
-        spacing_mm=(1.0, 1.0, 1.0),
-        nearest_axis=None,
-    )
+    record = replace(make_record(SCAN), shape=GRID)
     window = SlidingWindow(
         networks, WindowConfig(patch_size=PATCH, mirror_axes=(0, 1, 2)), n_outputs=N_CLASSES, device=CPU
     )

@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_specs import OVERLAPPING
 from torch import Tensor
 
 from autoseg.core.geometry import Box, Geometry, permute3
-from autoseg.core.labels import LabelSpec, Region
 from autoseg.inference.restore import interpolated_argmax
 from autoseg.inference.volumes import (
     LabelMap,
@@ -33,11 +33,6 @@ from autoseg.preprocessing.resample import resample_logits
 
 SHAPES = ((7, 9, 8), (13, 6, 8), (5, 17, 30))
 """Of the network's grid, and of the scan in the network's axes: finer, and coarser along one axis."""
-REGIONS = LabelSpec(
-    names=("left", "right", "both"),
-    values=(1, 2, 3),
-    regions=(Region(name="left", values=(1, 3), written=1), Region(name="right", values=(2, 3), written=2)),
-)
 
 
 def make_record(
@@ -186,7 +181,7 @@ def test_networks_average_logits_and_configurations_probabilities() -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_soft_maps_of_regions_are_sigmoids_and_zero_outside_the_crop(axis: int) -> None:
     """No channel is the background: outside the crop nothing is of any region, for sure."""
-    outputs = Outputs.of(REGIONS)
+    outputs = Outputs.of(OVERLAPPING)
     shape, cropped = SHAPES[0], SHAPES[2]
     networks = 3 * torch.randn(2, outputs.n, *shape, generator=torch.Generator().manual_seed(0))
     record = make_record(shape, cropped)
@@ -215,7 +210,7 @@ def test_soft_maps_of_regions_are_sigmoids_and_zero_outside_the_crop(axis: int) 
     assert not soft.entropy()[outside].any()
     is_sure = (of_networks.abs() > 1e-4).all(dim=0).all(dim=0) & (mean.abs() > 1e-4).all(dim=0)
     pattern = (mean > 0).long()
-    decided = torch.from_numpy(REGIONS.class_of_regions().astype(np.int64))[pattern[0] + 2 * pattern[1]]
+    decided = torch.from_numpy(OVERLAPPING.class_of_regions().astype(np.int64))[pattern[0] + 2 * pattern[1]]
     known = permute_back(is_sure.numpy(), record)
     np.testing.assert_array_equal(labels.whole()[inside][known], permute_back(decided.numpy(), record)[known])
     assert not labels.whole()[outside].any()
@@ -226,7 +221,7 @@ def test_soft_maps_of_regions_are_sigmoids_and_zero_outside_the_crop(axis: int) 
 
 
 def test_configurations_average_probabilities_of_regions_and_networks_their_logits() -> None:
-    outputs = Outputs.of(REGIONS)
+    outputs = Outputs.of(OVERLAPPING)
     groups = [torch.randn(n, 2, 3, 4, 5, generator=torch.Generator().manual_seed(n)) for n in (1, 3)]
     expected = (groups[0][0].sigmoid() + groups[1].mean(dim=0).sigmoid()) / 2
     torch.testing.assert_close(mean_probability(groups, outputs), expected)

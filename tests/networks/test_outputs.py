@@ -8,32 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from label_specs import BRATS, OVERLAPPING
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
 
-from autoseg.core.labels import LabelSpec, Region
+from autoseg.core.labels import LabelSpec
 from autoseg.networks.build import ARCHITECTURES, build_network
 from autoseg.networks.outputs import Outputs
 from autoseg.planning.plan import NetworkPlan
 
 CLASSES = LabelSpec(names=("a", "b", "c"), values=(1, 2, 3))
-BRATS = LabelSpec(
-    names=("necrosis", "oedema", "enhancing"),
-    values=(1, 2, 4),
-    regions=(
-        Region(name="whole", values=(1, 2, 4), written=2),
-        Region(name="core", values=(1, 4), written=1),
-        Region(name="enhancing tumour", values=(4,), written=4),
-    ),
-)
-PAIR = LabelSpec(
-    names=("left", "right", "both"),
-    values=(1, 2, 3),
-    regions=(Region(name="left", values=(1, 3), written=1), Region(name="right", values=(2, 3), written=2)),
-)
-KINDS = {"classes": CLASSES, "nested": BRATS, "overlapping": PAIR}
+KINDS = {"classes": CLASSES, "nested": BRATS, "overlapping": OVERLAPPING}
 every_kind = pytest.mark.parametrize("labels", KINDS.values(), ids=KINDS)
-with_regions = pytest.mark.parametrize("labels", [BRATS, PAIR], ids=["nested", "overlapping"])
+with_regions = pytest.mark.parametrize("labels", [BRATS, OVERLAPPING], ids=["nested", "overlapping"])
 
 
 def random_logits(n: int, *shape: int) -> Tensor:

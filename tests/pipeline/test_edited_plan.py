@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fingerprints import make_fingerprint
 
 from autoseg.core.errors import AutosegError, WorkspaceError
 from autoseg.core.labels import LabelSpec
@@ -17,25 +18,13 @@ from autoseg.pipeline import Workspace, train
 from autoseg.pipeline.preprocess import cases_to_preprocess, preprocess_cases
 from autoseg.planning.choices import Choices
 from autoseg.planning.estimates import estimate
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.plan import Measurement
 from autoseg.planning.planner import make_plan
 from autoseg.reporting.plan_page import write_plan_page
 from autoseg.reporting.text import explain_plan
 
-
-def make_fingerprint() -> Fingerprint:
-    """Ten equal CTs."""
-    shape = (100, 256, 256)
-    cases = tuple(
-        CaseFingerprint(case=f"c{i}", shape=shape, spacing_mm=(2.0, 1, 1), cropped_shape=shape, label_volumes_ml=(1.0,))
-        for i in range(10)
-    )
-    channel = ChannelFingerprint(
-        name="CT", mean=1.0, std=1.0, minimum=0.0, maximum=2.0, median=1.0, percentile_00_5=0.0, percentile_99_5=2.0
-    )
-    return Fingerprint(cases=cases, channels=(channel,), median_cropped_fraction=1.0)
-
+FINGERPRINT = make_fingerprint(*[((100, 256, 256), (2.0, 1.0, 1.0))] * 10)
+"""Of ten equal CTs."""
 
 Edit = Callable[[dict[str, Any], dict[str, Any]], object]
 
@@ -44,7 +33,7 @@ def edited(tmp_path: Path, edit: Edit) -> Workspace:
     """A work folder with a plan after `edit(plan, plan["configurations"]["3d_fullres"])`."""
     workspace = Workspace(root=tmp_path)
     labels = LabelSpec(names=("organ",), values=(1,))
-    write_json(workspace.plan_file, make_plan(make_fingerprint(), labels, dataset="d", n_folds=5))
+    write_json(workspace.plan_file, make_plan(FINGERPRINT, labels, dataset="d", n_folds=5))
     content = read_json(workspace.plan_file)
     edit(content, content["configurations"]["3d_fullres"])
     write_json(workspace.plan_file, content)
@@ -137,7 +126,7 @@ def test_a_plan_tells_that_it_was_edited(tmp_path: Path) -> None:
     workspace = edited(tmp_path, lambda plan, full: full.update(batch_size=1))
     plan = workspace.read_plan()
     assert plan.is_edited
-    assert "edited by hand" in explain_plan(plan, estimate(make_fingerprint(), plan))
+    assert "edited by hand" in explain_plan(plan, estimate(FINGERPRINT, plan))
 
 
 def test_a_measurement_counts_only_for_what_was_measured(tmp_path: Path) -> None:
@@ -153,11 +142,11 @@ def test_a_measurement_counts_only_for_what_was_measured(tmp_path: Path) -> None
     plan = dataclasses.replace(plan, measurements=(known,))
     assert plan.measurement("3d_fullres") == known
     assert plan.measurement("2d") is None
-    assert "the largest batch size is 4" in explain_plan(plan, estimate(make_fingerprint(), plan))
+    assert "the largest batch size is 4" in explain_plan(plan, estimate(FINGERPRINT, plan))
     other = dataclasses.replace(plan.configuration("3d_fullres"), batch_size=1)
     changed = dataclasses.replace(plan, configurations={**plan.configurations, "3d_fullres": other})
     assert changed.measurement("3d_fullres") is None
-    assert "the largest batch size" not in explain_plan(changed, estimate(make_fingerprint(), changed))
+    assert "the largest batch size" not in explain_plan(changed, estimate(FINGERPRINT, changed))
 
 
 def test_a_configuration_of_ones_own_is_explained_too(tmp_path: Path) -> None:
@@ -166,16 +155,15 @@ def test_a_configuration_of_ones_own_is_explained_too(tmp_path: Path) -> None:
         plan["recommended"] = "mine"
 
     plan = edited(tmp_path, edit).read_plan()
-    page = write_plan_page(tmp_path / "plan.html", plan, make_fingerprint(), estimate(make_fingerprint(), plan))
+    page = write_plan_page(tmp_path / "plan.html", plan, FINGERPRINT, estimate(FINGERPRINT, plan))
     assert "added to the plan by hand" in page.read_text()
-    assert "mine" in explain_plan(plan, estimate(make_fingerprint(), plan))
+    assert "mine" in explain_plan(plan, estimate(FINGERPRINT, plan))
 
 
 def test_both_stages_at_full_resolution_share_their_cases() -> None:
     large = (400, 512, 512)
-    fingerprint = make_fingerprint()
-    cases = tuple(dataclasses.replace(case, cropped_shape=large) for case in fingerprint.cases)
-    fingerprint = dataclasses.replace(fingerprint, cases=cases)
+    cases = tuple(dataclasses.replace(case, cropped_shape=large) for case in FINGERPRINT.cases)
+    fingerprint = dataclasses.replace(FINGERPRINT, cases=cases)
     labels = LabelSpec(names=("organ",), values=(1,))
     for configurations, grid in ((None, "3d_fullres"), (("3d_cascade_fullres",), "3d_cascade_fullres")):
         choices = Choices(configurations=configurations)

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+from fingerprints import make_fingerprint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from autoseg.core.errors import PlanError
 from autoseg.core.labels import LabelSpec
 from autoseg.planning.checks import check_plan
 from autoseg.planning.choices import Choices, parse_choices
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.memory import count_feature_map_values
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
@@ -23,22 +24,8 @@ from autoseg.planning.presets import PRESETS
 LABELS = LabelSpec(names=("organ",), values=(1,))
 
 
-def fingerprint_of(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], n_cases: int) -> Fingerprint:
-    """Equal cases of one CT channel."""
-    cases = tuple(
-        CaseFingerprint(
-            case=f"case_{index}", shape=shape, spacing_mm=spacing_mm, cropped_shape=shape, label_volumes_ml=(1.0,)
-        )
-        for index in range(n_cases)
-    )
-    channel = ChannelFingerprint(
-        name="CT", mean=1.0, std=1.0, minimum=0.0, maximum=2.0, median=1.0, percentile_00_5=0.0, percentile_99_5=2.0
-    )
-    return Fingerprint(cases=cases, channels=(channel,), median_cropped_fraction=1.0)
-
-
-LARGE = fingerprint_of((400, 512, 512), (1.0, 0.8, 0.8), 20)
-SMALL = fingerprint_of((60, 70, 80), (1.0, 1.0, 1.0), 20)
+LARGE = make_fingerprint(*[((400, 512, 512), (1.0, 0.8, 0.8))] * 20)
+SMALL = make_fingerprint(*[((60, 70, 80), (1.0, 1.0, 1.0))] * 20)
 
 
 def plan(fingerprint: Fingerprint = LARGE, **typed: Any) -> Plan:

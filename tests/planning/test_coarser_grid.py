@@ -6,6 +6,7 @@ import dataclasses
 from math import prod
 
 import pytest
+from fingerprints import make_channel_fingerprint
 
 from autoseg.core.labels import LabelSpec
 from autoseg.planning.checks import check_plan
@@ -18,7 +19,7 @@ from autoseg.planning.configurations import (
     plan_quick,
     shown_part,
 )
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
 from autoseg.planning.transfer import transfer_plan
@@ -30,9 +31,6 @@ def fingerprint_of(
     shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], *, lesions_ml: tuple[float, ...] = (50.0, 0.0)
 ) -> Fingerprint:
     """A CT case for each volume of the lesion, which some lack."""
-    channel = ChannelFingerprint(
-        name="CT", mean=1.0, std=1.0, minimum=0.0, maximum=2.0, median=1.0, percentile_00_5=0.0, percentile_99_5=2.0
-    )
     cases = tuple(
         CaseFingerprint(
             case=f"case_{index}",
@@ -43,7 +41,7 @@ def fingerprint_of(
         )
         for index, lesion_ml in enumerate(lesions_ml)
     )
-    return Fingerprint(cases=cases, channels=(channel,), median_cropped_fraction=1.0)
+    return Fingerprint(cases=cases, channels=(make_channel_fingerprint(),), median_cropped_fraction=1.0)
 
 
 def coverage(patch_size: tuple[int, ...], shape: tuple[float, ...]) -> float:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fingerprints import make_channel_fingerprint
 
 from autoseg.core.errors import AutosegError
 from autoseg.core.serialize import write_json
 from autoseg.planning.exchange import read_fingerprint
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
 
 STATISTICS = {"mean": 1, "std": 2, "min": -3, "max": 4, "median": 0.5, "percentile_00_5": -2, "percentile_99_5": 3}
 
@@ -53,10 +54,7 @@ def test_our_own_fingerprint_with_any_dataset_json(tmp_path: Path) -> None:
     case = CaseFingerprint(
         case="c", shape=(9, 9, 9), spacing_mm=(1.0, 1, 1), cropped_shape=(8, 8, 8), label_volumes_ml=(1.0,)
     )
-    channel = ChannelFingerprint(
-        name="MR", mean=1.0, std=1.0, minimum=0.0, maximum=2.0, median=1.0, percentile_00_5=0.0, percentile_99_5=2.0
-    )
-    ours = Fingerprint(cases=(case,), channels=(channel,), median_cropped_fraction=0.7)
+    ours = Fingerprint(cases=(case,), channels=(make_channel_fingerprint("MR"),), median_cropped_fraction=0.7)
     write_json(tmp_path / "fingerprint.json", ours)
     for labels in ({"background": 0, "x": 7}, {"0": "background", "7": "x"}, {"names": ["x"], "values": [7]}):
         (tmp_path / "dataset.json").write_text(json.dumps({"name": "mine", "labels": labels}))

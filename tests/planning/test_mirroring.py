@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from fingerprints import make_channel_fingerprint, make_fingerprint
 
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.data.listings import structure_labels
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.mirroring import explain_mirroring, find_sides_of, plan_mirroring
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
@@ -21,12 +21,8 @@ def make(
     names: tuple[str, ...], axis_order: tuple[int, int, int] = (0, 1, 2), *, labels: LabelSpec | None = None
 ) -> Plan:
     """A plan for isotropic cases with these labels."""
-    shape = (80, 80, 80)
-    case = CaseFingerprint(case="c", shape=shape, spacing_mm=(1.0,) * 3, cropped_shape=shape, label_volumes_ml=())
-    channel = ChannelFingerprint(
-        name="MR", mean=1.0, std=1.0, minimum=0.0, maximum=2.0, median=1.0, percentile_00_5=0.0, percentile_99_5=2.0
-    )
-    fingerprint = Fingerprint(cases=(case,), channels=(channel,), median_cropped_fraction=1.0)
+    scan = ((80, 80, 80), (1.0, 1.0, 1.0))
+    fingerprint = make_fingerprint(scan, channels=(make_channel_fingerprint("MR"),), label_volumes_ml=())
     labels = labels or LabelSpec(names=names, values=tuple(range(1, len(names) + 1)))
     return replace(make_plan(fingerprint, labels, dataset="d", n_folds=5), axis_order=axis_order)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from fingerprints import make_channel_fingerprint, make_fingerprint
 
 from autoseg.core.errors import PlanError
 from autoseg.core.labels import LabelSpec
 from autoseg.planning.checks import check_plan
 from autoseg.planning.choices import Choices
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
 from autoseg.planning.transfer import transfer_plan
@@ -18,16 +19,9 @@ from autoseg.planning.transfer import transfer_plan
 Triple = tuple[float, float, float]
 
 
-def make_fingerprint(shape: tuple[int, int, int], spacing_mm: Triple, *, channel: str = "CT") -> Fingerprint:
+def fingerprint_of(shape: tuple[int, int, int], spacing_mm: Triple, *, channel: str = "CT") -> Fingerprint:
     """Ten equal cases."""
-    cases = tuple(
-        CaseFingerprint(case=f"c{i}", shape=shape, spacing_mm=spacing_mm, cropped_shape=shape, label_volumes_ml=(1.0,))
-        for i in range(10)
-    )
-    found = ChannelFingerprint(
-        name=channel, mean=1.0, std=1.0, minimum=0.0, maximum=2.0, median=1.0, percentile_00_5=0.0, percentile_99_5=2.0
-    )
-    return Fingerprint(cases=cases, channels=(found,), median_cropped_fraction=1.0)
+    return make_fingerprint(*[(shape, spacing_mm)] * 10, channels=(make_channel_fingerprint(channel),))
 
 
 def make_labels(n_labels: int = 1) -> LabelSpec:
@@ -35,7 +29,7 @@ def make_labels(n_labels: int = 1) -> LabelSpec:
 
 
 def make_source(shape: tuple[int, int, int], spacing_mm: Triple, **choices: object) -> Plan:
-    made = make_fingerprint(shape, spacing_mm)
+    made = fingerprint_of(shape, spacing_mm)
     return make_plan(made, make_labels(), dataset="source", n_folds=5, choices=Choices(**choices))  # type: ignore[arg-type]
 
 
@@ -55,7 +49,7 @@ def reason(of: Plan, subject: str) -> str:
 def test_grid_patch_and_network_are_taken_and_sizes_and_intensities_are_ones_own() -> None:
     source = make_source((100, 256, 256), (2.0, 1.0, 1.0))
     source = dataclasses.replace(source, optional_channels=source.channels)
-    made = transfer(source, make_fingerprint((50, 400, 300), (5.0, 0.5, 0.5), channel="T1"))
+    made = transfer(source, fingerprint_of((50, 400, 300), (5.0, 0.5, 0.5), channel="T1"))
     assert (made.dataset, made.n_folds, made.channels, made.optional_channels) == ("own", 3, ("T1",), ())
     assert made.normalization[0].scheme == "zscore"
     for name, configuration in made.configurations.items():
@@ -70,17 +64,17 @@ def test_grid_patch_and_network_are_taken_and_sizes_and_intensities_are_ones_own
 
 def test_thick_slices_stay_through_plane_whatever_the_other_plan_has() -> None:
     source = make_source((20, 300, 300), (5.0, 1.0, 1.0))
-    made = transfer(source, make_fingerprint((300, 320, 25), (0.8, 0.8, 5.0)))
+    made = transfer(source, fingerprint_of((300, 320, 25), (0.8, 0.8, 5.0)))
     assert made.axis_order == (2, 0, 1)
     assert made.configurations["3d_fullres"].median_shape == (25.0, 240.0, 256.0)
     assert reason(made, "axis_order").startswith("not as in source.json: x is the through-plane axis")
     # Nearly isotropic scans have no such axis of their own.
-    assert transfer(source, make_fingerprint((300, 320, 250), (0.8, 0.8, 0.9))).axis_order == (0, 1, 2)
+    assert transfer(source, fingerprint_of((300, 320, 250), (0.8, 0.8, 0.9))).axis_order == (0, 1, 2)
 
 
 def test_single_slices_get_2d_alone() -> None:
     source = make_source((100, 256, 256), (1.0, 1.0, 1.0))
-    slices = make_fingerprint((1, 256, 256), (1.0, 1.0, 1.0))
+    slices = fingerprint_of((1, 256, 256), (1.0, 1.0, 1.0))
     made = transfer(source, slices)
     assert set(made.configurations) == {"2d"}
     assert made.recommended == "2d"
@@ -94,16 +88,16 @@ def test_more_classes_take_memory_from_the_batch() -> None:
     # Of cases so large that only the memory limits the batch.
     source = make_source((400, 512, 512), (1.0, 1.0, 1.0))
     batch_size = source.configurations["2d"].batch_size
-    made = transfer(source, make_fingerprint((400, 512, 512), (1.0, 1.0, 1.0)), n_labels=100)
+    made = transfer(source, fingerprint_of((400, 512, 512), (1.0, 1.0, 1.0)), n_labels=100)
     assert 1 <= made.configurations["2d"].batch_size < batch_size
     assert "with 101 outputs no more than" in reason(made, "configurations.2d.batch_size")
     with pytest.raises(PlanError, match="does not fit 8 GiB with the 60001 outputs"):
-        transfer(source, make_fingerprint((100, 128, 128), (1.0, 1.0, 1.0)), n_labels=60_000)
+        transfer(source, fingerprint_of((100, 128, 128), (1.0, 1.0, 1.0)), n_labels=60_000)
 
 
 def test_a_patch_that_is_mostly_padding_is_said(caplog: pytest.LogCaptureFixture) -> None:
     source = make_source((200, 256, 256), (1.0, 1.0, 1.0))
-    made = transfer(source, make_fingerprint((30, 40, 40), (1.0, 1.0, 1.0)))
+    made = transfer(source, fingerprint_of((30, 40, 40), (1.0, 1.0, 1.0)))
     assert "padding" in reason(made, "configurations.3d_fullres.patch_size")
     assert "padding" in caplog.text
     assert made.recommended == "3d_fullres"

@@ -11,11 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from tiny_plans import make_tiny_configuration, make_tiny_plan
 
 from autoseg.core.geometry import Geometry, make_geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.core.serialize import read_json, write_json
-from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
+from autoseg.planning.plan import ChannelNormalization, Plan
 from autoseg.preprocessing.normalize import nonzero_mask, normalize
 from autoseg.preprocessing.occupied import find_occupied
 from autoseg.preprocessing.preprocess import (
@@ -45,41 +46,12 @@ def make_plan(
     normalization: tuple[ChannelNormalization, ...] | None = None,
 ) -> Plan:
     """A plan with one configuration, named after its axes; `spacing_mm` is in the network's order."""
-    n_axes = len(spacing_mm)
-    network = NetworkPlan(
-        architecture="unet",
-        features=(4, 8),
-        strides=((1,) * n_axes, (2,) * n_axes),
-        kernel_sizes=((3,) * n_axes,) * 2,
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    )
-    configuration = ConfigurationPlan(
-        name="2d" if n_axes == 2 else "3d_fullres",
-        spacing_mm=spacing_mm,
-        median_shape=(8.0,) * n_axes,
-        largest_shape=(8.0,) * n_axes,
-        patch_size=(8,) * n_axes,
-        batch_size=2,
-        lowres_axis=None,
-        batch_dice=False,
-        previous=None,
-        network=network,
-    )
+    configuration = make_tiny_configuration((8,) * len(spacing_mm), spacing_mm=spacing_mm)
     first, second, third = axis_order
-    return Plan(
-        version=PLAN_VERSION,
-        dataset="test",
-        labels=LabelSpec(names=("a", "b"), values=(1, 2)),
-        preset="unet",
-        gpu_memory_gib=8,
+    return replace(
+        make_tiny_plan(configuration, labels=LabelSpec(names=("a", "b"), values=(1, 2))),
         normalization=normalization or (channel("zscore"),),
         axis_order=(first, second, third),
-        n_folds=5,
-        configurations={configuration.name: configuration},
-        recommended=configuration.name,
-        reasons=(),
-        provenance={},
     )
 
 

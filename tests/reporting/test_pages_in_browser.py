@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fingerprints import CT, make_fingerprint
+from training_logs import make_epochs
 
 from autoseg.core.labels import LabelSpec
 from autoseg.evaluation.crossval import N_CONFIDENCE_BINS, Calibration, CaseReview, CrossValidation, Suspect
 from autoseg.evaluation.evaluate import score_case, summarise_scores
 from autoseg.evaluation.scores import ScoreSettings, targets_of
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
 from autoseg.reporting.charts import DPI, TINY_SIZE
 from autoseg.reporting.figures import OverlayRow
 from autoseg.reporting.predictions_page import PredictedCase, write_predictions_page
 from autoseg.reporting.results_page import ConfigurationResults, write_results_page
-from autoseg.training.record import EpochFigures
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PHONE_WIDTH, DESKTOP_WIDTH = 390, 1200
@@ -139,16 +139,8 @@ def load_overlay(case: str) -> OverlayRow:
 
 
 def make_a_plan() -> Plan:
-    case = CaseFingerprint(
-        case="c",
-        shape=(40, 200, 180),
-        spacing_mm=(3.0, 0.8, 0.8),
-        cropped_shape=(40, 200, 180),
-        label_volumes_ml=(1.0,) * len(LABELS.names),
-    )
-    numbers = {"mean": 80.0, "std": 200.0, "minimum": -1e3, "maximum": 3e3, "median": 50.0}
-    channel = ChannelFingerprint(name="CT", percentile_00_5=-900.0, percentile_99_5=1000.0, **numbers)
-    fingerprint = Fingerprint(cases=(case,) * 5, channels=(channel,), median_cropped_fraction=1.0)
+    scans = [((40, 200, 180), (3.0, 0.8, 0.8))] * 5
+    fingerprint = make_fingerprint(*scans, channels=(CT,), label_volumes_ml=(1.0,) * len(LABELS.names))
     return make_plan(fingerprint, LABELS, dataset=LONG, n_folds=5)
 
 
@@ -173,22 +165,7 @@ def make_results() -> ConfigurationResults:
         suspects=(Suspect(case=CASES[0], score=4.25, why="; ".join(["loss 4.21 (usual 0.31)"] * 5)),),
         quality=None,
     )
-    epochs = [
-        EpochFigures(
-            epoch=epoch,
-            iteration=250 * epoch,
-            time_s=10.0 * epoch,
-            train_loss=1 / epoch,
-            validation_loss=1 / epoch,
-            validation_dice=1 - 1 / epoch,
-            smoothed_dice=1 - 1 / epoch,
-            class_dice=(0.5,) * len(LABELS.names),
-            learning_rate=0.01,
-            step_s=0.1,
-            data_wait_fraction=0.0,
-        )
-        for epoch in range(1, 6)
-    ]
+    epochs = make_epochs(5, n_labels=len(LABELS.names))
     return ConfigurationResults(name="3d_fullres", curves=dict.fromkeys(range(5), epochs), crossval=crossval)
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import fingerprints
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from autoseg.core.errors import MAX_SHOWN_PER_KIND, Problem
 from autoseg.core.labels import LabelSpec
 from autoseg.planning.cost import list_stages
 from autoseg.planning.estimates import Estimates, estimate
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
 from autoseg.planning.plan import Measurement, Plan, Reason
 from autoseg.planning.planner import make_plan
 from autoseg.reporting.figures import OverlayRow
@@ -90,19 +91,6 @@ def make_case(i: int, volumes_ml: tuple[float, ...], spacing_mm: tuple[float, fl
     )
 
 
-def make_channel(name: str) -> ChannelFingerprint:
-    return ChannelFingerprint(
-        name=name,
-        mean=80.0,
-        std=200.0,
-        minimum=-1024.0,
-        maximum=30000.0,
-        median=50.0,
-        percentile_00_5=-900.0,
-        percentile_99_5=1000.0,
-    )
-
-
 def make_labels(n: int) -> LabelSpec:
     return LabelSpec(names=tuple(f"organ {i}" for i in range(n)), values=tuple(range(1, n + 1)))
 
@@ -122,7 +110,9 @@ def make_fingerprint(
         volumes_ml[-1] *= i % 2 == 0
         cases.append(make_case(i, tuple(volumes_ml) if has_volumes else (), spacing_mm))
     return Fingerprint(
-        cases=tuple(cases), channels=tuple(make_channel(name) for name in channels), median_cropped_fraction=1.0
+        cases=tuple(cases),
+        channels=tuple(dataclasses.replace(fingerprints.CT, name=name) for name in channels),
+        median_cropped_fraction=1.0,
     )
 
 
@@ -265,17 +255,8 @@ def test_totals_are_the_sums_of_the_stages(tmp_path: Path) -> None:
 
 
 def test_the_cascade_has_the_previous_prediction_as_input(tmp_path: Path) -> None:
-    cases = tuple(
-        CaseFingerprint(
-            case=f"c{i}",
-            shape=(400, 512, 512),
-            spacing_mm=(1.0, 0.8, 0.8),
-            cropped_shape=(400, 512, 512),
-            label_volumes_ml=(1.0, 2.0),
-        )
-        for i in range(20)
-    )
-    fingerprint = Fingerprint(cases=cases, channels=(make_channel("CT"),), median_cropped_fraction=1.0)
+    scans = [((400, 512, 512), (1.0, 0.8, 0.8))] * 20
+    fingerprint = fingerprints.make_fingerprint(*scans, channels=(fingerprints.CT,), label_volumes_ml=(1.0, 2.0))
     plan = make(fingerprint)
     assert "3d_cascade_fullres" in plan.configurations
     page = write(tmp_path, plan, fingerprint)
@@ -291,7 +272,7 @@ def test_a_2d_plan_of_another_axis_order(tmp_path: Path) -> None:
         cropped_shape=(300, 1, 200),
         label_volumes_ml=(1.0, 0.0),
     )
-    fingerprint = Fingerprint(cases=(case,), channels=(make_channel("CT"),), median_cropped_fraction=1.0)
+    fingerprint = Fingerprint(cases=(case,), channels=(fingerprints.CT,), median_cropped_fraction=1.0)
     plan = make(fingerprint)
     assert plan.axis_order == (1, 0, 2)
     assert place_on_axes(plan, "2d", (1.0, 0.5)) == (1.0, None, 0.5)

@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 import pytest
+from fingerprints import CT
 
 from autoseg.core.runtime import format_memory
-from autoseg.planning.fingerprint import ChannelFingerprint
 from autoseg.reporting.html import escape, format_large, format_number
 from autoseg.reporting.plots import WIDTH, Scale, draw_box, draw_channel, draw_histogram, fit_scale
 
@@ -46,28 +46,14 @@ def test_a_histogram_counts_and_a_box_spans() -> None:
     assert "box" not in draw_box(np.array([]), scale, description="d").markup
 
 
-CHANNEL = ChannelFingerprint(
-    name="CT",
-    mean=80.0,
-    std=200.0,
-    minimum=-1024.0,
-    maximum=30000.0,
-    median=50.0,
-    percentile_00_5=-900.0,
-    percentile_99_5=1000.0,
-)
-
-
 def test_intensities_far_away_are_cut_and_missing_ones_not_drawn() -> None:
-    drawn = draw_channel(CHANNEL)
+    drawn = draw_channel(CT)
     assert drawn is not None
     assert "l-4 -4m4 4l-4 4" in drawn.markup
     assert "30,000" not in drawn.markup
-    assert draw_channel(dataclasses.replace(CHANNEL, mean=float("nan"))) is None
+    assert draw_channel(dataclasses.replace(CT, mean=float("nan"))) is None
     assert draw_channel(
-        dataclasses.replace(
-            CHANNEL, minimum=5, maximum=5, mean=5, median=5, std=0, percentile_00_5=5, percentile_99_5=5
-        )
+        dataclasses.replace(CT, minimum=5, maximum=5, mean=5, median=5, std=0, percentile_00_5=5, percentile_99_5=5)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
+from training_logs import make_epochs
 
 from autoseg.evaluation.crossval import N_CONFIDENCE_BINS, Calibration
 from autoseg.evaluation.evaluate import summarise_scores
@@ -87,22 +89,15 @@ def count_runs(line: NDArray[np.bool_]) -> int:
     return int((np.diff(np.concatenate([[0], line.astype(int)])) == 1).sum())
 
 
-def make_epochs(n: int, *, worse: float = 0.0) -> list[EpochFigures]:
+def make_curve(n: int, *, worse: float = 0.0) -> list[EpochFigures]:
+    """Without the Dice of the second epoch."""
     return [
-        EpochFigures(
-            epoch=epoch,
-            iteration=250 * epoch,
-            time_s=10.0 * epoch,
-            train_loss=1 / epoch,
-            validation_loss=1 / epoch + worse,
-            validation_dice=math.nan if epoch == 2 else 1 - 1 / epoch,
-            smoothed_dice=1 - 1 / epoch,
-            class_dice=(0.5,),
-            learning_rate=0.01,
-            step_s=0.1,
-            data_wait_fraction=0.0,
+        replace(
+            figures,
+            validation_loss=figures.validation_loss + worse,
+            validation_dice=math.nan if figures.epoch == 2 else figures.validation_dice,
         )
-        for epoch in range(1, n + 1)
+        for figures in make_epochs(n)
     ]
 
 
@@ -174,9 +169,9 @@ def test_many_labels_have_a_row_each(tmp_path: Path) -> None:
 
 
 def test_learning_curves_of_some_folds(tmp_path: Path) -> None:
-    curves = {0: make_epochs(40), 1: [], 3: make_epochs(1), 7: make_epochs(300, worse=0.2)}
+    curves = {0: make_curve(40), 1: [], 3: make_curve(1), 7: make_curve(300, worse=0.2)}
     assert read_picture(draw_learning_curves(tmp_path / "a.png", curves)).shape[1] == 1000
-    many = {fold: make_epochs(5, worse=fold / 50) for fold in range(20)}
+    many = {fold: make_curve(5, worse=fold / 50) for fold in range(20)}
     assert read_picture(draw_learning_curves(tmp_path / "b.png", many)).shape[1] == 1000
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fingerprints import CT, make_fingerprint
+from training_logs import make_epochs
 
 from autoseg.core.errors import FormatError
 from autoseg.core.labels import LabelSpec
@@ -23,7 +25,6 @@ from autoseg.evaluation.intervals import bootstrap_interval
 from autoseg.evaluation.scores import MISSED, OK, ONLY_PREDICTED, CaseScore, LabelScore, ScoreSettings
 from autoseg.evaluation.selection import Candidate, Comparison, Selection, StepDecision
 from autoseg.inference.quality import QualityModel
-from autoseg.planning.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
 from autoseg.reporting.figures import OverlayRow
@@ -104,27 +105,8 @@ def shown(text: str) -> str:
 
 
 def make_a_plan(names: tuple[str, ...] = ("anterior", "posterior"), *, dataset: str = "Hearts") -> Plan:
-    cases = tuple(
-        CaseFingerprint(
-            case=f"c{i}",
-            shape=(40, 200, 180),
-            spacing_mm=(3.0, 0.8, 0.8),
-            cropped_shape=(40, 200, 180),
-            label_volumes_ml=(1.0,) * len(names),
-        )
-        for i in range(5)
-    )
-    channel = ChannelFingerprint(
-        name="CT",
-        mean=80.0,
-        std=200.0,
-        minimum=-1024.0,
-        maximum=3000.0,
-        median=50.0,
-        percentile_00_5=-900.0,
-        percentile_99_5=1000.0,
-    )
-    fingerprint = Fingerprint(cases=cases, channels=(channel,), median_cropped_fraction=1.0)
+    scans = [((40, 200, 180), (3.0, 0.8, 0.8))] * 5
+    fingerprint = make_fingerprint(*scans, channels=(CT,), label_volumes_ml=(1.0,) * len(names))
     labels = LabelSpec(names=names, values=tuple(range(1, len(names) + 1)))
     return make_plan(fingerprint, labels, dataset=dataset, n_folds=5)
 
@@ -190,25 +172,7 @@ def make_crossval(
 
 
 def make_curves(folds: Sequence[int], n_labels: int = 2) -> dict[int, list[EpochFigures]]:
-    return {
-        fold: [
-            EpochFigures(
-                epoch=epoch,
-                iteration=250 * epoch,
-                time_s=10.0 * epoch,
-                train_loss=1 / epoch,
-                validation_loss=1 / epoch,
-                validation_dice=1 - 1 / epoch,
-                smoothed_dice=1 - 1 / epoch,
-                class_dice=(0.5,) * n_labels,
-                learning_rate=0.01,
-                step_s=0.1,
-                data_wait_fraction=0.0,
-            )
-            for epoch in range(1, 6)
-        ]
-        for fold in folds
-    }
+    return {fold: make_epochs(5, n_labels=n_labels) for fold in folds}
 
 
 def make_candidate(

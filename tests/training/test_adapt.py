@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_plans import make_tiny_plan
 
 from autoseg.core.errors import TrainingError
 from autoseg.core.labels import LabelSpec
 from autoseg.planning.plan import (
-    PLAN_VERSION,
     SET_BY_USER,
-    ChannelNormalization,
     ConfigurationPlan,
     NetworkPlan,
     Plan,
@@ -59,24 +58,7 @@ THICK = ConfigurationPlan(
 
 
 def make_plan(*reasons: Reason) -> Plan:
-    return Plan(
-        version=PLAN_VERSION,
-        dataset="thick",
-        labels=LabelSpec(names=("ball",), values=(1,)),
-        preset="unet",
-        gpu_memory_gib=8,
-        normalization=(
-            ChannelNormalization(
-                channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
-            ),
-        ),
-        axis_order=(0, 1, 2),
-        n_folds=5,
-        configurations={THICK.name: THICK},
-        recommended=THICK.name,
-        reasons=reasons,
-        provenance={},
-    )
+    return make_tiny_plan(THICK, labels=LabelSpec(names=("ball",), values=(1,)), reasons=reasons)
 
 
 class Machine:

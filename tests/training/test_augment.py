@@ -8,28 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
+from augmentations import NEVER, NO_AUGMENTATION, generator, smooth
 from torch import Tensor
 
 from autoseg.core.errors import TrainingError
 from autoseg.training.augment import AugmentConfig, AugmentParameters, apply_parameters, draw_parameters, read_size
 
-NEVER: dict[str, Any] = {
-    field.name: 0.0
-    for field in dataclasses.fields(AugmentConfig)
-    if field.name.endswith("_probability") and not field.name.endswith("_channel_probability")
-}
-NOTHING = AugmentConfig(**NEVER)
 ALWAYS: dict[str, Any] = dict.fromkeys(NEVER, 1.0)
 EVERYTHING = dataclasses.replace(AugmentConfig(**ALWAYS), mirror_probability=0.5)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def draw(
@@ -38,13 +28,6 @@ def draw(
     return draw_parameters(
         n_samples=n_samples, n_channels=n_channels, n_axes=len(patch), config=config, generator=generator(seed)
     )
-
-
-def smooth(shape: tuple[int, ...], seed: int = 0, sigma: float = 2.0) -> Tensor:
-    """Smooth random images, (N, C, *spatial) float32, of mean 0 and standard deviation 1."""
-    noise = np.random.default_rng(seed).normal(size=shape)
-    image = scipy.ndimage.gaussian_filter(noise, (0, 0, *[sigma] * (len(shape) - 2)))
-    return torch.from_numpy((image - image.mean()) / image.std()).float()
 
 
 def classes_like(images: Tensor, n_classes: int) -> Tensor:
@@ -230,7 +213,7 @@ def test_nothing_to_do_is_the_centre_crop(read: tuple[int, ...], patch: tuple[in
     images = smooth((3, 2, *read))
     labels = classes_like(images, 5).to(dtype)
     before = images.clone(), labels.clone()
-    parameters = draw(patch, NOTHING, n_samples=3, n_channels=2)
+    parameters = draw(patch, NO_AUGMENTATION, n_samples=3, n_channels=2)
     new_images, new_labels = apply_parameters(images, labels, patch_size=patch, parameters=parameters)
     assert torch.equal(new_images, centre(images, patch))
     assert torch.equal(new_labels, centre(labels, patch).long())
@@ -245,7 +228,7 @@ def test_mirroring_is_exactly_one_of_the_flips_for_image_and_label(patch: tuple[
     n_samples, read = 64, tuple(size + 3 for size in patch)
     images = torch.rand((n_samples, 2, *read), generator=generator())
     labels = torch.arange(int(np.prod(read))).view(1, *read).repeat(n_samples, 1, 1, *[1] * (len(patch) - 2))
-    config = dataclasses.replace(NOTHING, mirror_probability=0.5)
+    config = dataclasses.replace(NO_AUGMENTATION, mirror_probability=0.5)
     parameters = draw(patch, config, n_samples=n_samples, n_channels=2)
     new_images, new_labels = apply_parameters(images, labels, patch_size=patch, parameters=parameters)
     axes = range(-len(patch), 0)
@@ -352,7 +335,7 @@ def test_each_sample_gets_its_own_parameters() -> None:
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     images, labels = torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 8, 8, 8)
-    parameters = draw((8, 8, 8), NOTHING, n_samples=1)
+    parameters = draw((8, 8, 8), NO_AUGMENTATION, n_samples=1)
     with pytest.raises(ValueError, match="larger"):
         apply_parameters(images, labels, patch_size=(8, 8, 9), parameters=parameters)
     with pytest.raises(ValueError, match="do not fit"):
@@ -362,7 +345,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("patch", [(12, 16), (8, 12, 16)])
 def test_labels_with_a_side_change_places_where_left_and_right_are_mirrored(patch: tuple[int, ...]) -> None:
     last = len(patch) - 1
-    config = dataclasses.replace(NOTHING, mirror_probability=0.5, side_axis=last, opposite=(0, 2, 1, 3))
+    config = dataclasses.replace(NO_AUGMENTATION, mirror_probability=0.5, side_axis=last, opposite=(0, 2, 1, 3))
     images = smooth((8, 1, *patch))
     labels = classes_like(images, 4)
     parameters = draw(patch, config, n_samples=8)
@@ -378,7 +361,7 @@ def test_labels_with_a_side_change_places_where_left_and_right_are_mirrored(patc
 
 
 def test_axes_that_must_not_be_mirrored_are_not_and_the_others_draw_as_before() -> None:
-    config = dataclasses.replace(NOTHING, mirror_probability=0.5)
+    config = dataclasses.replace(NO_AUGMENTATION, mirror_probability=0.5)
     every = draw((8, 12, 16), config, n_samples=50).flip
     some = draw((8, 12, 16), dataclasses.replace(config, mirror_axes=(0, 1)), n_samples=50).flip
     assert torch.equal(some[:, :2], every[:, :2])

@@ -14,6 +14,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 import torch
+from augmentations import NEVER, same_distribution, smooth
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -21,11 +22,6 @@ from autoseg.core.errors import TrainingError
 from autoseg.training.augment import AugmentConfig, apply_parameters, draw_parameters, read_size
 from autoseg.training.augment_classic import ClassicAugmentation
 
-NEVER: dict[str, Any] = {
-    field.name: 0.0
-    for field in dataclasses.fields(AugmentConfig)
-    if field.name.endswith("_probability") and not field.name.endswith("_channel_probability")
-}
 SEED = 2**62 + 12345
 N_DRAWS = 400
 PATCHES = [(9, 11, 10), (4, 14, 13), (20, 13), (12, 14)]
@@ -43,15 +39,8 @@ def everything(patch: tuple[int, ...]) -> AugmentConfig:
     return table(patch, **(dict.fromkeys(NEVER, 1.0) | {"mirror_probability": 0.5}))
 
 
-def smooth(shape: tuple[int, ...], sigma: float = 2.0) -> NDArray[np.float32]:
-    """Smooth random images, (N, C, *spatial), of mean 0 and standard deviation 1."""
-    noise = np.random.default_rng(0).normal(size=shape)
-    image = scipy.ndimage.gaussian_filter(noise, (0, 0, *[sigma] * (len(shape) - 2)))
-    return ((image - image.mean()) / image.std()).astype(np.float32)
-
-
 def batch(n_samples: int, n_channels: int, size: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    return smooth((n_samples, n_channels, *size)), np.random.default_rng(1).integers(0, 4, (n_samples, *size))
+    return smooth((n_samples, n_channels, *size)).numpy(), np.random.default_rng(1).integers(0, 4, (n_samples, *size))
 
 
 def centre(array: NDArray, patch: tuple[int, ...]) -> NDArray:
@@ -162,7 +151,7 @@ def test_classes_with_a_side_change_places_where_left_and_right_are_mirrored(
 def test_image_and_classes_stay_together(patch: tuple[int, ...]) -> None:
     config = table(patch, rotation_probability=1, scaling_probability=1, mirror_probability=0.5)
     augmentation = ClassicAugmentation(patch, config)
-    images = smooth((6, 1, *augmentation.read_size), sigma=3)
+    images = smooth((6, 1, *augmentation.read_size), sigma=3).numpy()
     new_images, new_classes = augmentation(images, np.where(images[:, 0] > 0, 200, 7), seed=SEED)
     assert set(np.unique(new_classes)) == {7, 200}, "no class in between"
     disagreeing = (new_images[:, 0] > 0) != (new_classes == 200)
@@ -259,10 +248,6 @@ def both_geometries(
     return matrices(torch_patches.numpy()), matrices(classic_patches)
 
 
-def same_distribution(a: NDArray, b: NDArray) -> bool:
-    return scipy.stats.ks_2samp(a, b).pvalue > 0.01
-
-
 @pytest.mark.parametrize("patch", [(3, 4, 5), (2, 6, 7), (6, 7), (4, 7)])
 def test_read_size_holds_every_draw_and_little_more(patch: tuple[int, ...]) -> None:
     """A position outside would be that of the border, and `matrices` would notice that it does not fit."""
@@ -349,7 +334,7 @@ def both_effects(images: NDArray[np.float32], **changes: Any) -> tuple[NDArray[n
 
 @pytest.mark.parametrize("patch", [(7, 8, 9), (3, 9, 10), (12, 11)])
 def test_intensities_have_the_same_distribution_as_in_torch(patch: tuple[int, ...]) -> None:
-    image = np.abs(smooth((1, 2, *patch), sigma=1))
+    image = np.abs(smooth((1, 2, *patch), sigma=1).numpy())
     images = np.repeat(image, N_DRAWS, axis=0)
     axes = tuple(range(2, images.ndim))
 
@@ -383,7 +368,7 @@ def test_intensities_have_the_same_distribution_as_in_torch(patch: tuple[int, ..
 
 
 def test_intensities_are_chosen_as_often_as_in_torch() -> None:
-    images = np.repeat(smooth((1, 2, 4, 5, 4)), 1000, axis=0)
+    images = np.repeat(smooth((1, 2, 4, 5, 4)).numpy(), 1000, axis=0)
     for name, probability in {
         "noise": 0.3,
         "blur": 0.5,

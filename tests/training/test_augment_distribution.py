@@ -15,6 +15,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 import torch
+from augmentations import NEVER, generator, same_distribution
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -23,11 +24,6 @@ from autoseg.training.augment_geometry import resample
 
 spatial_transforms = pytest.importorskip("batchgenerators.transforms.spatial_transforms")
 
-NEVER: dict[str, Any] = {
-    field.name: 0.0
-    for field in dataclasses.fields(AugmentConfig)
-    if field.name.endswith("_probability") and not field.name.endswith("_channel_probability")
-}
 PATCHES = [(4, 5, 6), (3, 10, 11), (7, 8), (5, 9)]
 """3D; 3D with thick slices; 2D; 2D with one side longer, which is turned less."""
 N_DRAWS = 2000
@@ -66,7 +62,7 @@ def ours(patch: tuple[int, ...], **changes: Any) -> NDArray[np.float64]:
         n_channels=len(patch),
         n_axes=len(patch),
         config=config,
-        generator=torch.Generator().manual_seed(0),
+        generator=generator(),
     )
     image = torch.from_numpy(positions(read_size(patch, parameters)))
     patches, _ = apply_parameters(
@@ -122,10 +118,6 @@ def angles(maps: NDArray[np.float64]) -> NDArray[np.float64]:
     if maps.shape[1] == 2:
         return np.arctan2(rotations[:, 1:, 0], rotations[:, :1, 0])
     return Rotation.from_matrix(rotations).as_rotvec()
-
-
-def same_distribution(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
-    return scipy.stats.ks_2samp(a, b).pvalue > 0.01
 
 
 @pytest.mark.parametrize("patch", PATCHES)

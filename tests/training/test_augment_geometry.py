@@ -9,21 +9,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from torch import Tensor
+from augmentations import generator, smooth
 
 from autoseg.training.augment_geometry import covering_size, resample
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def smooth(shape: tuple[int, ...], seed: int = 0, sigma: float = 2.0) -> Tensor:
-    """Smooth random images, (N, C, *spatial) float32, of mean 0 and standard deviation 1."""
-    noise = np.random.default_rng(seed).normal(size=shape)
-    image = scipy.ndimage.gaussian_filter(noise, (0, 0, *[sigma] * (len(shape) - 2)))
-    return torch.from_numpy((image - image.mean()) / image.std()).float()
-
 
 # The region to read
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,32 +12,17 @@ import scipy.ndimage
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from augmentations import NEVER, generator, same_distribution, smooth
 from skimage.transform import resize
 from torch import Tensor
 
 from autoseg.training import augment_intensity as intensity
 from autoseg.training.augment import AugmentConfig, apply_parameters, draw_parameters
 
-NEVER: dict[str, Any] = {
-    field.name: 0.0
-    for field in dataclasses.fields(AugmentConfig)
-    if field.name.endswith("_probability") and not field.name.endswith("_channel_probability")
-}
 N_DRAWS = 400
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def smooth(shape: tuple[int, ...], seed: int = 0, sigma: float = 2.0) -> Tensor:
-    """Smooth random images, (N, C, *spatial) float32, of mean 0 and standard deviation 1."""
-    noise = np.random.default_rng(seed).normal(size=shape)
-    image = scipy.ndimage.gaussian_filter(noise, (0, 0, *[sigma] * (len(shape) - 2)))
-    return torch.from_numpy((image - image.mean()) / image.std()).float()
 
 
 # Known answers
@@ -121,10 +105,6 @@ def effects(images: Tensor, **probabilities: Any) -> Tensor:
     )
     labels = torch.zeros((images.shape[0], *images.shape[2:]), dtype=torch.uint8)
     return apply_parameters(images, labels, patch_size=tuple(images.shape[2:]), parameters=parameters)[0]
-
-
-def same_distribution(a: np.ndarray, b: np.ndarray) -> bool:
-    return scipy.stats.ks_2samp(a, b).pvalue > 0.01
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_plans import make_tiny_network_plan
 from torch import nn
 
 from autoseg.core.errors import TrainingError
 from autoseg.networks.build import build_network
-from autoseg.planning.plan import NetworkPlan
 from autoseg.training.checkpoint import (
     DamagedError,
     RunState,
@@ -50,14 +50,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 
 
 def make_network(n_axes: int, *, features: tuple[int, ...] = (4, 8), seed: int = 0) -> nn.Module:
-    plan = NetworkPlan(
-        architecture="unet",
-        features=features,
-        strides=((1,) * n_axes, (2,) * n_axes),
-        kernel_sizes=((3,) * n_axes,) * 2,
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    )
+    plan = make_tiny_network_plan(n_axes, features=features)
     torch.manual_seed(seed)
     return build_network(plan, n_channels=2, n_outputs=3)
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from tiny_plans import make_tiny_configuration
 from torch import Tensor
 
 from autoseg.networks.build import build_network
-from autoseg.planning.plan import ConfigurationPlan, NetworkPlan
 from autoseg.training.learner import Learner
 from autoseg.training.losses import deep_supervision_loss
 from autoseg.training.recipe import RECIPES
@@ -20,25 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def make_learner(*, recipe: str = "fast", batch_dice: bool = False, precision: str = "float32") -> Learner:
     """Always with the same weights, of two outputs of three classes."""
     torch.manual_seed(0)
-    configuration = ConfigurationPlan(
-        name="2d",
-        spacing_mm=(1.0, 1.0),
-        median_shape=(16, 16),
-        largest_shape=(16, 16),
-        patch_size=(16, 16),
-        batch_size=2,
-        lowres_axis=None,
-        batch_dice=batch_dice,
-        previous=None,
-        network=NetworkPlan(
-            architecture="unet",
-            features=(4, 8, 8),
-            strides=((1, 1), (2, 2), (2, 2)),
-            kernel_sizes=((3, 3),) * 3,
-            encoder_blocks=(1, 1, 1),
-            decoder_blocks=(1, 1),
-        ),
-    )
+    configuration = make_tiny_configuration((16, 16), features=(4, 8, 8), batch_dice=batch_dice)
     return Learner(
         build_network(configuration.network, n_channels=1, n_outputs=3),
         configuration,

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_plans import make_tiny_configuration, make_tiny_plan
 
 from autoseg.core.errors import TrainingError
 from autoseg.core.labels import LabelSpec
 from autoseg.networks.build import build_trainable
-from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
+from autoseg.planning.plan import Plan
 from autoseg.training.augment import AugmentConfig, draw_parameters, read_size
 from autoseg.training.learner import Learner
 from autoseg.training.measure import (
@@ -29,45 +30,14 @@ CPU = torch.device("cpu")
 
 
 def make_plan(n_axes: int) -> Plan:
-    configuration = ConfigurationPlan(
-        name="2d" if n_axes == 2 else "3d_fullres",
-        spacing_mm=(1.0,) * n_axes,
+    configuration = make_tiny_configuration(
+        (8,) * n_axes,
         median_shape=(12.0,) * n_axes,
         largest_shape=(16.0,) * n_axes,
-        patch_size=(8,) * n_axes,
-        batch_size=2,
-        lowres_axis=None,
+        features=(4, 8, 8),
         batch_dice=n_axes == 2,
-        previous=None,
-        network=NetworkPlan(
-            architecture="unet",
-            features=(4, 8, 8),
-            strides=((1,) * n_axes, (2,) * n_axes, (2,) * n_axes),
-            kernel_sizes=((3,) * n_axes,) * 3,
-            encoder_blocks=(1, 1, 1),
-            decoder_blocks=(1, 1),
-        ),
     )
-    channels = (
-        ChannelNormalization(
-            channel=name, scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
-        )
-        for name in ("T1", "T2")
-    )
-    return Plan(
-        version=PLAN_VERSION,
-        dataset="noise",
-        labels=LabelSpec(names=("a", "b"), values=(1, 2)),
-        preset="unet",
-        gpu_memory_gib=8,
-        normalization=tuple(channels),
-        axis_order=(0, 1, 2),
-        n_folds=2,
-        configurations={configuration.name: configuration},
-        recommended=configuration.name,
-        reasons=(),
-        provenance={},
-    )
+    return make_tiny_plan(configuration, labels=LabelSpec(names=("a", "b"), values=(1, 2)), channels=("T1", "T2"))
 
 
 # -- the search --------------------------------------------------------------------------------------------------------

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from augmentations import NO_AUGMENTATION
 from numpy.typing import NDArray
+from tiny_cases import write_tiny_case
 
 from autoseg.core.errors import TrainingError
-from autoseg.core.geometry import Box, Geometry
 from autoseg.core.runtime import derive_seed, run_ahead
-from autoseg.preprocessing.preprocess import CaseRecord
 from autoseg.preprocessing.store import PreprocessedCase, load_into_memory, write_case, write_previous
 from autoseg.training import patches
 from autoseg.training.augment import AugmentConfig, apply_parameters
@@ -25,25 +24,12 @@ from autoseg.training.augment_classic import ClassicAugmentation
 from autoseg.training.patches import DROP_PROBABILITY, SAMPLING, Batch, PatchSampler, is_blank, read_region
 
 SHAPE = (10, 30, 20)
-NEVER: dict[str, Any] = {known.name: 0.0 for known in fields(AugmentConfig) if known.name.endswith("_probability")}
-NO_AUGMENTATION = AugmentConfig(**NEVER)
 
 
 def make_case(folder: Path, label: NDArray, *, n_classes: int) -> PreprocessedCase:
     """Every voxel of the image holds its own index, so that a patch says where it is from."""
     image = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(1, *SHAPE) / 8
-    record = CaseRecord(
-        geometry=Geometry(
-            shape=SHAPE, spacing_mm=(1, 1, 1), affine=((1.0, 0, 0, 0),) * 4, file_axcodes=("R", "A", "S")
-        ),
-        crop=Box(start=(0, 0, 0), stop=SHAPE),
-        axis_order=(0, 1, 2),
-        shape=SHAPE,
-        spacing_mm=(1, 1, 1),
-        nearest_axis=None,
-    )
-    write_case(folder, image, label, key="k", record=record, n_classes=n_classes)
-    return PreprocessedCase(folder)
+    return write_tiny_case(folder, image, label, n_classes=n_classes)
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_cases import draw_ball_in_shell, write_tiny_case
+from tiny_plans import make_tiny_configuration, make_tiny_plan
 
-from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.core.serialize import to_plain, write_json
-from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
-from autoseg.preprocessing.preprocess import CaseRecord
-from autoseg.preprocessing.store import PreprocessedCase, write_case
+from autoseg.planning.plan import Plan
+from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.adapt import choose_training
 from autoseg.training.augment import apply_parameters
 from autoseg.training.config import Budget, TrainConfig
@@ -57,43 +57,10 @@ class Fold:
 
 
 def make_plan(*, labels: LabelSpec = CLASSES, n_axes: int = 3, batch_dice: bool = False) -> Plan:
-    configuration = ConfigurationPlan(
-        name="2d" if n_axes == 2 else "3d_fullres",
-        spacing_mm=(1.0,) * n_axes,
-        median_shape=SHAPE[-n_axes:],
-        largest_shape=SHAPE[-n_axes:],
-        patch_size=(16,) * n_axes,
-        batch_size=2,
-        lowres_axis=None,
-        batch_dice=batch_dice,
-        previous=None,
-        network=NetworkPlan(
-            architecture="unet",
-            features=(4, 8, 8),
-            strides=((1,) * n_axes, (2,) * n_axes, (2,) * n_axes),
-            kernel_sizes=((3,) * n_axes,) * 3,
-            encoder_blocks=(1, 1, 1),
-            decoder_blocks=(1, 1),
-        ),
+    configuration = make_tiny_configuration(
+        (16,) * n_axes, median_shape=SHAPE[-n_axes:], features=(4, 8, 8), batch_dice=batch_dice
     )
-    return Plan(
-        version=PLAN_VERSION,
-        dataset="balls",
-        labels=labels,
-        preset="unet",
-        gpu_memory_gib=8,
-        normalization=(
-            ChannelNormalization(
-                channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
-            ),
-        ),
-        axis_order=(0, 1, 2),
-        n_folds=2,
-        configurations={configuration.name: configuration},
-        recommended=configuration.name,
-        reasons=(),
-        provenance={},
-    )
+    return make_tiny_plan(configuration, labels=labels)
 
 
 @pytest.fixture(scope="module")
@@ -102,29 +69,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "broken_0", which has voxels that are no numbers."""
     folder = tmp_path_factory.mktemp("cases")
     rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"))
-    affine = tuple(tuple(row) for row in np.eye(4).tolist())
-    geometry = Geometry(shape=SHAPE, spacing_mm=(1.0, 1.0, 1.0), affine=affine, file_axcodes=("R", "A", "S"))
-    record = CaseRecord(
-        geometry=geometry,
-        crop=Box(start=(0, 0, 0), stop=SHAPE),
-        axis_order=(0, 1, 2),
-        shape=SHAPE,
-        spacing_mm=(1.0, 1.0, 1.0),
-        nearest_axis=None,
-    )
     for name in ("whole_0", "whole_1", "whole_2", "whole_3", "part_0", "broken_0"):
-        centre = rng.uniform(6, 12, 3)
-        distance = np.linalg.norm(grid - centre.reshape(3, 1, 1, 1), axis=0)
-        label = np.where(distance < 3, 1, np.where(distance < 6, 2, 0)).astype(np.uint8)
-        image = (np.array([0.0, 2.0, 1.0])[label] + rng.normal(0, 0.3, SHAPE))[None].astype(np.float32)
+        image, label = draw_ball_in_shell(rng, SHAPE, centres=(6, 12), radii=(3, 6))
         known = None
         if name == "part_0":
             label[label == 2] = 0
             known = (True, True, False)
         if name == "broken_0":
             image[:] = np.nan
-        write_case(folder / name, image, label, key="k", record=record, n_classes=3, known=known)
+        write_tiny_case(folder / name, image, label, n_classes=3, known=known)
     return folder
 
 

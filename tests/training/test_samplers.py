@@ -7,86 +7,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from label_specs import make_kidneys, make_kidneys_of_regions
 from numpy.typing import NDArray
+from tiny_cases import write_tiny_case
+from tiny_plans import make_tiny_configuration, make_tiny_plan
 
-from autoseg.core.geometry import Box, Geometry
-from autoseg.core.labels import LabelSpec, Region
-from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
-from autoseg.preprocessing.preprocess import CaseRecord
-from autoseg.preprocessing.store import PreprocessedCase, write_case, write_previous
+from autoseg.core.labels import LabelSpec
+from autoseg.planning.plan import ConfigurationPlan, Plan
+from autoseg.preprocessing.store import PreprocessedCase, write_previous
 from autoseg.training.augment import AugmentParameters
 from autoseg.training.config import Budget, TrainConfig
 from autoseg.training.record import TrainingChoices
 from autoseg.training.samplers import training_sampler, validation_sampler
 
 SHAPE = (8, 10, 12)
-PAIR = LabelSpec(names=("kidney left", "kidney right"), values=(1, 2))
-PAIR_OF_REGIONS = LabelSpec(
-    names=("left alone", "right alone", "where they have grown together"),
-    values=(1, 2, 3),
-    regions=(
-        Region(name="kidney left", values=(1, 3), written=1),
-        Region(name="kidney right", values=(2, 3), written=2),
-    ),
-)
-CONFIGURATION = ConfigurationPlan(
-    name="3d_fullres",
-    spacing_mm=(1.0, 1.0, 1.0),
-    median_shape=SHAPE,
-    largest_shape=SHAPE,
-    patch_size=(8, 8, 8),
-    batch_size=2,
-    lowres_axis=None,
-    batch_dice=False,
-    previous=None,
-    network=NetworkPlan(
-        architecture="unet",
-        features=(4, 8),
-        strides=((1, 1, 1), (2, 2, 2)),
-        kernel_sizes=((3, 3, 3),) * 2,
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    ),
-)
+PAIR = make_kidneys(1, 2)
+PAIR_OF_REGIONS = make_kidneys_of_regions(1, 2, both=3)
+CONFIGURATION = make_tiny_configuration((8, 8, 8), median_shape=SHAPE)
 
 
 def make_plan(labels: LabelSpec, configuration: ConfigurationPlan = CONFIGURATION) -> Plan:
-    scheme = ChannelNormalization(
-        channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
-    )
-    first = replace(CONFIGURATION, name="3d_lowres")
-    return Plan(
-        version=PLAN_VERSION,
-        dataset="test",
-        labels=labels,
-        preset="unet",
-        gpu_memory_gib=8,
-        normalization=(scheme,),
-        axis_order=(0, 1, 2),
-        n_folds=5,
-        configurations={known.name: known for known in (first, configuration)},
-        recommended=configuration.name,
-        reasons=(),
-        provenance={},
-    )
+    return make_tiny_plan(replace(CONFIGURATION, name="3d_lowres"), configuration, labels=labels)
 
 
 def make_case(folder: Path, labels: LabelSpec) -> PreprocessedCase:
     """Noise, with every class everywhere, and as much of every class that a first stage has found."""
     rng = np.random.default_rng(0)
-    record = CaseRecord(
-        geometry=Geometry(
-            shape=SHAPE, spacing_mm=(1, 1, 1), affine=((1.0, 0, 0, 0),) * 4, file_axcodes=("R", "A", "S")
-        ),
-        crop=Box(start=(0, 0, 0), stop=SHAPE),
-        axis_order=(0, 1, 2),
-        shape=SHAPE,
-        spacing_mm=(1, 1, 1),
-        nearest_axis=None,
-    )
     label: NDArray[np.uint8] = rng.integers(0, labels.n_stored, SHAPE).astype(np.uint8)
     image = rng.normal(size=(1, *SHAPE)).astype(np.float32)
-    write_case(folder / "case", image, label, key="k", record=record, n_classes=labels.n_classes)
+    write_tiny_case(folder / "case", image, label, n_classes=labels.n_classes)
     write_previous(folder / "previous", rng.integers(0, labels.n_classes, SHAPE).astype(np.uint8), key="k")
     return PreprocessedCase(folder / "case", previous=folder / "previous")
 

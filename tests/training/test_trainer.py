@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_cases import write_balls_in_shells
+from tiny_plans import make_tiny_configuration, make_tiny_plan
 
 from autoseg.core.errors import TrainingError, TrainingInterrupted
-from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec
 from autoseg.networks.build import build_trainable
-from autoseg.planning.plan import PLAN_VERSION, ChannelNormalization, ConfigurationPlan, NetworkPlan, Plan
-from autoseg.preprocessing.preprocess import CaseRecord
+from autoseg.planning.plan import ConfigurationPlan, Plan
 from autoseg.preprocessing.store import PreprocessedCase, write_case
 from autoseg.training import trainer
 from autoseg.training.adapt import choose_training
@@ -42,77 +42,17 @@ CPU = torch.device("cpu")
 
 
 def make_configuration(n_axes: int = 3) -> ConfigurationPlan:
-    return ConfigurationPlan(
-        name="2d" if n_axes == 2 else "3d_fullres",
-        spacing_mm=(1.0,) * n_axes,
-        median_shape=SHAPE[-n_axes:],
-        largest_shape=SHAPE[-n_axes:],
-        patch_size=(16,) * n_axes,
-        batch_size=2,
-        lowres_axis=None,
-        batch_dice=False,
-        previous=None,
-        network=NetworkPlan(
-            architecture="unet",
-            features=(4, 8, 8),
-            strides=((1,) * n_axes, (2,) * n_axes, (2,) * n_axes),
-            kernel_sizes=((3,) * n_axes,) * 3,
-            encoder_blocks=(1, 1, 1),
-            decoder_blocks=(1, 1),
-        ),
-    )
+    return make_tiny_configuration((16,) * n_axes, median_shape=SHAPE[-n_axes:], features=(4, 8, 8))
 
 
 def make_plan(configuration: ConfigurationPlan) -> Plan:
-    return Plan(
-        version=PLAN_VERSION,
-        dataset="balls",
-        labels=LABELS,
-        preset="unet",
-        gpu_memory_gib=8,
-        normalization=(
-            ChannelNormalization(
-                channel="MR", scheme="zscore", use_mask=False, mean=0, std=1, percentile_00_5=0, percentile_99_5=1
-            ),
-        ),
-        axis_order=(0, 1, 2),
-        n_folds=2,
-        configurations={configuration.name: configuration},
-        recommended=configuration.name,
-        reasons=(),
-        provenance={},
-    )
+    return make_tiny_plan(configuration, labels=LABELS)
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[PreprocessedCase]:
     """Balls in shells at random places, bright in noise."""
-    folder = tmp_path_factory.mktemp("cases")
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"))
-    geometry = Geometry(
-        shape=SHAPE,
-        spacing_mm=(1.0, 1.0, 1.0),
-        affine=tuple(tuple(row) for row in np.eye(4).tolist()),
-        file_axcodes=("R", "A", "S"),
-    )
-    record = CaseRecord(
-        geometry=geometry,
-        crop=Box(start=(0, 0, 0), stop=SHAPE),
-        axis_order=(0, 1, 2),
-        shape=SHAPE,
-        spacing_mm=(1.0, 1.0, 1.0),
-        nearest_axis=None,
-    )
-    result = []
-    for index in range(4):
-        centre = rng.uniform(6, 12, 3)
-        distance = np.linalg.norm(grid - centre.reshape(3, 1, 1, 1), axis=0)
-        label = np.where(distance < 3, 1, np.where(distance < 6, 2, 0)).astype(np.uint8)
-        image = (np.array([0.0, 2.0, 1.0])[label] + rng.normal(0, 0.3, SHAPE))[None].astype(np.float32)
-        write_case(folder / f"case_{index}", image, label, key="k", record=record, n_classes=3)
-        result.append(PreprocessedCase(folder / f"case_{index}"))
-    return result
+    return write_balls_in_shells(tmp_path_factory.mktemp("cases"), 4, SHAPE, centres=(6, 12), radii=(3, 6))
 
 
 def train(

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_cases import write_tiny_case
+from tiny_plans import make_tiny_configuration
 from torch import nn
 
-from autoseg.core.geometry import Box, Geometry
 from autoseg.core.labels import LabelSpec, Region
 from autoseg.networks.outputs import Outputs
-from autoseg.planning.plan import ConfigurationPlan, NetworkPlan
-from autoseg.preprocessing.preprocess import CaseRecord
-from autoseg.preprocessing.store import PreprocessedCase, write_case
+from autoseg.preprocessing.store import PreprocessedCase
 from autoseg.training.learner import Learner
 from autoseg.training.losses import MAX_LOGITS_AT_ONCE, output_loss
 from autoseg.training.patches import PatchSampler
@@ -65,44 +64,15 @@ def write_logits(folder: Path, rng: np.random.Generator) -> PreprocessedCase:
     known = ANNOTATED[folder.name]
     label = rng.integers(0, 4, SHAPE).astype(np.uint8)
     label[~np.array(known)[label]] = 0
-    record = CaseRecord(
-        geometry=Geometry(
-            shape=SHAPE, spacing_mm=(1, 1, 1), affine=((1.0, 0, 0, 0),) * 4, file_axcodes=("R", "A", "S")
-        ),
-        crop=Box(start=(0, 0, 0), stop=SHAPE),
-        axis_order=(0, 1, 2),
-        shape=SHAPE,
-        spacing_mm=(1, 1, 1),
-        nearest_axis=None,
-    )
     logits = rng.normal(0, 2, (4, *SHAPE)).astype(np.float32)
-    write_case(folder, logits, label, key="k", record=record, n_classes=4, known=known)
-    return PreprocessedCase(folder)
+    return write_tiny_case(folder, logits, label, n_classes=4, known=known)
 
 
 def make_echo() -> Learner:
     """Has a network whose logits are the image."""
     network = nn.Conv2d(4, 4, 1, bias=False)
     nn.init.dirac_(network.weight)
-    configuration = ConfigurationPlan(
-        name="2d",
-        spacing_mm=(1.0, 1.0),
-        median_shape=SHAPE[1:],
-        largest_shape=SHAPE[1:],
-        patch_size=SHAPE[1:],
-        batch_size=2,
-        lowres_axis=None,
-        batch_dice=True,
-        previous=None,
-        network=NetworkPlan(
-            architecture="unet",
-            features=(4, 4),
-            strides=((1, 1), (2, 2)),
-            kernel_sizes=((3, 3),) * 2,
-            encoder_blocks=(1, 1),
-            decoder_blocks=(1,),
-        ),
-    )
+    configuration = make_tiny_configuration(SHAPE[1:], features=(4, 4), batch_dice=True)
     return Learner(network, configuration, recipe=RECIPES["published"], device=torch.device("cpu"), precision="float32")
 
 
