@@ -91,8 +91,8 @@ def test_more_classes_take_memory_from_the_batch() -> None:
     made = transfer(source, fingerprint_of((400, 512, 512), (1.0, 1.0, 1.0)), n_labels=100)
     assert 1 <= made.configurations["2d"].batch_size < batch_size
     assert "with 101 outputs no more than" in reason(made, "configurations.2d.batch_size")
-    with pytest.raises(PlanError, match="does not fit 8 GiB with the 60001 outputs"):
-        transfer(source, fingerprint_of((100, 128, 128), (1.0, 1.0, 1.0)), n_labels=60_000)
+    with pytest.raises(PlanError, match="does not fit 8 GiB with the 5001 outputs"):
+        transfer(source, fingerprint_of((400, 512, 512), (1.0, 1.0, 1.0)), n_labels=5000)
 
 
 def test_a_patch_that_is_mostly_padding_is_said(caplog: pytest.LogCaptureFixture) -> None:
