@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from autoseg.planning.plan import Plan
     from autoseg.preprocessing.store import PreprocessedCase
     from autoseg.training.ranks import Ranks
+    from autoseg.training.trainer import OnEpoch
 
 logger = logging.getLogger(__name__)
-
-OnEpoch = Callable[[Sequence[EpochFigures], Sequence[ValidationSlice]], None]
 
 CURVES = "curves.png"
 CURVES_INTERVAL_S = 30.0

@@ -67,7 +67,7 @@ def validate_fold(
     file, digest = folder / EVALUATION, model.digest([fold])
     key = validation_key(digest, cases)
     label_maps = {case.id: validation_label_map(workspace, configuration, fold, case.id) for case in cases}
-    current = _read_current(file, key, label_maps.values())
+    current = _read_current(workspace, configuration, fold, key=key, label_maps=label_maps.values())
     if current is not None:
         return current
     predictor = Predictor(model, device=device, folds=[fold], postprocess=False)
@@ -105,18 +105,18 @@ def validate_fold(
     return evaluation
 
 
-def _read_current(file: Path, key: str, label_maps: Iterable[Path]) -> Evaluation | None:
+def _read_current(
+    workspace: Workspace, configuration: str, fold: int, *, key: str, label_maps: Iterable[Path]
+) -> Evaluation | None:
     """The scores that are there, where they have this key and all of these label maps are there."""
-    from autoseg.evaluation.scores import Evaluation
-
-    if not file.exists() or not all(label_map.is_file() for label_map in label_maps):
-        return None
     try:
-        found: Evaluation = read_json(file, Evaluation)
+        found = read_scores(workspace, configuration, fold)
     except FormatError as error:
-        logger.info("scoring again: %s", error)
+        logger.info("scoring fold %d again: %s", fold, error)
         return None
-    return found if found.key == key else None
+    if found is None or found.key != key:
+        return None
+    return found if all(label_map.is_file() for label_map in label_maps) else None
 
 
 def _segment_stored(predictor: Predictor, stored: PreprocessedCase, case: str) -> NDArray:

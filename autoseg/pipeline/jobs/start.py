@@ -41,8 +41,8 @@ class FoldsToTrain:
 
     configurations: tuple[str, ...]
     folds: tuple[int, ...]
-    resume: bool = True
-    n_processes: int = 1
+    resume: bool
+    n_processes: int
 
     @property
     def pairs(self) -> list[tuple[str, int]]:
